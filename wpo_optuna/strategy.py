@@ -1,0 +1,132 @@
+"""A weight programming strategy: significance factors and conductance curves."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wpo_optuna.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from aihwkit.inference.converter.conductance import CustomPairConductanceConverter
+
+FORMAT = "wpo_optuna.strategy/1"
+
+
+@dataclass(frozen=True)
+class ProgrammingStrategy:
+    """How a weight is split over pairs of conductances.
+
+    Attributes:
+        f_lst: significance factor of each of the P pairs.
+        g_lst: 2P curves ``(g+ of pair 0, g- of pair 0, g+ of pair 1, ...)`` in µS, each given at K
+            weights evenly spaced from the most negative to the most positive.
+        g_min: lowest conductance of a device in µS.
+        g_max: highest conductance of a device in µS.
+        provenance: where the strategy comes from (problem fingerprint, TNMSE with its interval,
+            versions, ...), carried along in the file.
+
+    Raises:
+        InvalidArgument: the curves do not fit the factors or leave the range of conductance.
+    """
+
+    f_lst: tuple[float, ...]
+    g_lst: tuple[tuple[float, ...], ...]
+    g_min: float
+    g_max: float
+    provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.f_lst or not all(math.isfinite(f) and f > 0 for f in self.f_lst):
+            raise InvalidArgument(f"f_lst = {list(self.f_lst)}: give one positive factor per pair.")
+        if len(self.g_lst) != 2 * len(self.f_lst):
+            raise InvalidArgument(
+                f"g_lst has {len(self.g_lst)} curves: {len(self.f_lst)} pairs of conductances "
+                f"need {2 * len(self.f_lst)}."
+            )
+        if len({len(curve) for curve in self.g_lst}) != 1 or len(self.g_lst[0]) < 2:
+            raise InvalidArgument(
+                f"g_lst has curves of lengths {[len(curve) for curve in self.g_lst]}: all need the "
+                "same number of conductances, at least two."
+            )
+        if not 0 <= self.g_min < self.g_max:
+            raise InvalidArgument(
+                f"g_min = {self.g_min}, g_max = {self.g_max}: 0 <= g_min < g_max is needed (µS)."
+            )
+        # Rounding of the decoder's last subtraction may leave the range by a part in 10^9.
+        slack = 1e-9 * self.g_max
+        for curve in self.g_lst:
+            for g in curve:
+                if not self.g_min - slack <= g <= self.g_max + slack:
+                    raise InvalidArgument(
+                        f"g_lst contains {g} µS: conductances lie between g_min = {self.g_min} "
+                        f"and g_max = {self.g_max}."
+                    )
+
+    def to_converter(self) -> CustomPairConductanceConverter:
+        """The aihwkit converter that programs weights this way."""
+        from aihwkit.inference.converter.conductance import CustomPairConductanceConverter
+
+        return CustomPairConductanceConverter(
+            f_lst=list(self.f_lst),
+            g_lst=[list(curve) for curve in self.g_lst],
+            g_min=self.g_min,
+            g_max=self.g_max,
+            # aihwkit's test compares to 1e-4 absolute on five weights and rejects valid curves
+            # whose conductances are large; the decoder is invertible by construction.
+            invertibility_test=False,
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the strategy as JSON and returns the path; numbers read back exactly."""
+        document = {
+            "format": FORMAT,
+            "f_lst": list(self.f_lst),
+            "g_lst_us": [list(curve) for curve in self.g_lst],
+            "g_min_us": self.g_min,
+            "g_max_us": self.g_max,
+            "provenance": dict(self.provenance),
+        }
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        partial.replace(path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> ProgrammingStrategy:
+        """Reads a strategy written by :meth:`save`.
+
+        Raises:
+            InvalidArgument: the file cannot be read or is not such a strategy.
+        """
+        try:
+            document = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InvalidArgument(f"Strategy {path} cannot be read: {error.strerror}.") from error
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise InvalidArgument(f"Strategy {path} is not a JSON file: {error}.") from error
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise InvalidArgument(
+                f'Strategy {path} is not a file of wpo_optuna: its "format" is not "{FORMAT}".'
+            )
+        try:
+            return cls(
+                f_lst=tuple(float(f) for f in document["f_lst"]),
+                g_lst=tuple(tuple(float(g) for g in curve) for curve in document["g_lst_us"]),
+                g_min=float(document["g_min_us"]),
+                g_max=float(document["g_max_us"]),
+                provenance=dict(document.get("provenance", {})),
+            )
+        except InvalidArgument as error:
+            raise InvalidArgument(f"Strategy {path}: {error}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidArgument(
+                f"Strategy {path} is incomplete or malformed ({error!r}): f_lst, g_lst_us, "
+                "g_min_us and g_max_us are needed."
+            ) from error

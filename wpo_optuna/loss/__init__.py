@@ -1,0 +1,46 @@
+"""Loss engines: three ways to evaluate the same quantity."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Any
+
+from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.loss.base import LossEngine
+
+if TYPE_CHECKING:
+    from wpo_optuna.problem import WeightProgrammingProblem
+
+ENGINE_NAMES = ("aihwkit", "montecarlo", "expected")
+
+__all__ = ["ENGINE_NAMES", "LossEngine", "make_engine"]
+
+
+def make_engine(name: str, problem: WeightProgrammingProblem, **options: Any) -> LossEngine:
+    """Makes a loss engine by name.
+
+    Args:
+        name: ``"aihwkit"`` (aihwkit's own tile, one candidate at a time), ``"montecarlo"`` (the
+            same physics batched over candidates) or ``"expected"`` (the expectation itself,
+            deterministic and differentiable).
+        problem: the problem whose strategies are evaluated.
+        options: keyword arguments of the engine's constructor.
+
+    Raises:
+        InvalidArgument: no engine has this name, or this one cannot evaluate the problem.
+    """
+    if name == "aihwkit":
+        from wpo_optuna.loss.reference import ReferenceEngine
+
+        return ReferenceEngine(problem, **options)
+    if name == "montecarlo":
+        from wpo_optuna.loss.monte_carlo import MonteCarloEngine
+
+        return MonteCarloEngine(problem, **options)
+    if name == "expected":
+        from wpo_optuna.loss.expected import ExpectedEngine
+
+        return ExpectedEngine(problem, **options)
+    close = difflib.get_close_matches(str(name), ENGINE_NAMES, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    raise InvalidArgument(f"engine = {name!r}: one of {', '.join(ENGINE_NAMES)} is needed{hint}.")

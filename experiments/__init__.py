@@ -1,0 +1,1 @@
+"""Reproducible comparisons and benchmarks; each module is run with ``python -m``."""

@@ -1,0 +1,43 @@
+"""The reference problem: Gaussian weights on phase-change memory, as in aihwkit's example 33.
+
+All comparisons and benchmarks are made on it, so that their figures can be set side by side.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wpo_optuna.problem import WeightProgrammingProblem
+from wpo_optuna.rpu_configs import named_rpu_config
+
+WEIGHT_STANDARD_DEVIATION = 0.2
+
+
+def reference_weights(n: int = 100_000) -> Tensor:
+    """Independent normal weights (n,), mean 0, standard deviation 0.2, always the same ones."""
+    generator = torch.Generator().manual_seed(0)
+    return WEIGHT_STANDARD_DEVIATION * torch.randn(n, generator=generator)
+
+
+def reference_problem(**overrides: Any) -> WeightProgrammingProblem:
+    """The reference problem, of 20 dimensions and a baseline TNMSE near 0.152.
+
+    Two pairs of devices, the second pair's significance factor free; compared with two equal
+    pairs; errors averaged over six times from one second to 360 days.
+
+    Args:
+        **overrides: Arguments of ``WeightProgrammingProblem`` that replace the reference's.
+    """
+    hardware = named_rpu_config("pcm")
+    arguments: dict[str, Any] = {
+        "weights": reference_weights(),
+        "f_lst": [1.0, None],
+        "rpu_config": hardware.build(),
+        "t_steps": list(hardware.t_steps),
+        "g_converter_baseline": hardware.baseline(),
+        "symmetric": True,
+    }
+    return WeightProgrammingProblem(**(arguments | overrides))

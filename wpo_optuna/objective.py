@@ -104,9 +104,7 @@ class HypercubeObjective:
         """The point ``(d,)`` that a trial's parameters stand for."""
         return [float(params[name]) for name in self.distributions]
 
-    def evaluate(
-        self, x: ArrayLike, tnmse: Sequence[float] | None = None
-    ) -> list[Evaluation]:
+    def evaluate(self, x: ArrayLike, tnmse: Sequence[float] | None = None) -> list[Evaluation]:
         """Evaluates points ``(n, d)`` at once.
 
         Args:

@@ -12,7 +12,6 @@ from types import FrameType
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
-import optuna
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
@@ -169,9 +168,7 @@ def record(
             distributions=objective.distributions,
             user_attrs=evaluation.attributes() | {PHASE: phase},
         )
-        for point, evaluation in zip(
-            x.tolist(), objective.evaluate(x, tnmse=tnmse), strict=True
-        )
+        for point, evaluation in zip(x.tolist(), objective.evaluate(x, tnmse=tnmse), strict=True)
     ]
     n_before = _count(study)
     with transaction(study):

@@ -81,8 +81,8 @@ class ProgrammingStrategy:
             invertibility_test=False,
         )
 
-    def save(self, path: str | Path) -> Path:
-        """Writes the strategy as JSON and returns the path; numbers read back exactly."""
+    def to_json(self) -> str:
+        """The strategy as a JSON document; numbers read back exactly."""
         document = {
             "format": FORMAT,
             "f_lst": list(self.f_lst),
@@ -91,10 +91,14 @@ class ProgrammingStrategy:
             "g_max_us": self.g_max,
             "provenance": dict(self.provenance),
         }
+        return json.dumps(document, indent=2) + "\n"
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the JSON document to a file and returns its path."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        partial.write_text(self.to_json(), encoding="utf-8")
         partial.replace(path)
         return path
 

@@ -1,0 +1,166 @@
+"""The best distinct trials of a study, and the baseline, scored on fresh noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from optuna.trial import FrozenTrial, TrialState
+
+from wpo_optuna.loss.reference import ReferenceEngine
+from wpo_optuna.progress import Progress
+from wpo_optuna.rescoring import Estimate, distinct, score
+from wpo_optuna.strategy import ProgrammingStrategy
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+    from wpo_optuna.objective import HypercubeObjective
+
+SCORES = "scores"
+
+# Trials looked at for distinct ones, per finalist wanted.
+_POOL = 40
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """One of the best distinct trials.
+
+    Attributes:
+        trial_number: its number in the study.
+        tnmse_of_engine: what the study's engine said.
+        tnmse: its score on fresh noise.
+    """
+
+    trial_number: int
+    tnmse_of_engine: float
+    tnmse: Estimate
+
+    @property
+    def engine_bias(self) -> float:
+        """Relative deviation of the engine from the score."""
+        return self.tnmse_of_engine / self.tnmse.mean - 1
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of the finalists and of the baseline, all drawn through aihwkit's own tile.
+
+    Attributes:
+        n_trials: completed trials of the study when the finalists were chosen.
+        finalists: the finalists, lowest score first.
+        winner: the winner's score on draws that had no part in choosing it.
+        baseline: the baseline's.
+    """
+
+    n_trials: int
+    finalists: tuple[Finalist, ...]
+    winner: Estimate
+    baseline: Estimate
+
+    @property
+    def winning_trial(self) -> int:
+        """Number of the trial with the lowest score."""
+        return self.finalists[0].trial_number
+
+    @property
+    def engine_bias(self) -> float:
+        """Relative deviation of the engine from the score at the winner."""
+        return self.finalists[0].tnmse_of_engine / self.winner.mean - 1
+
+    @property
+    def improvement(self) -> float:
+        """By what fraction the winner's TNMSE is lower than the baseline's."""
+        return 1 - self.winner.mean / self.baseline.mean
+
+    def to_json(self) -> dict[str, Any]:
+        """The scores as nested plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Scores:
+        """Reverses :meth:`to_json`."""
+        return cls(
+            n_trials=values["n_trials"],
+            finalists=tuple(
+                Finalist(
+                    finalist["trial_number"],
+                    finalist["tnmse_of_engine"],
+                    Estimate.from_json(finalist["tnmse"]),
+                )
+                for finalist in values["finalists"]
+            ),
+            winner=Estimate.from_json(values["winner"]),
+            baseline=Estimate.from_json(values["baseline"]),
+        )
+
+
+def score_finalists(
+    study: Study, objective: HypercubeObjective, how_many: int, progress: Progress
+) -> Scores:
+    """Scores the best distinct trials and the baseline; keeps the result with the study.
+
+    The winner is the finalist with the lowest score. As the lowest of several is a little lucky
+    again, its reported score comes from further draws of its own.
+
+    Args:
+        study: a study with at least one completed trial.
+        objective: the problem and how the trials were evaluated.
+        how_many: number of finalists.
+        progress: shows the draws.
+
+    Returns:
+        the scores; those kept with the study, if no trial has been completed since.
+    """
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    stored = study.user_attrs.get(SCORES)
+    if stored is not None and stored["n_trials"] == len(trials):
+        return Scores.from_json(stored)
+
+    engine = ReferenceEngine(objective.problem)
+    chosen = _best_distinct(trials, objective, how_many)
+    # Seeds of this scoring alone: neither the search nor an earlier scoring used them.
+    seeds = np.random.SeedSequence([objective.problem.seed, len(trials)]).generate_state(
+        len(chosen) + 2
+    )
+    with progress.bar("scoring on fresh noise", (len(chosen) + 2) * 64, "draw") as bar:
+        finalists = [
+            Finalist(
+                trial.number,
+                float(trial.user_attrs["tnmse"]),
+                score(engine, strategy.to_converter(), int(seed), bar.update),
+            )
+            for (trial, strategy), seed in zip(chosen, seeds[2:], strict=True)
+        ]
+        best = min(range(len(chosen)), key=lambda i: finalists[i].tnmse.mean)
+        scores = Scores(
+            n_trials=len(trials),
+            finalists=tuple(sorted(finalists, key=lambda finalist: finalist.tnmse.mean)),
+            winner=score(engine, chosen[best][1].to_converter(), int(seeds[0]), bar.update),
+            baseline=score(
+                engine, objective.problem.g_converter_baseline, int(seeds[1]), bar.update
+            ),
+        )
+        bar.total = bar.n
+    study.set_user_attr(SCORES, scores.to_json())
+    return scores
+
+
+def strategy_of(objective: HypercubeObjective, trial: FrozenTrial) -> ProgrammingStrategy:
+    """The strategy that a trial evaluated."""
+    strategy = objective.problem.hypercube.decode(objective.point(trial.params))
+    assert isinstance(strategy, ProgrammingStrategy)
+    return strategy
+
+
+def _best_distinct(
+    trials: Sequence[FrozenTrial], objective: HypercubeObjective, how_many: int
+) -> list[tuple[FrozenTrial, ProgrammingStrategy]]:
+    # Trials of other search spaces (enqueued or added by hand) have no point in this hypercube.
+    own = [t for t in trials if t.params.keys() == objective.distributions.keys()]
+    best = sorted(own, key=lambda trial: (trial.value, trial.number))[: _POOL * how_many]
+    strategies = [strategy_of(objective, trial) for trial in best]
+    return [(best[i], strategies[i]) for i in distinct(strategies, how_many)]

@@ -1,0 +1,73 @@
+"""An engine whose batches are shared out over processes."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from wpo_optuna.loss.base import LossEngine
+
+if TYPE_CHECKING:
+    from aihwkit.inference.converter.base import BaseConductanceConverter
+
+
+class ParallelEngine(LossEngine):
+    """Evaluates each batch on several processes; the values are those of the engine itself.
+
+    Worth it for aihwkit's tile, which takes a good part of a second per ten strategies; the other
+    engines are faster than the way to another process.
+
+    Args:
+        engine: the engine; each process gets a copy.
+        workers: number of processes; -1 takes one per core.
+    """
+
+    def __init__(self, engine: LossEngine, workers: int) -> None:
+        super().__init__(engine.problem)
+        self.name = engine.name  # type: ignore[misc]
+        self._engine = engine
+        self._workers = workers if workers > 0 else os.cpu_count() or 1
+        # A forked copy of torch's thread pools can hang.
+        self._pool = ProcessPoolExecutor(
+            self._workers,
+            mp_context=get_context("spawn"),
+            initializer=_adopt,
+            initargs=(engine,),
+        )
+
+    def tnmse(self, x: ArrayLike, seed: int | None = None) -> NDArray[np.float64]:
+        """See :meth:`LossEngine.tnmse`."""
+        points = self.problem.hypercube.check_points(x)
+        shares = [share for share in np.array_split(points, self._workers) if len(share)]
+        return np.concatenate(list(self._pool.map(_tnmse, shares, [seed] * len(shares))))
+
+    def tnmse_of(
+        self, converter: BaseConductanceConverter, repeats: int = 100, seed: int = 0
+    ) -> NDArray[np.float64]:
+        """See :meth:`LossEngine.tnmse_of`; not shared out."""
+        return self._engine.tnmse_of(converter, repeats, seed)
+
+    def close(self) -> None:
+        """Ends the processes."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+_adopted: LossEngine | None = None
+
+
+def _adopt(engine: LossEngine) -> None:
+    """Keeps a process's copy of the engine; the processes share the cores among themselves."""
+    global _adopted
+    torch.set_num_threads(1)
+    _adopted = engine
+
+
+def _tnmse(points: NDArray[np.float64], seed: int | None) -> NDArray[np.float64]:
+    assert _adopted is not None
+    return _adopted.tnmse(points, seed)

@@ -1,0 +1,129 @@
+"""From the settings a user wrote to the problem they stand for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from wpo_optuna.converter_specs import parse_converter
+from wpo_optuna.durations import parse_durations
+from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.problem import WeightProgrammingProblem
+from wpo_optuna.rpu_configs import NAMED_RPU_CONFIGS, SECOND_TO_YEAR, rpu_config
+from wpo_optuna.weights import CheckpointWeights, load_example_weights, read_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from wpo_optuna.settings import Settings
+
+EXAMPLE = "digits"
+
+# Most representative weights taken from a checkpoint: the test matrix has ten times fewer.
+_N_QUANTILES = 100_000
+
+
+@dataclass(frozen=True)
+class ProblemSetup:
+    """A problem and where its weights come from.
+
+    Attributes:
+        problem: the problem.
+        label: short name of the network, for the study's name.
+        checkpoint: what was read from the user's checkpoint; None for the example.
+    """
+
+    problem: WeightProgrammingProblem
+    label: str
+    checkpoint: CheckpointWeights | None
+
+
+def set_up_problem(settings: Settings) -> ProblemSetup:
+    """Reads the weights and the hardware, and puts the problem together.
+
+    Raises:
+        InvalidArgument: a setting cannot be used.
+    """
+    label, checkpoint, weights = _weights(settings)
+    return ProblemSetup(make_problem(settings, weights), label, checkpoint)
+
+
+def make_problem(settings: Settings, weights: Tensor) -> WeightProgrammingProblem:
+    """The problem of the given weights under these settings.
+
+    Raises:
+        InvalidArgument: a setting cannot be used.
+    """
+    hardware = rpu_config(settings.rpu_config)
+    named = NAMED_RPU_CONFIGS.get(settings.rpu_config)
+    noise_model = hardware.noise_model
+    g_min, g_max = settings.g_min, settings.g_max
+    if g_min is None:
+        g_min = named.g_min if named else float(getattr(noise_model, "g_min", 0.0))
+    if g_max is None:
+        g_max = named.g_max if named else float(noise_model.g_max)
+    if not 0 <= g_min < g_max:
+        raise InvalidArgument(
+            f"g_min = {g_min:g}, g_max = {g_max:g}: 0 <= g_min < g_max is needed (µS)."
+        )
+    if settings.t_steps is not None:
+        t_steps = parse_durations(settings.t_steps, "t_steps")
+    else:
+        t_steps = named.t_steps if named else SECOND_TO_YEAR
+    return WeightProgrammingProblem(
+        weights=weights,
+        f_lst=parse_factors(settings.f_lst),
+        rpu_config=hardware,
+        t_steps=t_steps,
+        g_converter_baseline=parse_converter(settings.baseline, g_min, g_max, "baseline"),
+        symmetric=settings.symmetric,
+        nbins=settings.nbins,
+        test_out_features=settings.test_out_features,
+        g_err=settings.g_err,
+        f_min=settings.f_min,
+        f_max=settings.f_max,
+        use_max_kw=settings.use_max_kw,
+        loss_margin=settings.loss_margin,
+        baseline_iterations=settings.baseline_iterations,
+        seed=settings.seed,
+    )
+
+
+def parse_factors(text: str) -> list[float | None]:
+    """Significance factors such as ``1,none``.
+
+    Raises:
+        InvalidArgument: an entry is neither a number nor ``none``.
+    """
+    factors: list[float | None] = []
+    for entry in text.split(","):
+        word = entry.strip().lower()
+        try:
+            factors.append(None if word == "none" else float(word))
+        except ValueError:
+            raise InvalidArgument(
+                f"f_lst = {text!r} contains {entry.strip()!r}: significance factors are "
+                "positive numbers, or none where the factor is to be found, e.g. 1,none."
+            ) from None
+    return factors
+
+
+def _weights(settings: Settings) -> tuple[str, CheckpointWeights | None, Tensor]:
+    if settings.weights is None:
+        for name in ("include", "exclude"):
+            if getattr(settings, name):
+                raise InvalidArgument(
+                    f"{name} = {list(getattr(settings, name))}: patterns choose among the "
+                    "parameters of a checkpoint, give one with weights."
+                )
+        return EXAMPLE, None, load_example_weights()
+    checkpoint = read_weights(settings.weights, settings.include, settings.exclude)
+    return _label(settings.weights), checkpoint, checkpoint.quantiles(_N_QUANTILES)
+
+
+def _label(source: str) -> str:
+    """A short name of a checkpoint: its file's without the ending, or its function's."""
+    if ":" in source:
+        return source.rsplit(":", 1)[1]
+    name = source.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
+    return name.rsplit(".", 1)[0] or name

@@ -1,0 +1,263 @@
+"""A study from beginning to end: search, polish, score on fresh noise, record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from wpo_optuna.finalists import Scores, score_finalists, strategy_of
+from wpo_optuna.loss.expected import ExpectedEngine
+from wpo_optuna.loss.parallel import ParallelEngine
+from wpo_optuna.objective import HypercubeObjective
+from wpo_optuna.optimize import Interruption, interruptible
+from wpo_optuna.progress import Progress
+from wpo_optuna.search import Budget, default_batch_size, polish_best, sample, search_by_gradient
+from wpo_optuna.storage import open_storage
+from wpo_optuna.strategy import ProgrammingStrategy
+from wpo_optuna.study_plan import GRADIENT, TRIAL_RUNS, StudyPlan, check_choice
+from wpo_optuna.study_preparation import prepare
+from wpo_optuna.study_result import StudyResult
+from wpo_optuna.tracking import MlflowTracker
+from wpo_optuna.versions import versions
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.storages import BaseStorage
+
+    from wpo_optuna.problem import WeightProgrammingProblem
+
+
+def run_study(
+    problem: WeightProgrammingProblem,
+    sampler: str = "de",
+    n_trials: int = 2000,
+    study_name: str | None = None,
+    storage: str | BaseStorage = "sqlite:///wpo.db",
+    tracking_uri: str | bool | None = None,
+    engine: str | None = None,
+    seed: int | None = None,
+    *,
+    sampler_options: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
+    polish: bool = True,
+    stop_at_margin: bool = False,
+    n_finalists: int = 5,
+    workers: int = 1,
+    device: str = "cpu",
+    self_check: bool = True,
+    experiment_name: str = "wpo",
+    trial_runs: str = "auto",
+    output: str | Path | None = None,
+    attachments: Mapping[str, str] | None = None,
+    show_progress_bar: bool = False,
+) -> StudyResult:
+    """Finds a weight programming strategy, or goes on with finding it.
+
+    A study that is stored already is resumed; its trials count towards ``n_trials``.
+
+    Args:
+        problem: the problem.
+        sampler: ``"de"``, ``"cmaes"``, ``"tpe"``, ``"random"``, ``"qmc"``, or ``"gradient"`` for
+            a gradient search from many starts.
+        n_trials: completed trials of the study in total.
+        study_name: name of the study; None makes one of the problem's fingerprint and sampler.
+        storage: URL of an Optuna storage, ``"memory"``, or a storage.
+        tracking_uri: MLflow's tracking URI; None takes MLflow's default, False tracks nothing.
+        engine: ``"expected"``, ``"montecarlo"`` or ``"aihwkit"``; None takes the fastest that can
+            be trusted with the problem, or that of the study that is resumed.
+        seed: seed of the search; None takes the problem's.
+        sampler_options: further arguments of the sampler; None takes those of the study that is
+            resumed, or for differential evolution ``DE_OPTIONS``.
+        batch_size: most trials evaluated at once; None chooses by engine and sampler.
+        polish: whether the best trials are refined by gradient descent (expected engine only).
+        stop_at_margin: whether to stop once the baseline is beaten by the problem's margin, as
+            the reference does; otherwise the study uses its budget.
+        n_finalists: number of distinct best trials scored on fresh noise.
+        workers: processes that evaluate a batch together; -1 takes one per core.
+        device: torch device of the Monte Carlo engine.
+        self_check: whether the expected engine is compared with aihwkit's tile first.
+        experiment_name: MLflow's experiment.
+        trial_runs: which trials get an MLflow run of their own: ``"auto"``, ``"all"``,
+            ``"best"`` or ``"none"``.
+        output: directory for files with the results; None writes none.
+        attachments: further text files, by name, kept beside the results and in MLflow.
+        show_progress_bar: whether to show progress on a terminal.
+
+    Raises:
+        InvalidArgument: an argument cannot be used, or the stored study is about another problem.
+        WeightProgrammingError: the storage fails.
+    """
+    plan = StudyPlan(
+        sampler=sampler,
+        n_trials=n_trials,
+        seed=problem.seed if seed is None else seed,
+        engine=engine,
+        sampler_options=sampler_options,
+        batch_size=batch_size,
+        polish=polish,
+        stop_at_margin=stop_at_margin,
+        n_finalists=n_finalists,
+        workers=workers,
+        device=device,
+        self_check=self_check,
+        output=None if output is None else Path(output),
+        attachments=attachments or {},
+    )
+    check_choice("trial_runs", trial_runs, TRIAL_RUNS)
+    study_name = study_name or f"wpo-{problem.fingerprint[:8]}-{sampler}"
+    opened = open_storage(storage) if isinstance(storage, str) else storage
+    study, objective = prepare(problem, opened, study_name, plan)
+
+    with ExitStack() as stack:
+        if workers != 1:
+            shared = ParallelEngine(objective.engine, workers)
+            stack.callback(shared.close)
+            objective = HypercubeObjective(problem, shared, objective.baseline)
+        tracker = None
+        if tracking_uri is not False:
+            uri = tracking_uri if isinstance(tracking_uri, str) else None
+            tracker = stack.enter_context(
+                MlflowTracker(uri, experiment_name=experiment_name, trial_runs=trial_runs)
+            )
+        run = _Run(plan, study, objective, tracker, Progress(show_progress_bar))
+        with interruptible() as interruption:
+            run.search(interruption)
+        return run.interrupted() if interruption.requested else run.finish()
+
+
+class _Run:
+    """One run of a study: what it holds while it searches."""
+
+    def __init__(
+        self,
+        plan: StudyPlan,
+        study: Study,
+        objective: HypercubeObjective,
+        tracker: MlflowTracker | None,
+        progress: Progress,
+    ) -> None:
+        self.plan = plan
+        self.study = study
+        self.objective = objective
+        self.tracker = tracker
+        self.progress = progress
+        self.best = self._best_value()
+        self.n_new = 0
+        self.search_time = 0.0
+
+    def search(self, interruption: Interruption) -> None:
+        """Samples, then polishes, unless stopped before."""
+        n_before = self.study._storage.get_n_trials(self.study._study_id, TrialState.COMPLETE)
+        started = time.perf_counter()
+        with self.progress.bar(
+            "searching", self.plan.n_trials, "trial", min(n_before, self.plan.n_trials)
+        ) as bar:
+
+            def on_finished(trials: Sequence[FrozenTrial]) -> None:
+                self._take(trials)
+                bar.set_postfix_str(f"best loss {self.best:.4f}", refresh=False)
+                bar.update(len(trials))
+
+            def should_stop() -> bool:
+                return interruption.requested or (self.plan.stop_at_margin and self.best < 0)
+
+            if self.plan.sampler == GRADIENT:
+                search_by_gradient(
+                    self.study, self.objective, n_trials=self.plan.n_trials, seed=self.plan.seed,
+                    on_finished=on_finished, interruption=interruption,
+                )  # fmt: skip
+            else:
+                self._sample_and_polish(on_finished, should_stop)
+        self.search_time = time.perf_counter() - started
+
+    def _sample_and_polish(
+        self, on_finished: Callable[[Sequence[FrozenTrial]], None], should_stop: Callable[[], bool]
+    ) -> None:
+        polished = self.plan.polish and isinstance(self.objective.engine, ExpectedEngine)
+        budget = Budget.of(self.plan.n_trials, polished=polished)
+        batch_size = self.plan.batch_size or default_batch_size(self.study, self.objective)
+        sample(
+            self.study, self.objective, n_trials=budget.sampled, batch_size=batch_size,
+            on_finished=on_finished, should_stop=should_stop,
+        )  # fmt: skip
+        if budget.polished and not should_stop():
+            polish_best(
+                self.study, self.objective, n_polished=budget.polished, on_finished=on_finished
+            )
+
+    def _take(self, trials: Sequence[FrozenTrial]) -> None:
+        """Counts finished trials and hands them to MLflow."""
+        self.n_new += len(trials)
+        for trial in trials:
+            if trial.value is not None:
+                self.best = min(self.best, trial.value)
+            if self.tracker is not None:
+                self.tracker(self.study, trial)
+
+    def interrupted(self) -> StudyResult:
+        """What there is when the user stops the search."""
+        if self.tracker is not None:
+            self.tracker.set_status("KILLED")
+        return StudyResult(self.study, self.objective, None, None, self.search_time, self.n_new)
+
+    def finish(self) -> StudyResult:
+        """Scores the finalists and writes down the winner."""
+        scores = score_finalists(self.study, self.objective, self.plan.n_finalists, self.progress)
+        winner = self.study.get_trials(deepcopy=False)[scores.winning_trial]
+        strategy = self._with_provenance(strategy_of(self.objective, winner), scores)
+        path = None
+        if self.plan.output is not None:
+            directory = self.plan.output / self.study.study_name
+            path = strategy.save(directory / "strategy.json")
+            for name, text in self.plan.attachments.items():
+                (directory / name).write_text(text, encoding="utf-8")
+        if self.tracker is not None:
+            self._track(self.tracker, scores, strategy)
+        return StudyResult(
+            self.study, self.objective, scores, strategy, self.search_time, self.n_new,
+            self.tracker.run_id if self.tracker is not None else None, path,
+        )  # fmt: skip
+
+    def _best_value(self) -> float:
+        try:
+            return float(self.study.best_value)
+        except ValueError:  # no trial yet
+            return float("inf")
+
+    def _with_provenance(
+        self, strategy: ProgrammingStrategy, scores: Scores
+    ) -> ProgrammingStrategy:
+        return replace(
+            strategy,
+            provenance={
+                "study_name": self.study.study_name,
+                "trial_number": scores.winning_trial,
+                "problem_fingerprint": self.objective.problem.fingerprint,
+                "tnmse": scores.winner.to_json(),
+                "baseline": scores.baseline.to_json(),
+                "engine": self.objective.engine.name,
+                "engine_bias": scores.engine_bias,
+                "versions": versions(),
+            },
+        )
+
+    def _track(self, tracker: MlflowTracker, scores: Scores, strategy: ProgrammingStrategy) -> None:
+        """Hands the scores to MLflow; the strategy is delivered with the study."""
+        metrics = {"improvement_percent": 100 * scores.improvement}
+        for name, estimate in (("winner", scores.winner), ("scored_baseline", scores.baseline)):
+            metrics[f"{name}_tnmse"] = estimate.mean
+            metrics[f"{name}_tnmse_low"] = estimate.low
+            metrics[f"{name}_tnmse_high"] = estimate.high
+            metrics[f"{name}_draws"] = float(estimate.draws)
+        metrics["engine_bias_percent"] = 100 * scores.engine_bias
+        metrics["search_time_s"] = self.search_time
+        tracker.log_metrics(metrics)
+        tracker.log_text(strategy.to_json(), "strategy.json")
+        for name, text in self.plan.attachments.items():
+            tracker.log_text(text, name)

@@ -1,0 +1,257 @@
+"""The command line: ``python -m wpo_optuna.study --sampler de``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from wpo_optuna.errors import InvalidArgument, WeightProgrammingError
+from wpo_optuna.settings import Settings, add_settings, read_settings
+
+if TYPE_CHECKING:
+    from wpo_optuna.study_result import StudyResult
+
+PROGRAM = "python -m wpo_optuna.study"
+DEFAULT_N_TRIALS = 2000
+INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs or resumes a study.
+
+    Args:
+        arguments: the command line without the program; None takes ``sys.argv``.
+
+    Returns:
+        exit status: 0, 1 on failure, 130 if interrupted; wrong usage exits with 2.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = vars(_parser().parse_args(given))
+    quiet, debug = options.pop("quiet"), options.pop("debug")
+    if options.pop("list_rpu_configs"):
+        return _list_rpu_configs()
+    _quieten_libraries()
+    try:
+        settings = read_settings(options, options.pop("config"))
+        return _run(settings, given, quiet)
+    except KeyboardInterrupt:
+        print("\nInterrupted; what was finished is saved.", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if debug:
+            raise
+        print(f"error: {_sentence(error)}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        usage=f"{PROGRAM} [options]",
+        description="Finds how to program a trained network's weights onto analogue memory so "
+        "that accuracy lasts: an Optuna study, recorded in MLflow. Running the same command "
+        "again resumes it.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file with settings; flags prevail over it"
+    )
+    parser.add_argument(
+        "--list-rpu-configs", action="store_true", help="list the named hardware and exit"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_settings(parser)
+    return parser
+
+
+def _run(settings: Settings, given: Sequence[str], quiet: bool) -> int:
+    # Everything heavy is imported here, so that --help and wrong usage answer at once.
+    from wpo_optuna.compatibility import check_aihwkit
+
+    check_aihwkit()
+    from wpo_optuna.problem_setup import set_up_problem
+    from wpo_optuna.run import run_study
+
+    setup = set_up_problem(settings)
+    if setup.checkpoint is not None and not quiet:
+        print(setup.checkpoint.listing())
+    study_name = settings.study_name or f"{setup.label}-{settings.sampler}"
+    n_trials = _n_trials(settings, setup.problem.hypercube.dimension)
+    result = run_study(
+        setup.problem,
+        sampler=settings.sampler,
+        n_trials=n_trials,
+        study_name=study_name,
+        storage=settings.storage,
+        tracking_uri=False if settings.tracking_uri == "none" else settings.tracking_uri,
+        engine=settings.engine,
+        seed=settings.seed,
+        sampler_options=_sampler_options(settings),
+        batch_size=settings.batch_size,
+        polish=settings.polish,
+        stop_at_margin=settings.stop_at_margin,
+        n_finalists=settings.finalists,
+        workers=settings.workers,
+        device=settings.device,
+        self_check=settings.self_check,
+        experiment_name=settings.experiment,
+        trial_runs=settings.trial_runs,
+        output=settings.output,
+        attachments={"settings.yaml": settings.to_yaml()},
+        show_progress_bar=not quiet,
+    )
+    resume = _resume_command(given, n_trials, result)
+    if result.interrupted:
+        print(f"\nInterrupted; what was finished is saved. To go on:\n  {resume}")
+        return INTERRUPTED
+    print(_describe(settings, result, resume))
+    return 0
+
+
+def _n_trials(settings: Settings, dimension: int) -> int:
+    if settings.maxiter is None:
+        return DEFAULT_N_TRIALS if settings.n_trials is None else settings.n_trials
+    if settings.n_trials is not None:
+        raise InvalidArgument(
+            f"n_trials = {settings.n_trials} and maxiter = {settings.maxiter}: give one of them, "
+            "either determines the budget."
+        )
+    if settings.sampler != "de":
+        raise InvalidArgument(
+            f"maxiter = {settings.maxiter}: generations belong to differential evolution "
+            f"(sampler de, not {settings.sampler}); give n_trials."
+        )
+    from wpo_optuna.study_plan import DE_OPTIONS
+
+    popsize = DE_OPTIONS["popsize"] if settings.popsize is None else settings.popsize
+    return (settings.maxiter + 1) * max(5, popsize * dimension)
+
+
+def _sampler_options(settings: Settings) -> dict[str, Any] | None:
+    """Options of differential evolution that differ from this project's; None if none do."""
+    given = {
+        "strategy": settings.strategy,
+        "popsize": settings.popsize,
+        "mutation": None if settings.mutation is None else _mutation(settings.mutation),
+        "recombination": settings.recombination,
+        "tol": settings.tol,
+        "atol": settings.atol,
+        "init": settings.x_init,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if not given:
+        return None
+    if settings.sampler != "de":
+        name, value = next(iter(given.items()))
+        raise InvalidArgument(
+            f"{'x_init' if name == 'init' else name} = {value!r}: this belongs to differential "
+            f"evolution (sampler de, not {settings.sampler})."
+        )
+    from wpo_optuna.study_plan import DE_OPTIONS
+
+    return dict(DE_OPTIONS) | given
+
+
+def _mutation(text: str) -> float | tuple[float, float]:
+    try:
+        values = tuple(float(entry) for entry in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) == 1:
+        return values[0]
+    if len(values) == 2:
+        return values
+    raise InvalidArgument(
+        f"mutation = {text!r}: a number is needed, or two for dithering, e.g. 0.5,1."
+    )
+
+
+def _describe(settings: Settings, result: StudyResult, resume: str) -> str:
+    from wpo_optuna.storage import masked_url
+
+    scores = result.scores
+    assert scores is not None
+    assert result.strategy is not None
+    tracking = (
+        f"run {result.run_id}" if result.run_id
+        else "off" if settings.tracking_uri == "none"
+        else "not delivered yet (see the warning above)"
+    )  # fmt: skip
+    look = "mlflow ui"
+    if settings.tracking_uri not in (None, "none"):
+        look += f" --backend-store-uri {shlex.quote(settings.tracking_uri)}"
+    factors = ", ".join(f"{f:.4g}" for f in result.strategy.f_lst)
+    lines = [
+        "",
+        f"baseline TNMSE   {scores.baseline}  (95 % interval, {scores.baseline.draws} draws)",
+        f"best TNMSE       {scores.winner}  (95 % interval, {scores.winner.draws} fresh draws "
+        "through aihwkit's tile)",
+        f"improvement      {100 * scores.improvement:.1f} %",
+        f"f_lst            [{factors}]",
+        f"engine           {result.objective.engine.name}, {100 * scores.engine_bias:+.2f} % "
+        "from the fresh draws at the best",
+        f"trials           {scores.n_trials}, {result.n_new_trials} of them new in "
+        f"{result.search_time:.1f} s; best is number {scores.winning_trial}",
+        "",
+        f"study            {result.study.study_name} in {masked_url(settings.storage)}",
+        f"MLflow           {tracking}, experiment {settings.experiment}",
+        f"strategy         {result.strategy_path}",
+        "",
+        "To look at it:",
+        f"  {look}    (then open http://127.0.0.1:5000)",
+        "To go on with the search:",
+        f"  {resume}",
+    ]
+    return "\n".join(lines)
+
+
+def _resume_command(given: Sequence[str], n_trials: int, result: StudyResult) -> str:
+    """The command that goes on: the same one, with a larger total if this one is reached."""
+    kept, skip = [], False
+    for word in given:
+        if skip:
+            skip = False
+        elif word in ("--n-trials", "--maxiter"):
+            skip = True
+        elif not word.startswith(("--n-trials=", "--maxiter=")):
+            kept.append(word)
+    total = n_trials if result.interrupted else 2 * n_trials
+    return shlex.join([*PROGRAM.split(), *kept, "--n-trials", str(total)])
+
+
+def _list_rpu_configs() -> int:
+    from wpo_optuna.rpu_configs import NAMED_RPU_CONFIGS
+
+    width = max(map(len, NAMED_RPU_CONFIGS))
+    for name, config in NAMED_RPU_CONFIGS.items():
+        print(f"{name:{width}}  {config.description}")
+    return 0
+
+
+def _quieten_libraries() -> None:
+    """Leaves the terminal to this program's own messages."""
+    for name in ("optuna", "mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        if category.__module__.startswith("wpo_optuna"):
+            print(f"warning: {message}", file=sys.stderr)
+
+    warnings.showwarning = show  # type: ignore[assignment]
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, WeightProgrammingError):
+        return str(error)
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first_line} (--debug shows where)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""How a study is to be carried out: everything but the problem."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.loss import ENGINE_NAMES
+from wpo_optuna.samplers import SAMPLER_NAMES
+
+GRADIENT = "gradient"
+SEARCHES = (*SAMPLER_NAMES, GRADIENT)
+
+# Which trials get an MLflow run of their own.
+TRIAL_RUNS = ("auto", "all", "best", "none")
+
+# Differential evolution with the settings that did best within a few thousand trials.
+DE_OPTIONS: Mapping[str, Any] = {"popsize": 5, "mutation": (0.5, 1.0), "recombination": 0.7}
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """How a study is to be carried out; see :func:`wpo_optuna.run.run_study` for each field.
+
+    Raises:
+        InvalidArgument: a value cannot be used.
+    """
+
+    sampler: str
+    n_trials: int
+    seed: int
+    engine: str | None = None
+    sampler_options: Mapping[str, Any] | None = None
+    batch_size: int | None = None
+    polish: bool = True
+    stop_at_margin: bool = False
+    n_finalists: int = 5
+    workers: int = 1
+    device: str = "cpu"
+    self_check: bool = True
+    output: Path | None = None
+    attachments: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_choice("sampler", self.sampler, SEARCHES)
+        if self.engine is not None:
+            check_choice("engine", self.engine, ENGINE_NAMES)
+        if self.sampler == GRADIENT and self.engine not in (None, "expected"):
+            raise InvalidArgument(
+                f"engine = {self.engine!r}: the gradient search needs the expected engine, which "
+                "alone has gradients."
+            )
+        for name in ("n_trials", "batch_size", "n_finalists"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise InvalidArgument(
+                    f"{name} = {value!r}: a whole number of at least 1 is needed."
+                )
+        if self.workers < 1 and self.workers != -1:
+            raise InvalidArgument(
+                f"workers = {self.workers!r}: a number of processes is needed, or -1 for one per "
+                "core."
+            )
+        if not 0 <= self.seed < 2**32:
+            raise InvalidArgument(
+                f"seed = {self.seed!r}: a whole number from 0 to 2^32 - 1 is needed."
+            )
+
+
+def check_choice(argument: str, value: object, accepted: Sequence[str]) -> None:
+    """Refuses a value that is not one of those accepted, and suggests the nearest.
+
+    Raises:
+        InvalidArgument: it is none of them.
+    """
+    if value in accepted:
+        return
+    close = difflib.get_close_matches(str(value), accepted, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    raise InvalidArgument(f"{argument} = {value!r}: one of {', '.join(accepted)} is needed{hint}.")

@@ -45,7 +45,7 @@ def load_function(reference: str, argument: str) -> Callable[..., Any]:
         InvalidArgument: If the module cannot be found or fails to import, or has no such function.
     """
     if not is_reference(reference):
-        raise InvalidArgument(f"{argument} {reference!r} is not of the form {_FORMS}")
+        raise InvalidArgument(f"{argument} {reference!r} is not of the form {_FORMS}.")
     module_name, _, function_name = reference.rpartition(":")
     if module_name.endswith(".py"):
         module = _import_file(Path(module_name), reference, argument)
@@ -65,7 +65,7 @@ def call_function(
     try:
         return function(*arguments)
     except Exception as error:
-        raise InvalidArgument(f"{argument} {reference!r} raised {_in_one_line(error)}") from error
+        raise InvalidArgument(f"{argument} {reference!r} raised {_in_one_line(error)}.") from error
 
 
 def _import_module(name: str, reference: str, argument: str) -> ModuleType:
@@ -80,14 +80,14 @@ def _import_module(name: str, reference: str, argument: str) -> ModuleType:
         if error.name and (name == error.name or name.startswith(error.name + ".")):
             raise InvalidArgument(
                 f"{argument} {reference!r}: there is no module {error.name!r}"
-                f"{_meant(name, _modules_beside(name))}"
+                f"{_meant(name, _modules_beside(name))}."
             ) from error
         raise InvalidArgument(
-            f"{argument} {reference!r}: importing {name!r} raised {_in_one_line(error)}"
+            f"{argument} {reference!r}: importing {name!r} raised {_in_one_line(error)}."
         ) from error
     except Exception as error:
         raise InvalidArgument(
-            f"{argument} {reference!r}: importing {name!r} raised {_in_one_line(error)}"
+            f"{argument} {reference!r}: importing {name!r} raised {_in_one_line(error)}."
         ) from error
     finally:
         if added:
@@ -96,11 +96,9 @@ def _import_module(name: str, reference: str, argument: str) -> ModuleType:
 
 def _import_file(path: Path, reference: str, argument: str) -> ModuleType:
     if not path.is_file():
-        siblings = (
-            [str(p) for p in sorted(path.parent.glob("*.py"))] if path.parent.is_dir() else []
-        )
+        beside = [str(other) for other in path.parent.glob("*.py")]
         raise InvalidArgument(
-            f"{argument} {reference!r}: there is no file {str(path)!r}{_meant(str(path), siblings)}"
+            f"{argument} {reference!r}: there is no file {str(path)!r}{_meant(str(path), beside)}."
         )
     # Named after its place, so that two files net.py in different folders do not share a module;
     # registered, so that what is defined there can be pickled and sent to other processes.
@@ -118,7 +116,7 @@ def _import_file(path: Path, reference: str, argument: str) -> ModuleType:
     except Exception as error:
         del sys.modules[name]
         raise InvalidArgument(
-            f"{argument} {reference!r}: importing {str(path)!r} raised {_in_one_line(error)}"
+            f"{argument} {reference!r}: importing {str(path)!r} raised {_in_one_line(error)}."
         ) from error
     return module
 
@@ -132,13 +130,13 @@ def _attribute(
             callables = [n for n, v in vars(found).items() if callable(v) and not n.startswith("_")]
             raise InvalidArgument(
                 f"{argument} {reference!r}: {module_name!r} has no function {part!r}"
-                f"{_meant(part, callables)}"
+                f"{_meant(part, callables)}."
             )
         found = getattr(found, part)
     if not callable(found):
         raise InvalidArgument(
             f"{argument} {reference!r}: {function_name!r} is of type {type(found).__name__}; "
-            "a function is needed"
+            "a function is needed."
         )
     return found
 
@@ -165,5 +163,5 @@ def _meant(name: str, candidates: list[str]) -> str:
 
 
 def _in_one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).rstrip(".")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -59,17 +59,33 @@ class NamedRPUConfig:
         return DualPairConductanceConverter([1.0, 1.0], g_min=self.g_min, g_max=self.g_max)
 
 
-def rpu_config(name: str) -> InferenceRPUConfig:
-    """A fresh copy of a named RPU configuration.
+def rpu_config(source: str) -> InferenceRPUConfig:
+    """A new RPU configuration, by name or from a function of the user's.
 
     Args:
-        name: One of ``NAMED_RPU_CONFIGS``: ``pcm``, ``standard-hwa``, ``reram-wan``,
-            ``reram-cmo`` or ``hermes``.
+        source: A name of ``NAMED_RPU_CONFIGS`` (``pcm``, ``standard-hwa``, ``reram-wan``,
+            ``reram-cmo``, ``hermes``), or ``package.module:function`` or
+            ``path/file.py:function`` for a function that takes no arguments and returns an
+            ``InferenceRPUConfig``.
 
     Raises:
-        InvalidArgument: If there is no configuration of that name.
+        InvalidArgument: If the name or the function cannot be found, the function raises, or what
+            it returns is not an ``InferenceRPUConfig`` with a noise model.
     """
-    return named_rpu_config(name).build()
+    if not is_reference(source):
+        return named_rpu_config(source).build()
+    config = call_function(load_function(source, argument="rpu_config"), source, "rpu_config")
+    if not isinstance(config, InferenceRPUConfig):
+        raise InvalidArgument(
+            f"rpu_config {source!r} returned {type(config).__name__}; "
+            "an aihwkit InferenceRPUConfig is needed."
+        )
+    if not isinstance(config.noise_model, BaseNoiseModel):
+        raise InvalidArgument(
+            f"rpu_config {source!r} returned a configuration whose noise_model is "
+            f"{type(config.noise_model).__name__}; an aihwkit noise model is needed."
+        )
+    return config
 
 
 def named_rpu_config(name: str) -> NamedRPUConfig:
@@ -84,36 +100,8 @@ def named_rpu_config(name: str) -> NamedRPUConfig:
     meant = f" (did you mean {close[0]!r}?)" if close else ""
     raise InvalidArgument(
         f"rpu_config {name!r} is not known{meant}: give one of {', '.join(NAMED_RPU_CONFIGS)}, "
-        "or package.module:function or path/file.py:function returning an InferenceRPUConfig"
+        "or package.module:function or path/file.py:function returning an InferenceRPUConfig."
     )
-
-
-def load_rpu_config(source: str) -> InferenceRPUConfig:
-    """An RPU configuration by name, or from a function of the user's.
-
-    Args:
-        source: A name of ``NAMED_RPU_CONFIGS``, or ``package.module:function`` or
-            ``path/file.py:function`` for a function that takes no arguments and returns an
-            ``InferenceRPUConfig``.
-
-    Raises:
-        InvalidArgument: If the name or the function cannot be found, the function raises, or what
-            it returns is not an ``InferenceRPUConfig`` with a noise model.
-    """
-    if not is_reference(source):
-        return rpu_config(source)
-    config = call_function(load_function(source, argument="rpu_config"), source, "rpu_config")
-    if not isinstance(config, InferenceRPUConfig):
-        raise InvalidArgument(
-            f"rpu_config {source!r} returned {type(config).__name__}; "
-            "an aihwkit InferenceRPUConfig is needed"
-        )
-    if not isinstance(config.noise_model, BaseNoiseModel):
-        raise InvalidArgument(
-            f"rpu_config {source!r} returned a configuration whose noise_model is "
-            f"{type(config.noise_model).__name__}; an aihwkit noise model is needed"
-        )
-    return config
 
 
 def _analog_network(noise_model: BaseNoiseModel, forward: PresetIOParameters) -> InferenceRPUConfig:

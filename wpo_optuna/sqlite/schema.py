@@ -1,0 +1,219 @@
+"""Whether an SQLite file is Optuna's, of the schema known here; and making a new one."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+
+from wpo_optuna.errors import InvalidArgument, WeightProgrammingError
+from wpo_optuna.sqlite.connection import StorageError, explain
+
+#: The head of Optuna's schema migrations whose tables this package reads and writes.
+KNOWN_SCHEMA_VERSIONS = frozenset({"v3.2.0.a"})
+
+_SQLITE_HEADER = b"SQLite format 3\x00"
+
+
+class UnknownSchemaError(WeightProgrammingError):
+    """The installed Optuna keeps its tables in a way that is not known here."""
+
+
+@dataclass(frozen=True)
+class OptunaSchema:
+    """The tables which the installed Optuna makes in a new SQLite database.
+
+    Attributes:
+        version: Its schema version, the head of its migrations.
+        tables: The names of its tables.
+        statements: The SQL that makes them, with their indexes and first rows.
+    """
+
+    version: str
+    tables: frozenset[str]
+    statements: tuple[str, ...]
+
+
+@functools.cache
+def installed_schema() -> OptunaSchema:
+    """What the installed Optuna itself makes of an empty database in memory."""
+    reference = optuna.storages.RDBStorage("sqlite:///:memory:")
+    connection = reference.engine.raw_connection()
+    try:
+        assert connection.driver_connection is not None
+        dump = tuple(connection.driver_connection.iterdump())
+        tables = frozenset(_tables(connection.driver_connection))
+    finally:
+        connection.close()
+    version = reference.get_head_version()
+    reference.engine.dispose()
+    statements = tuple(line for line in dump if line not in ("BEGIN TRANSACTION;", "COMMIT;"))
+    return OptunaSchema(version, tables, statements)
+
+
+def check_schema_is_known() -> None:
+    """Make sure that the installed Optuna's tables are those read and written here.
+
+    Raises:
+        UnknownSchemaError: If they are not.
+    """
+    version = installed_schema().version
+    if version not in KNOWN_SCHEMA_VERSIONS:
+        raise UnknownSchemaError(
+            f"Optuna {optuna.__version__} has the database schema {version}, and the fast SQLite "
+            f"storage knows {', '.join(sorted(KNOWN_SCHEMA_VERSIONS))} only"
+        )
+
+
+def prepare(path: Path, busy_timeout: float) -> None:
+    """Make sure that ``path`` is an Optuna database of the installed version's schema.
+
+    A file that does not exist, or is empty, becomes one, wholly or not at all. Nothing is written
+    into a file that is anything else.
+
+    Args:
+        path: Where the database is or shall be.
+        busy_timeout: How long to wait for a lock held by somebody else, in seconds.
+
+    Raises:
+        InvalidArgument: If the file cannot be used; the sentence says why.
+        StorageError: If it is locked for longer, or cannot be read or written.
+    """
+    if not refuse_foreign(path, busy_timeout):
+        with _connection(path, busy_timeout) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            # Another process may have made the tables while this one waited.
+            if not _is_optuna(connection, path):
+                for statement in installed_schema().statements:
+                    connection.execute(statement)
+            connection.execute("COMMIT")
+
+
+def refuse_foreign(path: Path, busy_timeout: float) -> bool:
+    """Refuse a file that Optuna may not write into, and write nothing.
+
+    Args:
+        path: Where the database is or shall be.
+        busy_timeout: How long to wait for a lock held by somebody else, in seconds.
+
+    Returns:
+        True for an Optuna database, False for a file that is empty or does not exist.
+
+    Raises:
+        InvalidArgument: If the file cannot be used; the sentence says why.
+        StorageError: If it is locked for longer, or cannot be read.
+    """
+    check_path(path, _url(path))
+    if not path.exists() or path.stat().st_size == 0:
+        return False
+    with path.open("rb") as file:
+        if file.read(len(_SQLITE_HEADER)) != _SQLITE_HEADER:
+            raise _refusal(path, "it is not an SQLite database")
+    # Closing the last writable connection empties a write-ahead log into the file, which is for
+    # its owner to do; where there is no log, a read-only connection would leave an empty one.
+    mode = "ro" if Path(f"{path}-wal").exists() else "rw"
+    try:
+        with _connection(path, busy_timeout, mode) as connection:
+            return _is_optuna(connection, path)
+    except StorageError:
+        if mode == "rw":
+            raise
+    # After a crash the log or journal may need repair before anybody can read.
+    with _connection(path, busy_timeout) as connection:
+        return _is_optuna(connection, path)
+
+
+def check_path(path: Path, url: str) -> None:
+    """Refuse a path that cannot be a file which may be read and written.
+
+    Args:
+        path: Where the file is or shall be.
+        url: What the user wrote, for the message.
+
+    Raises:
+        InvalidArgument: With the reason.
+    """
+    directory = path.absolute().parent
+    reason = None
+    if not directory.is_dir():
+        reason = f"its directory {directory} does not exist"
+    elif path.is_dir():
+        reason = "it is a directory"
+    elif path.exists() and not path.is_file():
+        reason = "it is not a regular file"
+    elif not os.access(directory, os.W_OK | os.X_OK):
+        reason = f"no permission to write in its directory {directory}"
+    elif path.exists() and not os.access(path, os.R_OK | os.W_OK):
+        reason = "no permission to read and write it"
+    if reason is not None:
+        raise InvalidArgument(
+            f"storage {url!r}: {reason}; accepted is a file that may be written, or its path if "
+            "it does not exist yet"
+        )
+
+
+def _is_optuna(connection: sqlite3.Connection, path: Path) -> bool:
+    tables = _tables(connection)
+    if not tables:
+        return False
+    schema = installed_schema()
+    if not (tables <= schema.tables or {"studies", "trials", "version_info"} <= tables):
+        shown = ", ".join(sorted(tables)[:3]) + (", …" if len(tables) > 3 else "")
+        raise _refusal(path, f"it is an SQLite database of another program (tables {shown})")
+    version = _schema_version(connection) if "alembic_version" in tables else None
+    if version != schema.version or not schema.tables <= tables:
+        found = version or "that of an old or interrupted program"
+        raise InvalidArgument(
+            f"storage {_url(path)!r}: its schema is {found}, and Optuna {optuna.__version__} "
+            f"needs {schema.version}; run `optuna storage upgrade --storage {_url(path)}`, "
+            "or, if a newer Optuna wrote it, install that version"
+        )
+    return True
+
+
+def _tables(connection: sqlite3.Connection) -> set[str]:
+    rows = connection.execute(
+        "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') "
+        "AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
+    )
+    return {name for (name,) in rows}
+
+
+def _schema_version(connection: sqlite3.Connection) -> str | None:
+    row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    return None if row is None else row[0]
+
+
+@contextlib.contextmanager
+def _connection(path: Path, busy_timeout: float, mode: str = "rwc") -> Iterator[sqlite3.Connection]:
+    started = time.monotonic()
+    try:
+        connection = sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode={mode}",
+            uri=True,
+            timeout=busy_timeout,
+            isolation_level=None,
+        )
+        with contextlib.closing(connection):
+            yield connection
+    except sqlite3.Error as error:
+        waited = round(time.monotonic() - started, 1)
+        raise StorageError(explain(error, path, waited)) from error
+
+
+def _refusal(path: Path, reason: str) -> InvalidArgument:
+    return InvalidArgument(
+        f"storage {_url(path)!r}: {reason}; accepted is an Optuna SQLite database, or the path of "
+        "a file that does not exist yet"
+    )
+
+
+def _url(path: Path) -> str:
+    return f"sqlite:///{path}"

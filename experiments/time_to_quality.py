@@ -20,6 +20,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from aihwkit.inference.converter.wpo import WeightProgrammingOptimizer
@@ -82,8 +83,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def search_here(problem: WeightProgrammingProblem, n_trials: int) -> Search:
     """This project's default study, in an SQLite file and MLflow's store."""
     called = time.time()
-    result = run_study(problem, n_trials=n_trials, study_name="time-to-quality-de")
-    trials = [t for t in result.study.get_trials(deepcopy=False) if t.datetime_complete]
+    with TemporaryDirectory() as directory:
+        result = run_study(
+            problem,
+            n_trials=n_trials,
+            study_name="time-to-quality",
+            storage=f"sqlite:///{directory}/wpo.db",
+            tracking_uri=f"sqlite:///{directory}/mlflow.db",
+        )
+        trials = [t for t in result.study.get_trials(deepcopy=False) if t.datetime_complete]
     started = trials[0].datetime_start.timestamp()
     return Search(
         name="wpo_optuna, default study",

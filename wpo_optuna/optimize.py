@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from wpo_optuna.objective import Evaluation, HypercubeObjective
 from wpo_optuna.storage import transaction
-from wpo_optuna.workers import WORKER, current_worker, fail_abandoned_trials
+from wpo_optuna.workers import claim, fail_abandoned_trials
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -117,7 +117,7 @@ def _ask(
         trials = []
         for _ in range(n):
             trial = study.ask(objective.distributions)
-            trial.set_system_attr(WORKER, current_worker())
+            claim(study, trial)
             trials.append(trial)
         return trials
 

@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 
 if TYPE_CHECKING:
     from optuna import Study
+    from optuna.trial import Trial
 
 # System attribute of a trial: "host:process id:start of the process".
 WORKER = "wpo:worker"
@@ -35,6 +36,11 @@ def is_dead(worker: str) -> bool:
         return False
     # The number may have gone to another process since.
     return _start_of(int(pid)) != started
+
+
+def claim(study: Study, trial: Trial) -> None:
+    """Notes on a running trial that this process evaluates it."""
+    study._storage.set_trial_system_attr(trial._trial_id, WORKER, current_worker())
 
 
 def fail_abandoned_trials(study: Study) -> int:

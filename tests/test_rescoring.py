@@ -1,0 +1,81 @@
+"""Scores on fresh noise: intervals that hold, and draws that are fresh."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wpo_optuna.rescoring import RELATIVE_WIDTH, Estimate, distinct, score
+from wpo_optuna.strategy import ProgrammingStrategy
+
+
+class NormalDraws:
+    """Stands for an engine whose draws are normal with a known mean."""
+
+    def __init__(self, mean: float, spread: float) -> None:
+        self.mean, self.spread = mean, spread
+        self.seeds: list[int] = []
+
+    def tnmse_of(self, converter: object, repeats: int, seed: int) -> np.ndarray:
+        self.seeds.append(seed)
+        return np.random.default_rng(seed).normal(self.mean, self.spread, repeats)
+
+
+def test_the_interval_covers_the_true_mean_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(1000):
+        estimate = Estimate.of(rng.normal(2.0, 0.5, 10))
+        covered += estimate.low <= 2.0 <= estimate.high
+    # Binomial(1000, 0.95): outside 920 .. 980 with probability below 3e-5.
+    assert 920 <= covered <= 980
+
+
+@pytest.mark.parametrize("spread", [0.001, 0.02, 0.05])
+def test_scoring_draws_until_the_interval_is_narrower_than_one_percent(spread: float) -> None:
+    engine = NormalDraws(1.0, spread)
+    estimate = score(engine, converter=None, seed=3)
+    assert estimate.relative_width < RELATIVE_WIDTH
+
+
+def test_scoring_gives_up_after_a_bounded_number_of_draws() -> None:
+    assert score(NormalDraws(1.0, 5.0), converter=None, seed=3).draws == 400
+
+
+def test_no_round_of_a_score_repeats_the_seed_of_another() -> None:
+    engine = NormalDraws(1.0, 0.05)
+    score(engine, converter=None, seed=3)
+    score(engine, converter=None, seed=4)
+    assert len(engine.seeds) > 2
+    assert len(set(engine.seeds)) == len(engine.seeds)
+
+
+def test_an_infinite_error_is_a_score_too() -> None:
+    with np.errstate(invalid="ignore"):
+        estimate = score(NormalDraws(np.inf, 1.0), converter=None, seed=0)
+    assert estimate.mean == np.inf
+
+
+@given(st.lists(st.floats(0.01, 10), min_size=2, max_size=50))
+def test_an_estimate_survives_json(draws: list[float]) -> None:
+    estimate = Estimate.of(np.array(draws))
+    assert Estimate.from_json(estimate.to_json()) == estimate
+    assert estimate.low <= estimate.mean <= estimate.high
+
+
+def strategy(f: float, g: float) -> ProgrammingStrategy:
+    return ProgrammingStrategy((f,), ((g, 5.0, 0.0), (0.0, 5.0, g)), 0.0, 25.0)
+
+
+def test_distinct_strategies_are_the_first_of_each_kind_in_order() -> None:
+    strategies = [
+        strategy(1.0, 10.0),
+        strategy(1.0, 10.1),  # 0.1 of 25 µS: the same
+        strategy(1.0, 12.0),
+        strategy(1.5, 10.0),
+        strategy(1.0, 12.05),
+    ]
+    assert distinct(strategies, 5) == [0, 2, 3]
+    assert distinct(strategies, 2) == [0, 2]

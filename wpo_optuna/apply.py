@@ -1,0 +1,239 @@
+"""Programming a network with a strategy: setting the converter of its analog tiles."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from aihwkit.inference.converter.base import BaseConductanceConverter
+from aihwkit.inference.noise.base import BaseNoiseModel
+from aihwkit.simulator.configs import InferenceRPUConfig
+from aihwkit.simulator.tiles.module import TileModule
+from torch import nn
+
+from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.strategy import ProgrammingStrategy
+
+# Ranges that differ by rounding count as the same: aihwkit writes 88.2 as 88.199997.
+_SLACK = 1e-6
+
+
+@dataclass(frozen=True)
+class AppliedStrategy:
+    """What :func:`apply_strategy` did.
+
+    Attributes:
+        tiles: names of the tiles that are programmed with a strategy from now on; empty for an RPU
+            configuration, whose tiles are yet to be made.
+        untouched: names of the tiles that no strategy was given for.
+    """
+
+    tiles: tuple[str, ...]
+    untouched: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class AnalogTile:
+    """A tile of a network.
+
+    Attributes:
+        name: the tile's path in the network, such as ``fc1.analog_module``.
+        layer: that of the layer it belongs to, such as ``fc1``.
+        tile: the tile.
+    """
+
+    name: str
+    layer: str
+    tile: TileModule
+
+    @property
+    def noise_model(self) -> BaseNoiseModel | None:
+        """The noise model of its devices; None for a tile made for training."""
+        return getattr(self.tile.rpu_config, "noise_model", None)
+
+    def set_converter(self, converter: BaseConductanceConverter) -> None:
+        """Programs the tile through a converter from the next programming on.
+
+        Neither the tile's RPU configuration nor its noise model is changed: both may be shared
+        with other tiles, so that the tile gets its own.
+        """
+        rpu_config = copy.copy(self.tile.rpu_config)
+        rpu_config.noise_model = _with_converter(rpu_config.noise_model, converter)
+        self.tile.rpu_config = rpu_config
+        # What was drawn for the devices of another converter has no meaning for these.
+        self.tile.programmed_weights = None
+        self.tile.drift_noise_parameters = None
+
+
+def analog_tiles(model: nn.Module) -> Iterator[AnalogTile]:
+    """The analog tiles of a network, in its order."""
+    for name, module in model.named_modules():
+        if isinstance(module, TileModule):
+            parts = name.split(".")
+            depth = parts.index("analog_module") if "analog_module" in parts else len(parts)
+            yield AnalogTile(name, ".".join(parts[:depth]), module)
+
+
+def apply_strategy(
+    target: nn.Module | InferenceRPUConfig,
+    strategy: ProgrammingStrategy | Mapping[str, ProgrammingStrategy],
+) -> AppliedStrategy:
+    """Programs a network, or the networks made with an RPU configuration, with a strategy.
+
+    Everything is checked before anything is changed, and nothing but the target changes: noise
+    models that are shared with other networks or configurations are copied. A network that was
+    programmed before keeps its weights until it is programmed again, which
+    ``drift_analog_weights`` then does by itself.
+
+    Args:
+        target: a network with analog layers (see ``aihwkit.nn.conversion.convert_to_analog``), or
+            an RPU configuration to convert with.
+        strategy: the strategy of all tiles, or strategies by layer: keys are names of layers, such
+            as ``encoder.0.fc1``, or glob patterns. The exact name prevails, then the first pattern
+            that matches; other layers stay as they are.
+
+    Returns:
+        the names of the tiles that were set, and of those that were not.
+
+    Raises:
+        InvalidArgument: the target has no analog tiles, a tile is not made for inference, a
+            pattern matches no layer, or a strategy needs conductances outside the range of the
+            noise model.
+    """
+    if isinstance(target, nn.Module):
+        return _apply_to_network(target, strategy)
+    if not isinstance(target, InferenceRPUConfig) and not hasattr(target, "noise_model"):
+        raise InvalidArgument(
+            f"target is a {type(target).__name__}: a network with analog layers or an "
+            "InferenceRPUConfig is needed."
+        )
+    if not isinstance(strategy, ProgrammingStrategy):
+        raise InvalidArgument(
+            f"strategy is a {type(strategy).__name__}: an RPU configuration takes one "
+            "ProgrammingStrategy (read a file with ProgrammingStrategy.load); strategies by layer "
+            "need a network."
+        )
+    check_range(strategy, _noise_model(target.noise_model, "the RPU configuration"))
+    target.noise_model = _with_converter(target.noise_model, strategy.to_converter())
+    return AppliedStrategy(tiles=())
+
+
+def check_range(strategy: ProgrammingStrategy, noise_model: BaseNoiseModel) -> None:
+    """Refuses a strategy made for devices with a wider range than a noise model describes.
+
+    A narrower range is fine: then a part of the devices' range is used. Noise models say in
+    different ways what they describe: a ``g_max`` that their fits are relative to, a ``g_min``
+    (``ReRamCMONoiseModel``), or the table of a ``CustomDriftPCMLikeNoiseModel``, which aihwkit
+    compares with the converter given to its constructor, and with no other.
+
+    Raises:
+        InvalidArgument: the range of the strategy leaves that of the noise model.
+    """
+    lowest, highest = conductance_range(noise_model)
+    slack = _SLACK * strategy.g_max
+    if strategy.g_min < lowest - slack or strategy.g_max > highest + slack:
+        raise InvalidArgument(
+            f"strategy has the range g_min = {strategy.g_min:g} to g_max = {strategy.g_max:g} µS: "
+            f"the {type(noise_model).__name__} describes devices of {lowest:g} to {highest:g} µS."
+        )
+
+
+def conductance_range(noise_model: BaseNoiseModel) -> tuple[float, float]:
+    """Lowest and highest conductance in µS that a noise model describes.
+
+    Where it does not say, the range is open: from 0 or to infinity.
+    """
+    lowest = float(getattr(noise_model, "g_min", None) or 0.0)
+    g_max = getattr(noise_model, "g_max", None)
+    highest = float("inf") if g_max is None else float(g_max)
+    drift_model = getattr(noise_model, "custom_drift_model", None)
+    if drift_model is not None:
+        lowest = max(lowest, float(min(drift_model["g_lst"])))
+        highest = min(highest, float(max(drift_model["g_lst"])))
+    return lowest, highest
+
+
+def _apply_to_network(
+    model: nn.Module, strategy: ProgrammingStrategy | Mapping[str, ProgrammingStrategy]
+) -> AppliedStrategy:
+    tiles = tuple(analog_tiles(model))
+    if not tiles:
+        raise InvalidArgument(
+            f"target is a {type(model).__name__} without analog tiles: convert it with "
+            "aihwkit.nn.conversion.convert_to_analog first."
+        )
+    by_layer = {"*": strategy} if isinstance(strategy, ProgrammingStrategy) else strategy
+    _check_strategies(by_layer)
+    _check_patterns(by_layer, tiles)
+    chosen = {tile.name: _strategy_of(tile, by_layer) for tile in tiles}
+    for tile in tiles:
+        wanted = chosen[tile.name]
+        if wanted is not None:
+            check_range(wanted, _noise_model(tile.noise_model, f"tile {tile.name!r}"))
+    for tile in tiles:
+        wanted = chosen[tile.name]
+        if wanted is not None:
+            tile.set_converter(wanted.to_converter())
+    return AppliedStrategy(
+        tiles=tuple(tile.name for tile in tiles if chosen[tile.name] is not None),
+        untouched=tuple(tile.name for tile in tiles if chosen[tile.name] is None),
+    )
+
+
+def _check_strategies(by_layer: Any) -> None:
+    if not isinstance(by_layer, Mapping) or not by_layer:
+        raise InvalidArgument(
+            f"strategy is a {type(by_layer).__name__}: a ProgrammingStrategy is needed (read a "
+            "file with ProgrammingStrategy.load), or a mapping of layer names to strategies."
+        )
+    for pattern, strategy in by_layer.items():
+        if not isinstance(strategy, ProgrammingStrategy):
+            raise InvalidArgument(
+                f"strategy of layer {pattern!r} is a {type(strategy).__name__}: a "
+                "ProgrammingStrategy is needed."
+            )
+
+
+def _check_patterns(
+    by_layer: Mapping[str, ProgrammingStrategy], tiles: tuple[AnalogTile, ...]
+) -> None:
+    layers = sorted({tile.layer for tile in tiles})
+    for pattern in by_layer:
+        if not any(_matches(pattern, layer) for layer in layers):
+            close = difflib.get_close_matches(pattern, layers, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(layers)}."
+            raise InvalidArgument(f"strategy: no analog layer matches {pattern!r}; {hint}")
+
+
+def _strategy_of(
+    tile: AnalogTile, by_layer: Mapping[str, ProgrammingStrategy]
+) -> ProgrammingStrategy | None:
+    if tile.layer in by_layer:
+        return by_layer[tile.layer]
+    return next((s for pattern, s in by_layer.items() if _matches(pattern, tile.layer)), None)
+
+
+def _matches(pattern: str, layer: str) -> bool:
+    # Checkpoints name the layer's parameter, such as "fc1.weight".
+    return fnmatchcase(layer, pattern) or fnmatchcase(f"{layer}.weight", pattern)
+
+
+def _noise_model(noise_model: object, owner: str) -> BaseNoiseModel:
+    if not isinstance(noise_model, BaseNoiseModel):
+        raise InvalidArgument(
+            f"target: {owner} has no noise model, which tells how devices are programmed; an "
+            "InferenceRPUConfig is needed."
+        )
+    return noise_model
+
+
+def _with_converter(
+    noise_model: BaseNoiseModel, converter: BaseConductanceConverter
+) -> BaseNoiseModel:
+    own = copy.deepcopy(noise_model)
+    own.g_converter = converter
+    return own

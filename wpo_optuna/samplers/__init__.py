@@ -1,0 +1,21 @@
+"""Optuna samplers for weight programming studies, by name, and differential evolution."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from wpo_optuna.samplers.factory import SAMPLER_NAMES, make_sampler
+
+if TYPE_CHECKING:
+    from wpo_optuna.samplers.de import DESampler
+
+__all__ = ["SAMPLER_NAMES", "DESampler", "make_sampler"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports Optuna only once the sampler is used."""
+    if name != "DESampler":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from wpo_optuna.samplers.de import DESampler
+
+    return DESampler

@@ -1,0 +1,379 @@
+"""Giving each candidate to exactly one trial, whatever other threads and processes do.
+
+The protocol needs no lock and nothing but a storage whose reads see every write that was finished
+before: a trial writes its claim, and only then reads the claims of all others. Of two trials that
+claim one candidate, the one that wrote later therefore sees the earlier one and withdraws; perhaps
+both do, but never do both keep it. Random pauses and random choices end the contest.
+
+Waiting for others at the end of a generation cannot become a deadlock, because only those wait
+that hold nothing anybody could wait for (:meth:`Owner.depends_on`), and because trials whose
+process has died are failed, which frees their candidates.
+"""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import random
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.storages._heartbeat import is_heartbeat_enabled
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from wpo_optuna.samplers.candidate_claims import (
+    CLAIM_KEY,
+    Candidate,
+    Claim,
+    ClaimBook,
+    Evolution,
+    RunningTrial,
+    TrialsChangedError,
+)
+from wpo_optuna.samplers.claim_owner import Liveness, Owner
+from wpo_optuna.samplers.evolution_replay import EvolutionReplay, IndependentDraws
+from wpo_optuna.samplers.trial_reading import read_trials
+
+if TYPE_CHECKING:
+    from optuna.study import Study
+
+_logger = optuna.logging.get_logger(__name__)
+
+# Among how many free candidates to choose after a contest was lost.
+_N_OPTIONS = 64
+# Readings contradict each other when a study is deleted or a batch of writes is undone meanwhile.
+_MAX_READINGS = 10
+_SHORTEST_PAUSE_S = 0.002
+_LONGEST_PAUSE_S = 0.25
+_SECONDS_BETWEEN_MESSAGES = 30.0
+
+Source = EvolutionReplay | IndependentDraws
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a trial wants a candidate of.
+
+    Attributes:
+        evolution: names it.
+        start: makes its source, as it is before any trial.
+        definition: the settings in full, kept with the first claim.
+    """
+
+    evolution: Evolution
+    start: Callable[[], Source]
+    definition: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Choice:
+    claim: Claim
+    params: dict[str, Any]
+
+
+class ClaimDesk:
+    """Hands out the candidates of one study to the trials of one sampler object.
+
+    Args:
+        direction: the study's.
+        max_attempts: as :class:`~wpo_optuna.samplers.de.DESampler`.
+        stale_after: as :class:`~wpo_optuna.samplers.de.DESampler`, in seconds.
+
+    Attributes:
+        direction: the study's.
+        book: what was read of the study's trials. Whoever uses it holds :attr:`lock`.
+        lock: kept for changes in memory alone, never while the storage works: another thread may
+            keep the storage busy until it gets this lock.
+    """
+
+    def __init__(self, direction: StudyDirection, max_attempts: int, stale_after: float) -> None:
+        self.lock = threading.RLock()
+        self.direction = direction
+        self._sign = -1 if direction == StudyDirection.MAXIMIZE else 1
+        self._max_attempts = max_attempts
+        self._stale_after = stale_after
+        self._random = random.Random()
+        self._rollbacks = 0
+        self._start_empty()
+
+    def _start_empty(self) -> None:
+        self.book = ClaimBook(self._sign)
+        self._sources: dict[Evolution, Source] = {}
+        # Unfinished trials that got their claim here. What is known of them here is newer than
+        # what any reading says, so they are read again only when they may be finished.
+        self._given_here: set[int] = set()
+        self._told_by: dict[int, int] = {}
+
+    def source(self, search: Search) -> Source:
+        """Where a search's candidates come from, up to date with the book; the caller locks.
+
+        Raises:
+            WeightProgrammingError: as :meth:`EvolutionReplay.catch_up`.
+        """
+        if search.evolution not in self._sources:
+            self._sources[search.evolution] = search.start()
+        source = self._sources[search.evolution]
+        source.catch_up(self.book)
+        return source
+
+    def note_told(self, trial: FrozenTrial) -> None:
+        """Notes that a trial is being told, by the calling thread."""
+        with self.lock:
+            self._told_by[trial.number] = threading.get_ident()
+
+    # Reading
+
+    def expect(self, trial: FrozenTrial) -> None:
+        """Notices, by a trial that was just created, that the study is not the one read before.
+
+        Another study takes the place of a deleted one where the storage uses its key again.
+        """
+        with self.lock:
+            try:
+                self.book.check_running(trial)
+            except TrialsChangedError:
+                self._start_empty()
+
+    def refresh(self, study: Study, *, in_full: bool) -> None:
+        """Reads what has changed, and fails the trials whose process has died.
+
+        Args:
+            study: the study.
+            in_full: whether to read also those trials that were claimed here and not told here.
+                It is needed where nothing else is left to do: another process may have told them.
+        """
+        self._read(study, in_full=in_full)
+        with self.lock:
+            abandoned = self._abandoned(study)
+        for trial in abandoned:
+            self._fail(study, trial)
+        if abandoned:
+            self._read(study, in_full=in_full)
+
+    def _read(self, study: Study, *, in_full: bool) -> None:
+        for _ in range(_MAX_READINGS):
+            with self.lock:
+                book = self._valid_book(study)
+                positions = [book.running[number].position for number in self._to_read(in_full)]
+                if in_full and book.newest is not None:
+                    positions.append(book.newest.position)
+                first_unread = book.first_unread
+            try:
+                trials = read_trials(study._storage, study._study_id, positions, first_unread)
+                with self.lock:
+                    if book is self.book:
+                        book.take_in([trial for trial in trials if self._is_news(trial)])
+                        return
+            except (KeyError, TrialsChangedError):
+                with self.lock:
+                    if book is self.book:
+                        self._start_empty()
+        raise RuntimeError(f"The trials of study {study.study_name!r} change without end.")
+
+    def _valid_book(self, study: Study) -> ClaimBook:
+        # A storage that writes batches in transactions counts those that were undone: what was
+        # read inside them has never been.
+        rollbacks = getattr(study._storage, "rollbacks", 0)
+        if rollbacks != self._rollbacks:
+            self._rollbacks = rollbacks
+            self._start_empty()
+        return self.book
+
+    def _to_read(self, in_full: bool) -> Iterable[int]:
+        running = self.book.running.keys()
+        return running if in_full else running - (self._given_here - self._told_by.keys())
+
+    def _is_news(self, trial: FrozenTrial) -> bool:
+        if not trial.state.is_finished():
+            return trial.number not in self._given_here
+        self._given_here.discard(trial.number)
+        self._told_by.pop(trial.number, None)
+        return True
+
+    # Trials that nobody will finish
+
+    def _abandoned(self, study: Study) -> list[RunningTrial]:
+        here = Owner.current(in_optimize=study._thread_local.in_optimize_loop)
+        running = self.book.running
+        lost = [
+            running[number]
+            for number in self._told_by.keys() & self._given_here
+            if self._is_lost_in_tell(running[number], here)
+        ]
+        may_be_stale = not is_heartbeat_enabled(study._storage)
+        liveness: dict[Owner, Liveness] = {}
+        for number in running.keys() - self._given_here:
+            trial = running[number]
+            if trial.claim is None or trial.claim.owner.same_process(here):
+                continue
+            owner = trial.claim.owner
+            if owner not in liveness:
+                liveness[owner] = owner.liveness()
+            if liveness[owner] is Liveness.DEAD or (
+                liveness[owner] is Liveness.UNKNOWN and may_be_stale and self._is_stale(trial)
+            ):
+                lost.append(trial)
+        return lost
+
+    def _is_lost_in_tell(self, trial: RunningTrial, here: Owner) -> bool:
+        # Study.optimize tells a trial before it asks the next one: if it is running still, then
+        # the storage failed, or Ctrl-C came, while it was told.
+        assert trial.claim is not None
+        return (
+            here.in_optimize
+            and trial.claim.owner.in_optimize
+            and self._told_by[trial.position.number] == here.thread
+        )
+
+    def _is_stale(self, trial: RunningTrial) -> bool:
+        if trial.started is None:
+            return False
+        age = datetime.datetime.now(trial.started.tzinfo) - trial.started
+        return age.total_seconds() > self._stale_after
+
+    def _fail(self, study: Study, trial: RunningTrial) -> None:
+        assert trial.claim is not None
+        with self.lock:
+            # What is known here of a trial given here is the newest no longer.
+            self._given_here.discard(trial.position.number)
+        try:
+            study._storage.set_trial_state_values(trial.position.trial_id, TrialState.FAIL)
+        except (UpdateFinishedTrialError, KeyError):
+            # Its owner, or another process that saw the same, was faster.
+            return
+        _logger.warning(
+            f"Trial {trial.position.number} was abandoned by {trial.claim.owner} and has been "
+            "failed; its candidate will be evaluated again."
+        )
+
+    # Claiming
+
+    def claim(self, study: Study, trial: FrozenTrial, search: Search) -> dict[str, Any] | None:
+        """Claims a free candidate for a trial, waiting for one if that is safe.
+
+        The caller has refreshed the desk since the trial was created.
+
+        Args:
+            study: the study.
+            trial: a running trial without a claim.
+            search: whose candidate is wanted.
+
+        Returns:
+            The candidate's parameters; None if nothing is free and waiting might last for ever.
+        """
+        owner = Owner.current(in_optimize=study._thread_local.in_optimize_loop)
+        patience = _Patience(self._random)
+        n_options = 1
+        while True:
+            choice = self._choose(trial, search, owner, n_options)
+            if choice is None:
+                self.refresh(study, in_full=True)
+                choice = self._choose(trial, search, owner, n_options)
+            if choice is not None:
+                if self._write_and_check(study, trial, choice.claim, search):
+                    return choice.params
+                n_options = _N_OPTIONS
+            else:
+                holders = self._holders(search, trial.number)
+                if not _may_wait(study, holders, owner):
+                    return None
+                patience.explain(holders)
+            patience.pause()
+            _fail_stale_trials(study)
+            self.refresh(study, in_full=False)
+
+    def _choose(
+        self, trial: FrozenTrial, search: Search, owner: Owner, n_options: int
+    ) -> _Choice | None:
+        with self.lock:
+            source = self.source(search)
+            options = list(itertools.islice(source.free(self.book, trial.number), n_options))
+            if not options:
+                return None
+            index = self._random.choice(options)
+            is_first = index == 0 and source.generation <= 0
+            claim = Claim(
+                trial_number=trial.number,
+                candidate=Candidate(search.evolution, source.generation, index),
+                owner=owner,
+                definition=search.definition if is_first else None,
+            )
+            # Held here before it is written, so that other threads choose something else.
+            self.book.hold(trial, claim)
+            self._given_here.add(trial.number)
+            return _Choice(claim, source.params(claim.candidate))
+
+    def _write_and_check(
+        self, study: Study, trial: FrozenTrial, claim: Claim, search: Search
+    ) -> bool:
+        """Writes a claim; False if another trial has the candidate, and the claim is withdrawn."""
+        try:
+            study._storage.set_trial_system_attr(trial._trial_id, CLAIM_KEY, claim.to_json())
+            self._read(study, in_full=False)
+            with self.lock:
+                is_past = self.source(search).generation > claim.candidate.generation
+                if not is_past and not self.book.contested(claim, self._max_attempts):
+                    return True
+            study._storage.set_trial_system_attr(trial._trial_id, CLAIM_KEY, None)
+            with self.lock:
+                self.book.hold(trial, None)
+                self._given_here.discard(trial.number)
+            return False
+        except BaseException:
+            # Whether the claim was written only the storage knows now.
+            with self.lock:
+                self._given_here.discard(trial.number)
+            raise
+
+    def _holders(self, search: Search, trial_number: int) -> list[RunningTrial]:
+        with self.lock:
+            holders = self.book.holders(search.evolution, self.source(search).generation)
+            return [holder for holder in holders if holder.position.number != trial_number]
+
+
+def _may_wait(study: Study, holders: list[RunningTrial], asker: Owner) -> bool:
+    # In a transaction, others could not write what is waited for.
+    if getattr(study._storage, "in_batch", False):
+        return False
+    return not any(
+        holder.claim is not None and holder.claim.owner.depends_on(asker) for holder in holders
+    )
+
+
+def _fail_stale_trials(study: Study) -> None:
+    if is_heartbeat_enabled(study._storage):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            optuna.storages.fail_stale_trials(study)
+
+
+class _Patience:
+    """Pauses of growing, random length, with a word now and then on what is waited for."""
+
+    def __init__(self, source_of_randomness: random.Random) -> None:
+        self._random = source_of_randomness
+        self._longest_s = _SHORTEST_PAUSE_S
+        self._next_message = time.monotonic() + _SECONDS_BETWEEN_MESSAGES
+
+    def pause(self) -> None:
+        time.sleep(self._random.uniform(0.0, self._longest_s))
+        self._longest_s = min(2 * self._longest_s, _LONGEST_PAUSE_S)
+
+    def explain(self, holders: list[RunningTrial]) -> None:
+        if time.monotonic() < self._next_message:
+            return
+        self._next_message = time.monotonic() + _SECONDS_BETWEEN_MESSAGES
+        waited_for = ", ".join(
+            f"{holder.position.number} ({holder.claim.owner})" for holder in holders if holder.claim
+        )
+        _logger.info(
+            f"Waiting for the last trials of a generation: {waited_for}. If one of them will "
+            "never finish, tell it as failed: study.tell(number, state=TrialState.FAIL)."
+        )

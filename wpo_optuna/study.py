@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import shlex
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from wpo_optuna.errors import InvalidArgument, WeightProgrammingError
+from wpo_optuna.command_line import INTERRUPTED, run_command
+from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.settings import Settings, add_settings, read_settings
 
 if TYPE_CHECKING:
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
 PROGRAM = "python -m wpo_optuna.study"
 DEFAULT_N_TRIALS = 2000
-INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,18 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quiet, debug = options.pop("quiet"), options.pop("debug")
     if options.pop("list_rpu_configs"):
         return _list_rpu_configs()
-    _quieten_libraries()
-    try:
-        settings = read_settings(options, options.pop("config"))
-        return _run(settings, given, quiet)
-    except KeyboardInterrupt:
-        print("\nInterrupted; what was finished is saved.", file=sys.stderr)
-        return INTERRUPTED
-    except Exception as error:
-        if debug:
-            raise
-        print(f"error: {_sentence(error)}", file=sys.stderr)
-        return 1
+    config = options.pop("config")
+    return run_command(
+        lambda: _run(read_settings(options, config), given, quiet),
+        debug=debug,
+        on_interruption="Interrupted; what was finished is saved.",
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -232,25 +224,6 @@ def _list_rpu_configs() -> int:
     for name, config in NAMED_RPU_CONFIGS.items():
         print(f"{name:{width}}  {config.description}")
     return 0
-
-
-def _quieten_libraries() -> None:
-    """Leaves the terminal to this program's own messages."""
-    for name in ("optuna", "mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-
-    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-        if category.__module__.startswith("wpo_optuna"):
-            print(f"warning: {message}", file=sys.stderr)
-
-    warnings.showwarning = show  # type: ignore[assignment]
-
-
-def _sentence(error: Exception) -> str:
-    if isinstance(error, WeightProgrammingError):
-        return str(error)
-    first_line = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first_line} (--debug shows where)"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any
 
@@ -281,13 +282,13 @@ def _checked_times(t_steps: object, noise_model: BaseNoiseModel) -> tuple[float,
                 "and not negative (s)."
             )
     times = tuple(float(t) for t in t_steps)
-    if any(later <= earlier for earlier, later in zip(times, times[1:], strict=False)):
+    if any(later <= earlier for earlier, later in pairwise(times)):
         raise InvalidArgument(
             f"t_steps = {list(t_steps)!r}: times must ascend, each one once, e.g. "
             f"{sorted(set(times))}."
         )
     for t in times:
-        if reason := _refusal(noise_model, t):
+        if reason := time_refusal(noise_model, t):
             raise InvalidArgument(
                 f"t_steps contains {t:g} s, which {type(noise_model).__name__} does not support: "
                 f"{reason}."
@@ -295,8 +296,8 @@ def _checked_times(t_steps: object, noise_model: BaseNoiseModel) -> tuple[float,
     return times
 
 
-def _refusal(noise_model: BaseNoiseModel, t: float) -> str | None:
-    """Why the noise model cannot be evaluated at time t, by trying on one device."""
+def time_refusal(noise_model: BaseNoiseModel, t: float) -> str | None:
+    """Why a noise model cannot be evaluated at time t in s, or None: tries it on one device."""
     g_target = torch.full((1,), float(getattr(noise_model, "g_max", None) or 1.0) / 2)
     with torch.random.fork_rng(devices=[]):
         try:

@@ -1,0 +1,106 @@
+"""Drift compensation: the factor by which drifted outputs are multiplied, for a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aihwkit.inference.compensation.base import BaseDriftCompensation
+from aihwkit.inference.compensation.drift import (
+    GlobalDriftCompensation,
+    GlobalDriftCompensationWithExactReference,
+    PerColumnDriftCompensation,
+)
+from torch import Tensor
+
+from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.loss.common_noise import CommonNoise, Use
+from wpo_optuna.loss.readout import AnalogReadout
+
+# The lower bound that aihwkit gives a drift read-out.
+_SMALLEST_READOUT = 1e-4
+
+
+@dataclass(frozen=True)
+class DriftCompensation:
+    """α = r₀ / r_t, where r is the mean absolute output for one-hot inputs.
+
+    Attributes:
+        readout: the tile's analogue forward pass.
+        average: mean of absolute outputs ``(n, out, in)`` over a tile or a column.
+        exact_reference: whether r₀ is that of the target weights, read without error.
+    """
+
+    readout: AnalogReadout
+    average: Callable[[Tensor], Tensor]
+    exact_reference: bool
+
+    def factor(
+        self,
+        target: Tensor,
+        programmed: Tensor,
+        drifted: Tensor,
+        noise: CommonNoise,
+        place: tuple[int, int],
+    ) -> Tensor:
+        """The factor α, ``(n, 1, 1)`` for the tile or ``(n, out, 1)`` for each of its columns.
+
+        Args:
+            target: target weights ``(1, out, in)``.
+            programmed: weights after programming ``(n, out, in)``.
+            drifted: weights after drift ``(n, out, in)``.
+            noise: the random numbers.
+            place: indices of tile and time, part of their keys.
+        """
+        if self.exact_reference:
+            reference = self._mean_absolute(target)
+        else:
+            reference = self._read(programmed, noise, Use.REFERENCE_READOUT, place)
+        return reference / self._read(drifted, noise, Use.DRIFTED_READOUT, place)
+
+    def _read(
+        self, weights: Tensor, noise: CommonNoise, use: Use, place: tuple[int, int]
+    ) -> Tensor:
+        tile, time_index = place
+        lines = (Use.OUTPUT_LINES, tile)
+        line_noise = self.readout.line_noise(weights.shape[1], noise, lines, weights.device)
+        outputs = self.readout.outputs(weights, line_noise, noise, (use, tile, time_index))
+        return self._mean_absolute(outputs)
+
+    def _mean_absolute(self, outputs: Tensor) -> Tensor:
+        return self.average(outputs.abs()).clamp(min=_SMALLEST_READOUT)
+
+
+def mean_of_columns(outputs: Tensor) -> Tensor:
+    """Mean ``(n, out, 1)`` over the inputs."""
+    return outputs.mean(dim=2, keepdim=True)
+
+
+def mean_of_tile(outputs: Tensor) -> Tensor:
+    """Mean ``(n, 1, 1)`` over the tile."""
+    # In two steps, since torch adds up to a single number in another order than to several.
+    return mean_of_columns(outputs).mean(dim=1, keepdim=True)
+
+
+def drift_compensation(
+    compensation: BaseDriftCompensation | None, readout: AnalogReadout
+) -> DriftCompensation | None:
+    """The batched counterpart of one of aihwkit's drift compensations.
+
+    Raises:
+        InvalidArgument: the class is not known here; a subclass might do anything.
+    """
+    if compensation is None:
+        return None
+    kind = type(compensation)
+    if kind is GlobalDriftCompensation:
+        return DriftCompensation(readout, mean_of_tile, exact_reference=False)
+    if kind is GlobalDriftCompensationWithExactReference:
+        return DriftCompensation(readout, mean_of_tile, exact_reference=True)
+    if kind is PerColumnDriftCompensation:
+        return DriftCompensation(readout, mean_of_columns, exact_reference=False)
+    raise InvalidArgument(
+        f"rpu_config.drift_compensation = {kind.__name__} is none that the Monte Carlo engine "
+        "knows (GlobalDriftCompensation, GlobalDriftCompensationWithExactReference, "
+        'PerColumnDriftCompensation or None): use the engine "aihwkit".'
+    )

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 FloatArray = NDArray[np.float64]
 
-# The largest programmed weight is between these fractions of the largest representable one.
-_LOWEST_FRACTION = 0.05
+# The largest programmed weight is at least this fraction of the largest representable one.
+LOWEST_FRACTION = 0.05
 
 
 @dataclass(frozen=True)
@@ -152,26 +152,35 @@ class Hypercube:
         """
         points = self.check_points(x)
         f, x_k_w, x_g, x_delta = self._partition(points)
-        k_w, targets = self._target_weights_us(f, x_k_w)
+        k_w, targets = self.target_weights_us(f, x_k_w)
 
-        span = f * (self.g_max - self.g_min)
-        g_err_us = self.g_err * (self.g_max - self.g_min)
         g = np.empty((len(points), 2 * self.n_pairs, self.n_knots))
         remainder = targets
         for pair in range(self.n_pairs):
-            rest, own = _sum_after(span, pair)[:, None], span[:, pair, None]
-            low = np.maximum(remainder - rest, -own)
-            high = np.minimum(remainder + rest, own)
+            low, high = self.carried_interval_us(f, remainder, pair)
             carried = x_delta[:, pair] * (high - low) + low
             remainder = remainder - carried
 
             delta_g = carried / f[:, pair, None]
-            low = self.g_min + np.maximum(delta_g, 0) - g_err_us
-            high = self.g_max + np.minimum(delta_g, 0) + g_err_us
+            low, high = self.g_plus_interval_us(delta_g)
             g_plus = np.clip(x_g[:, pair] * (high - low) + low, self.g_min, self.g_max)
             g_minus = np.clip(g_plus - delta_g, self.g_min, self.g_max)
             g[:, 2 * pair], g[:, 2 * pair + 1] = self._whole_curves(g_plus, g_minus)
         return DecodedPoints(f=f, g=g, k_w=k_w)
+
+    def encode(self, strategy: ProgrammingStrategy) -> FloatArray:
+        """A point ``(d,)`` that decodes to a known strategy, to start a search from it.
+
+        Coordinates without influence are 0.5. A strategy that came from this hypercube is decoded
+        to the same conductances; one from elsewhere, or any with ``g_err`` > 0, to the single
+        precision in which the hypercube holds weights (a part in 10^6 of the largest).
+
+        Raises:
+            InvalidArgument: the strategy is not in this hypercube; the message says why.
+        """
+        from wpo_optuna.encoding import encode
+
+        return encode(self, strategy)
 
     def check_points(self, x: ArrayLike) -> FloatArray:
         """Points as a float64 array ``(n, d)``.
@@ -210,20 +219,45 @@ class Hypercube:
         shares[:, :-1] = blocks[:, 1::2]
         return f, x_k_w, blocks[:, 0::2], shares
 
-    def _target_weights_us(
-        self, f: FloatArray, x_k_w: FloatArray
-    ) -> tuple[FloatArray, FloatArray]:
-        """Scale k_w (n,) and the weight in µS at each free knot (n, free knots)."""
+    def target_weights_us(self, f: FloatArray, x_k_w: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Scale k_w ``(n,)`` and the weight in µS at each free knot ``(n, free knots)``.
+
+        Args:
+            f: factors ``(n, P)``.
+            x_k_w: coordinate of k_w ``(n,)``.
+        """
         largest = np.zeros(len(f))
         for pair in range(self.n_pairs):
             largest = largest + f[:, pair] * (self.g_max - self.g_min)
-        lowest = _LOWEST_FRACTION * largest
+        lowest = LOWEST_FRACTION * largest
         programmed = x_k_w * (largest - lowest) + lowest
         # The reference holds weights in float32, and divides as torch does, by the reciprocal.
         reciprocal = torch.tensor(self.max_abs_weight, dtype=torch.float32).reciprocal()
         k_w = torch.from_numpy(programmed).to(torch.float32) * reciprocal
         targets = k_w[:, None] * self.knot_weights[: self.n_free_knots]
         return k_w.double().numpy(), targets.double().numpy()
+
+    def carried_interval_us(
+        self, f: FloatArray, remainder: FloatArray, pair: int
+    ) -> tuple[FloatArray, FloatArray]:
+        """Least and most ``(n, free knots)`` in µS that a pair can carry of a remaining weight.
+
+        Args:
+            f: factors ``(n, P)``.
+            remainder: what this pair and those after it have to carry, ``(n, free knots)`` in µS.
+            pair: index of the pair.
+        """
+        span = f * (self.g_max - self.g_min)
+        rest, own = _sum_after(span, pair)[:, None], span[:, pair, None]
+        return np.maximum(remainder - rest, -own), np.minimum(remainder + rest, own)
+
+    def g_plus_interval_us(self, delta_g: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Least and most g+ in µS on the line g+ - g- = delta_g, before clipping."""
+        g_err_us = self.g_err * (self.g_max - self.g_min)
+        return (
+            self.g_min + np.maximum(delta_g, 0) - g_err_us,
+            self.g_max + np.minimum(delta_g, 0) + g_err_us,
+        )
 
     @cached_property
     def knot_weights(self) -> torch.Tensor:

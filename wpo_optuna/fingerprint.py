@@ -11,6 +11,8 @@ import hashlib
 import json
 from collections.abc import Mapping
 from enum import Enum
+from numbers import Integral, Real
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -23,24 +25,26 @@ def describe(value: object, path: str) -> Description:
     """Describes a value and everything it holds.
 
     Args:
-        value: numbers, strings, enums, tensors, sequences, mappings, dataclasses or plain objects,
-            nested at will.
+        value: numbers, strings, enums, tensors, sequences, mappings, classes, functions,
+            dataclasses or plain objects, nested at will.
         path: path of the value itself.
     """
-    if value is None or isinstance(value, bool | int | str):
-        return {path: repr(value)}
-    if isinstance(value, float | np.floating | np.integer):
-        return {path: repr(float(value))}
     if isinstance(value, Enum):
         return {path: value.name}
+    if _is_scalar(value):
+        return {path: _written(value)}
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
     if isinstance(value, np.ndarray):
         return {path: f"{value.dtype}{list(value.shape)} sha256:{hash_array(value)}"}
     if isinstance(value, Mapping):
-        return _describe_items({str(key): item for key, item in value.items()}, path)
+        return _describe_items({_key(key): item for key, item in value.items()}, path)
     if isinstance(value, list | tuple):
         return _describe_sequence(value, path)
+    if isinstance(value, type | FunctionType | BuiltinFunctionType):
+        return {path: f"{value.__module__}.{value.__qualname__}"}
+    if not hasattr(value, "__dict__"):
+        return {path: repr(value)}
     return {path: type(value).__name__} | _describe_items(_attributes(value), path)
 
 
@@ -68,7 +72,25 @@ def differences(stored: Mapping[str, str], current: Mapping[str, str]) -> list[s
 def _attributes(value: object) -> dict[str, object]:
     if dataclasses.is_dataclass(value):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    return {name: item for name, item in vars(value).items() if not name.startswith("_")}
+    return dict(vars(value))
+
+
+def _is_scalar(value: object) -> bool:
+    return value is None or isinstance(value, bool | np.bool_ | Real | str)
+
+
+def _written(value: Any) -> str:
+    """A scalar in words; equal numbers alike, whatever their type: 25 and 25.0 are both "25"."""
+    if isinstance(value, bool | np.bool_):
+        return repr(bool(value))
+    if not isinstance(value, Real):
+        return repr(value)
+    number = value if isinstance(value, Integral) else float(value)
+    return str(int(number)) if number == number // 1 else repr(number)
+
+
+def _key(key: object) -> str:
+    return _written(key) if isinstance(key, Real) else str(key)
 
 
 def _describe_items(items: Mapping[str, object], path: str) -> Description:
@@ -79,6 +101,6 @@ def _describe_items(items: Mapping[str, object], path: str) -> Description:
 
 
 def _describe_sequence(values: list[Any] | tuple[Any, ...], path: str) -> Description:
-    if all(v is None or isinstance(v, bool | int | float | str) for v in values):
-        return {path: json.dumps(list(values))}
+    if all(_is_scalar(value) and not isinstance(value, Enum) for value in values):
+        return {path: f"[{', '.join(_written(value) for value in values)}]"}
     return _describe_items({str(index): value for index, value in enumerate(values)}, path)

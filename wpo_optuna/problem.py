@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from aihwkit.inference.converter.base import BaseConductanceConverter
 from aihwkit.inference.converter.conductance import (
     CustomPairConductanceConverter,
     NPairConductanceConverter,
@@ -37,15 +38,22 @@ BASELINE_CONVERTERS = (
 # A tile without a limit on its inputs (max_input_size 0) is represented by this many rows.
 ROWS_OF_UNLIMITED_TILE = 512
 
+# aihwkit's converters take weights that are all smaller than this for zero.
+SMALLEST_MAX_ABS_WEIGHT = 1e-7
+
 # The parts of an RPU configuration that act between programming and reading a weight.
-_ACTING_PARTS = ("device", "forward", "mapping", "noise_model", "drift_compensation")
+_ACTING_PARTS = (
+    "device", "drift_compensation", "forward", "mapping", "noise_model", "simulator_tile_class",
+    "tile_class",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class WeightProgrammingProblem:
     """A weight programming problem; immutable.
 
-    Everything mutable is copied, so that later changes to the caller's objects change nothing.
+    Everything mutable that acts on the loss is copied, so that later changes to the caller's
+    objects change nothing.
     Names and defaults of the options are those of aihwkit's ``WeightProgrammingOptimizer``.
 
     Attributes:
@@ -94,6 +102,10 @@ class WeightProgrammingProblem:
         self._set("rpu_config", deepcopy(self.rpu_config))
         self._set("g_converter_baseline", deepcopy(self.g_converter_baseline))
         self._set("t_steps", _checked_times(self.t_steps, self.rpu_config.noise_model))
+        self._set("weights", self.weights.detach())
+        _check_test_matrix(self)
+        # The matrix is made now, so that training the network further does not change it.
+        _check_baseline(self.g_converter_baseline, self.test_weights)
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -169,7 +181,8 @@ class WeightProgrammingProblem:
     @cached_property
     def description(self) -> Description:
         """Everything that changes the loss, by dotted path."""
-        described: Description = describe(self.test_weights.sort().values, "weights")
+        ordered = self.test_weights.flatten().sort().values
+        described: Description = describe(ordered, "weights")
         for name in (
             "f_lst", "t_steps", "symmetric", "nbins", "test_out_features", "g_err", "f_min",
             "f_max", "use_max_kw", "loss_margin", "baseline_iterations", "seed",
@@ -181,6 +194,8 @@ class WeightProgrammingProblem:
         rpu_config.noise_model.g_converter = None  # each strategy brings its own
         for part in _ACTING_PARTS:
             described |= describe(getattr(rpu_config, part, None), f"rpu_config.{part}")
+        data_type = rpu_config.runtime.data_type
+        described |= describe(data_type, "rpu_config.runtime.data_type")
         return described
 
     @cached_property
@@ -197,7 +212,9 @@ def _check_weights(weights: object) -> None:
     if weights.numel() == 0:
         raise InvalidArgument("weights is empty: at least one weight is needed.")
     if not weights.is_floating_point():
-        raise InvalidArgument(f"weights has type {weights.dtype}: real numbers are needed.")
+        raise InvalidArgument(
+            f"weights has type {weights.dtype}: floating-point numbers are needed."
+        )
     if not bool(torch.isfinite(weights).all()):
         n_bad = int((~torch.isfinite(weights)).sum())
         raise InvalidArgument(
@@ -206,6 +223,12 @@ def _check_weights(weights: object) -> None:
         )
     if float(weights.abs().max()) == 0.0:
         raise InvalidArgument("weights are all zero: at least one must differ from zero.")
+    largest = float(weights.abs().max())
+    if not SMALLEST_MAX_ABS_WEIGHT <= largest <= torch.finfo(torch.float32).max:
+        raise InvalidArgument(
+            f"weights has {largest:g} as its largest absolute value: aihwkit needs one from "
+            f"{SMALLEST_MAX_ABS_WEIGHT:g} up that single precision can hold."
+        )
 
 
 def _checked_factors(f_lst: object) -> tuple[float | None, ...]:
@@ -258,6 +281,12 @@ def _check_hardware(rpu_config: object, baseline: object) -> None:
             f"rpu_config.noise_model is a {type(rpu_config.noise_model).__name__}: one of "
             "aihwkit's inference noise models is needed."
         )
+    for name in ("max_input_size", "max_output_size"):
+        size = getattr(rpu_config.mapping, name)
+        if not isinstance(size, Integral) or isinstance(size, bool) or size < 0:
+            raise InvalidArgument(
+                f"rpu_config.mapping.{name} = {size!r}: a whole number is needed, 0 for no limit."
+            )
     if not isinstance(baseline, BASELINE_CONVERTERS):
         raise InvalidArgument(
             f"g_converter_baseline is a {type(baseline).__name__}: a SinglePair-, DualPair-, "
@@ -267,6 +296,37 @@ def _check_hardware(rpu_config: object, baseline: object) -> None:
         raise InvalidArgument(
             f"g_converter_baseline has g_min = {baseline.g_min}, g_max = {baseline.g_max}: "
             "0 <= g_min < g_max is needed (µS)."
+        )
+
+
+def _check_test_matrix(problem: WeightProgrammingProblem) -> None:
+    if problem.test_in_features * problem.test_out_features < 2:
+        raise InvalidArgument(
+            f"test_out_features = {problem.test_out_features} with rpu_config.mapping."
+            f"max_input_size = {problem.test_in_features}: the test matrix needs two entries or "
+            "more, for the least and the greatest weight."
+        )
+
+
+def _check_baseline(baseline: BaseConductanceConverter, weights: Tensor) -> None:
+    """Tries the baseline: aihwkit accepts factors and curves that cannot work."""
+    factors = getattr(baseline, "f_lst", [1.0])
+    if not factors or not all(_is_real(f) and math.isfinite(f) and f > 0 for f in factors):
+        raise InvalidArgument(
+            f"g_converter_baseline has f_lst = {factors!r}: one positive factor is needed for "
+            "each pair of conductances."
+        )
+    try:
+        back = baseline.convert_back_to_weights(*baseline.convert_to_conductances(weights))
+    except (ValueError, RuntimeError) as error:  # for instance curves of different lengths
+        raise InvalidArgument(
+            f"g_converter_baseline, a {type(baseline).__name__}, cannot convert the weights: "
+            f"{error}."
+        ) from error
+    if not bool(torch.isfinite(back).all()):
+        raise InvalidArgument(
+            f"g_converter_baseline, a {type(baseline).__name__}, turns the weights into NaN or "
+            "infinity: its curves must give at least one weight that differs from zero."
         )
 
 

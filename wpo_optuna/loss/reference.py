@@ -58,7 +58,8 @@ class ReferenceEngine(LossEngine):
 
     def _draw(self, converter: BaseConductanceConverter, seed: int) -> float:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(seed)
+            # torch.manual_seed would also seed the generators of other devices, for good.
+            torch.default_generator.manual_seed(seed)
             return self._evaluate(converter)
 
     def _evaluate(self, converter: BaseConductanceConverter) -> float:

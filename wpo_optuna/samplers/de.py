@@ -76,9 +76,9 @@ class DESampler(BaseSampler):
 
     With the same settings and bounds the sampler proposes exactly the points of
     ``scipy.optimize.differential_evolution(..., rng=seed, updating="deferred", polish=False)``, in
-    the same order. Parameters are evolved as floating-point numbers; logarithmic ones are evolved
-    in their logarithm, and integers and steps are rounded for the objective alone, as scipy does
-    with ``integrality``.
+    the same order. Parameters are evolved as floating-point numbers: logarithmic ones in their
+    logarithm, integers and steps between half a step below their lowest and half a step above
+    their highest value, rounded for the objective alone.
 
     .. note::
         The search space is ``search_space`` if given, and the first trial is then the first

@@ -102,10 +102,13 @@ class EvolutionReplay:
         return [self._untransform(point) for point in self.algorithm.population_points()]
 
     def _untransform(self, point: NDArray[np.float64]) -> dict[str, Any]:
-        return {
-            name: int(value) if isinstance(self._space[name], IntDistribution) else float(value)
-            for name, value in self._transform.untransform(point).items()
-        }
+        params = self._transform.untransform(point)
+        for (name, distribution), x in zip(self._space.items(), point.tolist(), strict=True):
+            if isinstance(distribution, FloatDistribution) and distribution.step is None:
+                # Optuna's transform would leave out the upper bound, which scipy does reach.
+                value = math.exp(x) if distribution.log else x
+                params[name] = min(max(value, distribution.low), distribution.high)
+        return params
 
     def _candidate(self, index: int) -> Candidate:
         return Candidate(self.evolution, self.generation, index)

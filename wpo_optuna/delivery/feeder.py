@@ -1,0 +1,311 @@
+"""The thread that hands a study's trials to the delivering process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from wpo_optuna.delivery.backlog import Backlog
+from wpo_optuna.delivery.description import DeliveryState, describe
+from wpo_optuna.delivery.destination import Destination
+from wpo_optuna.delivery.messages import (
+    Away,
+    Back,
+    Command,
+    Deliver,
+    DeliverExtra,
+    Done,
+    Extra,
+    Finish,
+    Hurry,
+    Open,
+    Opened,
+    Progress,
+    Refused,
+    Regard,
+    Reply,
+    TrialRecord,
+)
+from wpo_optuna.delivery.process import WorkerLostError, WorkerProcess
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.trial import FrozenTrial
+
+# Trials in one message: as many as make one request for the series.
+_BATCH = 250
+# How often the thread looks for new trials: MLflow is behind by so much.
+_TICK_S = 0.25
+_FIRST_WAIT_S = 0.5
+_LONGEST_WAIT_S = 30.0
+
+
+class TrackingWarning(UserWarning):
+    """MLflow does not get something, or not yet."""
+
+
+class Feeder:
+    """Delivers one study in the background, from the first trial to the end of its run.
+
+    ``put``, ``put_extra``, ``finish`` and ``abandon`` return at once and are for any thread.
+
+    Args:
+        study: the study.
+        destination: where it goes.
+
+    Attributes:
+        study: the study.
+        destination: where it goes.
+        pid: the process that began the delivery.
+        has_opened: set once the study's run is there.
+        has_ended: set once nothing more will happen.
+        experiment_id: the run's experiment; None before ``has_opened``.
+        run_id: the study's run; None before ``has_opened``.
+        away: why MLflow does not take anything; None while it does.
+        problem: why the delivery failed on this side, not at MLflow; None if it did not.
+        n_delivered: trials that MLflow has got.
+        last_sign: ``time.monotonic()`` of the last sign that something moves.
+        is_reading: whether the study's storage is being read.
+    """
+
+    def __init__(self, study: Study, destination: Destination) -> None:
+        self.pid = os.getpid()
+        self.has_opened = threading.Event()
+        self.has_ended = threading.Event()
+        self.experiment_id: str | None = None
+        self.run_id: str | None = None
+        self.away: str | None = None
+        self.problem: str | None = None
+        self.n_delivered = 0
+        self.last_sign = time.monotonic()
+        self.is_reading = False
+        self.study = study
+        self.destination = destination
+        self._backlog = Backlog(study)
+        self._state: DeliveryState | None = None
+        self._extras: deque[Extra] = deque()
+        self._delivered_extras: list[Extra] = []
+        self._status: str | None = None
+        self._n_rest = 0
+        self._has_finished = False
+        self._must_reopen = False
+        self._has_warned = False
+        self._wake = threading.Event()
+        self._is_abandoned = threading.Event()
+        self._worker: WorkerProcess | None = None
+        self._thread = threading.Thread(target=self._work, name="wpo-mlflow", daemon=True)
+        self._thread.start()
+
+    def put(self, trial: FrozenTrial) -> None:
+        """Takes a finished trial."""
+        self._backlog.put(trial)
+
+    def put_extra(self, extra: Extra) -> None:
+        """Takes something beside the trials."""
+        self._extras.append(extra)
+
+    def finish(self, status: str) -> None:
+        """Asks to deliver everything and to end the run."""
+        self._status = status
+        self._wake.set()
+
+    def abandon(self) -> None:
+        """Asks to stop at once, whatever is not delivered."""
+        self._is_abandoned.set()
+        self._wake.set()
+
+    @property
+    def is_finishing(self) -> bool:
+        """Whether it was asked to deliver everything and to end the run."""
+        return self._status is not None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether MLflow has everything, at the end."""
+        return self._has_finished and not self._extras
+
+    @property
+    def n_left(self) -> int:
+        """Trials on their way."""
+        return self._backlog.n_left + self._n_rest
+
+    def _work(self) -> None:
+        wait = _FIRST_WAIT_S
+        while not (self._has_finished or self._is_abandoned.is_set()):
+            try:
+                with contextlib.closing(self._commands()) as commands:
+                    for command in commands:
+                        self._carry_out(command)
+                        wait, self.problem = _FIRST_WAIT_S, None
+                        if self._is_abandoned.is_set():
+                            break
+            except Exception as error:  # of the storage, or the delivering process died
+                self._recover(error, wait)
+                wait = min(2 * wait, _LONGEST_WAIT_S)
+        self._leave()
+
+    def _commands(self) -> Generator[Command | None]:
+        """What to ask of the delivering process, one thing after the other; None to wait."""
+        self._backlog.restart()
+        yield self._open()
+        while not self.is_finishing:
+            yield from self._live()
+        if self._must_reopen:
+            yield self._open()
+        yield from self._deliver_extras()
+        yield from self._deliver_rest()
+        yield from self._deliver_extras()
+        yield Finish(self._status or "FINISHED", keep_end=not self.destination.is_live)
+        self._has_finished = True
+
+    def _open(self) -> Open:
+        self._state = DeliveryState.read_or_create(self.study)
+        return Open(describe(self.study, self.destination, self._state))
+
+    def _live(self) -> Iterator[Command | None]:
+        """One round while trials may still come."""
+        yield from self._deliver_extras()
+        foreign = self._backlog.next_foreign(_BATCH)
+        if foreign:
+            # They are delivered at the end if whoever ran them did not.
+            self._must_reopen = True
+            yield Regard(_records(foreign))
+        own = self._backlog.next_own(_BATCH)
+        if own:
+            yield from self._deliver(own)
+        if not own and not foreign:
+            yield None
+
+    def _deliver(self, trials: Sequence[FrozenTrial]) -> Iterator[Command]:
+        try:
+            yield Deliver(_records(trials))
+        except GeneratorExit:
+            self._backlog.give_back(trials)
+            raise
+        self._backlog.acknowledge(trials)
+
+    def _deliver_rest(self) -> Iterator[Command]:
+        self.is_reading = True
+        try:
+            rest = self._backlog.rest()
+        finally:
+            self.is_reading = False
+        try:
+            while rest:
+                self._n_rest = len(rest) - _BATCH
+                batch, rest = rest[:_BATCH], rest[_BATCH:]
+                yield from self._deliver(batch)
+        finally:
+            self._n_rest = max(0, len(rest))
+
+    def _deliver_extras(self) -> Iterator[Command]:
+        while self._extras:
+            extra = self._extras.popleft()
+            try:
+                yield DeliverExtra(extra)
+            except GeneratorExit:
+                self._extras.appendleft(extra)
+                raise
+            self._delivered_extras.append(extra)
+
+    def _carry_out(self, command: Command | None) -> None:
+        if command is None:
+            self._wake.wait(_TICK_S)
+            return
+        if self._worker is None:
+            self._worker = WorkerProcess()
+        self._worker.send(command)
+        has_hurried = False
+        while not self._is_abandoned.is_set():
+            reply = self._worker.receive(_TICK_S)
+            if reply is None:
+                if self.is_finishing and self.away and not has_hurried:
+                    self._worker.send(Hurry())
+                    has_hurried = True
+                continue
+            self.last_sign = time.monotonic()
+            if isinstance(reply, Done):
+                return
+            self._take(reply)
+
+    def _take(self, reply: Reply) -> None:
+        if isinstance(reply, Opened):
+            self._take_opened(reply)
+        elif isinstance(reply, Progress):
+            self.n_delivered += reply.trials
+        elif isinstance(reply, Away):
+            self.away = reply.reason
+            self._warn(
+                f"MLflow does not take the study ({reply.reason}); the study goes on, and what "
+                "MLflow lacks is delivered when it is back"
+            )
+        elif isinstance(reply, Back):
+            self.away = None
+        elif isinstance(reply, Refused):
+            warnings.warn(
+                f"MLflow does not take {reply.what} ({reply.reason})", TrackingWarning, stacklevel=2
+            )
+
+    def _take_opened(self, reply: Opened) -> None:
+        assert self._state is not None
+        lacking: list[Extra] = []
+        if reply.is_new:
+            # Of a run that was lost everything is delivered again.
+            lacking += [*self._state.delivered, *self._delivered_extras]
+            self._delivered_extras.clear()
+        if not self.has_opened.is_set():
+            lacking += self._state.undelivered
+        self._extras.extendleft(reversed(lacking))
+        self._backlog.opened(reply.in_series)
+        self.experiment_id, self.run_id = reply.experiment_id, reply.run_id
+        self.has_opened.set()
+
+    def _recover(self, error: Exception, wait: float) -> None:
+        """Gets ready to begin again after a failure on this side."""
+        self.problem = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, WorkerLostError) and self._worker is not None:
+            self._worker.kill()
+            self._worker = None
+        self._warn(
+            f"the delivery to MLflow was interrupted ({self.problem}); the study goes on, and "
+            "what MLflow lacks is delivered later"
+        )
+        self._is_abandoned.wait(wait)
+
+    def _warn(self, sentence: str) -> None:
+        if self.destination.is_live and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(sentence, TrackingWarning, stacklevel=2)
+
+    def _leave(self) -> None:
+        if self._worker is not None:
+            if self._has_finished:
+                self._worker.end()
+            else:
+                self._worker.kill()
+        try:
+            self._remember()
+        except Exception as error:  # the storage may be what failed
+            self.problem = " ".join(str(error).split())
+        self.has_ended.set()
+
+    def _remember(self) -> None:
+        """Keeps in the storage what is needed to deliver the rest, or everything again."""
+        state = DeliveryState.read_or_create(self.study)
+        after = state.after(
+            self._delivered_extras,
+            tuple(self._extras),
+            self._status if self.destination.is_live else None,
+        )
+        if after != state:
+            after.write(self.study)
+
+
+def _records(trials: Sequence[FrozenTrial]) -> tuple[TrialRecord, ...]:
+    return tuple(TrialRecord.from_trial(trial) for trial in trials)

@@ -1,0 +1,177 @@
+"""The table of all trials: kept on disk while it grows, written as Parquet and for MLflow's UI."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wpo_optuna.delivery.messages import TrialRecord
+
+if TYPE_CHECKING:
+    import pyarrow
+
+COLUMNS = (
+    "number", "state", "tnmse", "loss", "baseline", "improvement", "phase", "k_w", "f_lst",
+    "g_lst", "x",
+)  # fmt: skip
+
+# Rows gathered before they go to disk.
+_ROWS_IN_MEMORY = 2000
+# Digits of the numbers in the table for the UI; the Parquet file has all.
+_SHOWN_DIGITS = 6
+
+
+def schema() -> pyarrow.Schema:
+    """Columns and types of the table."""
+    import pyarrow as pa
+
+    numbers = pa.list_(pa.float64())
+    return pa.schema(
+        [
+            ("number", pa.int64()),
+            ("state", pa.string()),
+            ("tnmse", pa.float64()),
+            ("loss", pa.float64()),
+            ("baseline", pa.float64()),
+            ("improvement", pa.float64()),
+            ("phase", pa.string()),
+            ("k_w", pa.float64()),
+            ("f_lst", numbers),
+            ("g_lst", pa.list_(numbers)),
+            ("x", numbers),
+        ]
+    )
+
+
+class TrialTable:
+    """Rows of trials in any order; the memory it needs does not grow with them.
+
+    Attributes:
+        numbers: the trials it has.
+        best: the complete trial of lowest TNMSE, the first of equals.
+        last_finished_ms: end of the last trial, in milliseconds since the epoch.
+    """
+
+    def __init__(self) -> None:
+        self.numbers: set[int] = set()
+        self.best: TrialRecord | None = None
+        self.last_finished_ms = 0
+        self._rows: list[TrialRecord] = []
+        self._x_names: tuple[str, ...] = ()
+        self._directory = tempfile.TemporaryDirectory(prefix="wpo_trials_")
+        self._spool = Path(self._directory.name, "rows.arrow")
+        self._writer: Any = None
+        self._sink: Any = None
+
+    def add(self, records: Sequence[TrialRecord]) -> None:
+        """Adds trials; those it has already are left as they are."""
+        for record in records:
+            if record.number in self.numbers:
+                continue
+            self.numbers.add(record.number)
+            self._rows.append(record)
+            self.last_finished_ms = max(self.last_finished_ms, record.finished_ms)
+            if len(record.x_names) > len(self._x_names):
+                self._x_names = record.x_names
+            if record.is_complete and _comes_before(record, self.best):
+                self.best = record
+        if len(self._rows) >= _ROWS_IN_MEMORY:
+            self._spill()
+
+    def close(self) -> None:
+        """Removes what it keeps on disk."""
+        self._directory.cleanup()
+
+    def write(self, parquet: Path, shown: Path) -> str:
+        """Writes the table, sorted by number, and returns a hash of what it says.
+
+        Args:
+            parquet: file for everything, at full precision.
+            shown: file for MLflow's UI: JSON in pandas' "split" orientation.
+        """
+        import pyarrow.parquet as pq
+
+        table = self._sorted()
+        table = table.replace_schema_metadata({"x_names": json.dumps(self._x_names)})
+        pq.write_table(table, parquet, compression="zstd")
+        with shown.open("w", encoding="utf-8") as file:
+            file.write(json.dumps({"columns": list(COLUMNS)})[:-1] + ', "data": [')
+            for position, row in enumerate(_shown_rows(table)):
+                file.write((",\n" if position else "\n") + json.dumps(row))
+            file.write("\n]}\n")
+        return hashlib.sha256(shown.read_bytes()).hexdigest()[:16]
+
+    def _spill(self) -> None:
+        import pyarrow as pa
+
+        if self._writer is None:
+            self._sink = pa.OSFile(str(self._spool), "wb")
+            self._writer = pa.ipc.new_stream(self._sink, schema())
+        self._writer.write_batch(_batch(self._rows))
+        self._rows = []
+
+    def _sorted(self) -> pyarrow.Table:
+        import pyarrow as pa
+
+        batches = [_batch(self._rows)] if self._rows else []
+        if self._writer is not None:
+            # The stream is read without its end mark, so that it can grow further.
+            self._sink.flush()
+            with pa.memory_map(str(self._spool)) as source, pa.ipc.open_stream(source) as reader:
+                batches = [*reader, *batches]
+        return pa.Table.from_batches(batches, schema=schema()).sort_by("number")
+
+
+def _comes_before(record: TrialRecord, best: TrialRecord | None) -> bool:
+    if math.isnan(record.tnmse):
+        return False
+    return best is None or (record.tnmse, record.number) < (best.tnmse, best.number)
+
+
+def _batch(records: Sequence[TrialRecord]) -> pyarrow.RecordBatch:
+    import pyarrow as pa
+
+    rows = {
+        "number": [record.number for record in records],
+        "state": [record.state for record in records],
+        "tnmse": [_or_null(record.tnmse) for record in records],
+        "loss": [_or_null(record.loss) for record in records],
+        "baseline": [_or_null(record.baseline) for record in records],
+        "improvement": [_or_null(record.improvement) for record in records],
+        "phase": [record.phase for record in records],
+        "k_w": [_or_null(record.k_w) for record in records],
+        "f_lst": [record.f_lst or None for record in records],
+        "g_lst": [record.g_lst or None for record in records],
+        "x": [record.x for record in records],
+    }
+    return pa.RecordBatch.from_pydict(rows, schema=schema())
+
+
+def _or_null(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _shown_rows(table: pyarrow.Table) -> Iterator[list[Any]]:
+    for batch in table.to_batches(max_chunksize=1000):
+        for row in batch.to_pylist():
+            yield [_shown(row[column]) for column in COLUMNS]
+
+
+def _shown(value: Any) -> Any:
+    """A cell of the UI's table: JSON knows no infinity, and lists are shown as text."""
+    if isinstance(value, float):
+        return float(f"{value:.{_SHOWN_DIGITS}g}") if math.isfinite(value) else str(value)
+    if isinstance(value, list):
+        return json.dumps(_rounded(value))
+    return value
+
+
+def _rounded(values: Any) -> Any:
+    if isinstance(values, list):
+        return [_rounded(value) for value in values]
+    return float(f"{values:.{_SHOWN_DIGITS}g}")

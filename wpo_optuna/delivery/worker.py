@@ -1,0 +1,214 @@
+"""The process that delivers a study to MLflow: ``python -m wpo_optuna.delivery.worker FD``.
+
+A process of its own, because MLflow's client is Python code that computes: in a thread it would
+take from the study's loop what it needs, 10 ms for each trial with a run of its own. Here MLflow's
+settings for requests can be changed too, without changing them for the user's process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from multiprocessing.connection import Connection
+
+from wpo_optuna.delivery import sqlite_store
+from wpo_optuna.delivery.best import BestSoFar
+from wpo_optuna.delivery.messages import (
+    Away,
+    Back,
+    Command,
+    Deliver,
+    DeliverExtra,
+    Done,
+    Finish,
+    Open,
+    Opened,
+    Progress,
+    Refused,
+    Regard,
+    StudyDescription,
+)
+from wpo_optuna.delivery.study_run import StudyRun
+from wpo_optuna.delivery.table import TrialTable
+
+# MLflow's client would repeat a request for minutes in silence. Here each is made once; then is
+# waited, and what MLflow has is asked again before anything is repeated.
+REQUEST_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+_FIRST_WAIT_S = 0.25
+_LONGEST_WAIT_S = 15.0
+_PARENT_CHECK_S = 1.0
+# The study's loop goes first where there are too few cores.
+_NICENESS = 5
+_MOST_CHARACTERS_OF_A_REASON = 300
+
+# What requests and urllib3 say inside the message of MLflow's exception, and what it means.
+_REQUEST_FAILURES = {
+    "NameResolutionError": "cannot be reached: no such host",
+    "Connection refused": "cannot be reached: connection refused",
+    "NewConnectionError": "cannot be reached",
+    "ConnectTimeoutError": "cannot be reached: no answer",
+    "timeout exception": "does not answer in time",
+    "RemoteDisconnected": "breaks off connections",
+    "Connection reset": "breaks off connections",
+    "error responses": "answers with server errors",
+}
+
+
+class OrphanedError(Exception):
+    """The study's process is gone."""
+
+
+class Worker:
+    """Carries out commands, each until MLflow has taken it.
+
+    Args:
+        channel: commands come from here, and replies go here.
+    """
+
+    def __init__(self, channel: Connection) -> None:
+        self._channel = channel
+        self._parent = os.getppid()
+        self._description: StudyDescription | None = None
+        self._run: StudyRun | None = None
+        self._tracking_uri: str | None = None
+        self._table = TrialTable()
+        self._best = BestSoFar()
+        self._has_finished = False
+
+    def serve(self) -> None:
+        """Carries out commands until the study's process closes the channel or is gone."""
+        try:
+            while True:
+                command = self._receive(timeout_s=None)
+                # A request to hurry may come after what it was meant for.
+                if isinstance(command, Open | Deliver | Regard | DeliverExtra | Finish):
+                    self._carry_out(command)
+        except (EOFError, ConnectionError, OrphanedError):
+            self._note_sudden_end()
+        finally:
+            self._table.close()
+
+    def _receive(self, timeout_s: float | None) -> Command | None:
+        """The next command; None if there is none within the time."""
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            left = _PARENT_CHECK_S if end is None else end - time.monotonic()
+            if left <= 0:
+                return None
+            if self._channel.poll(min(left, _PARENT_CHECK_S)):
+                command: Command = self._channel.recv()
+                return command
+            # A forked copy of the study's process may hold the channel open after its death.
+            if os.getppid() != self._parent:
+                raise OrphanedError
+
+    def _carry_out(self, command: Command) -> None:
+        if isinstance(command, Open):
+            self._description, self._run = command.description, None
+        wait, is_away = _FIRST_WAIT_S, False
+        while True:
+            try:
+                self._try(command)
+                break
+            except ConnectionError:
+                raise  # of the channel: MLflow's client wraps those of its requests
+            except Exception as error:
+                # What failed may have been carried out all the same: ask again what is there.
+                self._run = None
+                if not is_away:
+                    self._channel.send(Away(_reason(error, self._tracking_uri)))
+                    is_away = True
+                hurried = self._receive(wait) is not None
+                wait = _FIRST_WAIT_S if hurried else min(2 * wait, _LONGEST_WAIT_S)
+        if is_away:
+            self._channel.send(Back())
+        self._channel.send(Done())
+
+    def _try(self, command: Command) -> None:
+        run = self._opened()
+        if isinstance(command, Deliver):
+            run.deliver(command.records, self._report)
+        elif isinstance(command, Regard):
+            run.regard(command.records)
+        elif isinstance(command, DeliverExtra):
+            self._deliver_extra(run, command)
+        elif isinstance(command, Finish):
+            run.finish(command.status, command.keep_end)
+            self._has_finished = True
+
+    def _opened(self) -> StudyRun:
+        if self._run is None:
+            import mlflow
+
+            assert self._description is not None, "Open comes first"
+            self._tracking_uri = self._description.tracking_uri or mlflow.get_tracking_uri()
+            with sqlite_store.preparing(self._tracking_uri):
+                client = mlflow.MlflowClient(self._tracking_uri)
+            run = StudyRun(client, self._description, self._table, self._best)
+            run.open()
+            self._run = run
+            self._channel.send(
+                Opened(run.experiment_id, run.run_id, run.is_new, frozenset(run.in_series))
+            )
+        return self._run
+
+    def _report(self, trials: int) -> None:
+        self._channel.send(Progress(trials))
+
+    def _deliver_extra(self, run: StudyRun, command: DeliverExtra) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run.deliver_extra(command.extra)
+        except (MlflowException, OSError) as error:
+            if not _is_final(error):
+                raise
+            reason = _reason(error, self._tracking_uri)
+            self._channel.send(Refused(command.extra.name, reason))
+
+    def _note_sudden_end(self) -> None:
+        """Ends the run of a study whose process was killed, if MLflow is at hand."""
+        if self._run is not None and self._run.description.is_live and not self._has_finished:
+            with contextlib.suppress(Exception):
+                self._run.end("KILLED")
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether trying again cannot help: a file that is not there, a value MLflow refuses."""
+    if isinstance(error, OSError):
+        return isinstance(error, FileNotFoundError | IsADirectoryError | PermissionError)
+    return getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE"
+
+
+def _reason(error: Exception, tracking_uri: str | None) -> str:
+    """Why MLflow did not take something, as a phrase."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    for sign, reason in _REQUEST_FAILURES.items():
+        if sign in text:
+            return f"{tracking_uri} {reason}"
+    if len(text) <= _MOST_CHARACTERS_OF_A_REASON:
+        return text
+    return text[:_MOST_CHARACTERS_OF_A_REASON] + " ..."
+
+
+def main() -> None:
+    """Entry point: the only argument is the file descriptor of the channel."""
+    # Ctrl-C reaches every process of the terminal; what it means is for the study's to decide.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(_NICENESS)
+    logging.disable(logging.ERROR)
+    Worker(Connection(int(sys.argv[1]))).serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Delivers a stored study to MLflow: ``python -m wpo_optuna.track --study-name NAME``.
+
+What MLflow lacks of the study is taken from its Optuna storage: after MLflow was away, after the
+study's process was killed, for a study that was never tracked, or when MLflow's own store is lost.
+A second time there is nothing left to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wpo_optuna.delivery.destination import TRIAL_RUNS, Destination
+from wpo_optuna.errors import InvalidArgument, WeightProgrammingError
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+PROGRAM = "python -m wpo_optuna.track"
+INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Delivers a study.
+
+    Args:
+        arguments: the command line without the program; None takes ``sys.argv``.
+
+    Returns:
+        exit status: 0, 1 on failure, 130 if interrupted; wrong usage exits with 2.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        destination = Destination(
+            tracking_uri=options.tracking_uri,
+            experiment_name=options.experiment,
+            trial_runs=options.trial_runs,
+            planned_trials=0,
+            parameters=(),
+            tags=(),
+            is_live=False,
+        )
+        print(deliver(load_study(options.storage, options.study_name), destination))
+        return 0
+    except KeyboardInterrupt:
+        print("\nInterrupted; run the same command again to deliver the rest.", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if options.debug:
+            raise
+        print(f"error: {_sentence(error)}", file=sys.stderr)
+        return 1
+
+
+def load_study(storage: str, study_name: str) -> Study:
+    """The stored study of this name.
+
+    Raises:
+        InvalidArgument: there is no such storage or study; nothing is written.
+    """
+    import optuna
+
+    from wpo_optuna.storage import masked_url, open_storage
+
+    scheme, _, location = storage.partition(":///")
+    path = location.partition("?")[0]
+    if scheme.partition("+")[0] in ("sqlite", "journal") and path and not Path(path).exists():
+        raise InvalidArgument(f"storage = {storage!r}: there is no such file.")
+    opened = open_storage(storage)
+    try:
+        return optuna.load_study(study_name=study_name, storage=opened)
+    except KeyError:
+        names = sorted(study.study_name for study in opened.get_all_studies())
+        known = f"it has {', '.join(names)}" if names else "it has none"
+        raise InvalidArgument(
+            f"study_name = {study_name!r}: {masked_url(storage)} has no such study; {known}."
+        ) from None
+
+
+def deliver(study: Study, destination: Destination) -> str:
+    """Brings everything of a study to MLflow, and says where it is.
+
+    Raises:
+        WeightProgrammingError: MLflow does not take it.
+    """
+    from wpo_optuna.delivery.description import DeliveryState
+    from wpo_optuna.delivery.ending import reason_of_failure, wait_for_end
+    from wpo_optuna.delivery.feeder import Feeder
+
+    state = DeliveryState.read(study)
+    feeder = Feeder(study, destination)
+    feeder.finish((state and state.status) or "FINISHED")
+    wait_for_end(feeder, show_progress_bar=True)
+    if not feeder.is_complete:
+        raise WeightProgrammingError(
+            f"MLflow lacks trials of study {study.study_name!r} ({reason_of_failure(feeder)}); run "
+            "the same command again when that is mended."
+        )
+    return (
+        f"MLflow has all {feeder.n_delivered} finished trials of study {study.study_name!r}: run "
+        f"{feeder.run_id} in experiment {destination.experiment_name!r}."
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Delivers to MLflow what it lacks of a stored study, or all of it. Running "
+        "the same command again changes nothing.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--study-name", required=True, metavar="NAME", help="name of the study")
+    parser.add_argument(
+        "--storage", default="sqlite:///wpo.db", metavar="URL",
+        help="Optuna storage of the study (sqlite:///wpo.db)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tracking-uri", metavar="URI", help="MLflow tracking URI; by default MLflow's own"
+    )
+    parser.add_argument(
+        "--experiment", default="wpo", metavar="NAME", help="MLflow experiment (wpo)"
+    )
+    parser.add_argument(
+        "--trial-runs", default="auto", choices=TRIAL_RUNS,
+        help="trials with an MLflow run of their own (auto: all of at most 1000 trials, else "
+        "those that improved the best)",
+    )  # fmt: skip
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, WeightProgrammingError):
+        return str(error)
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first_line} (--debug shows where)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

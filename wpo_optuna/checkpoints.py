@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,7 +32,7 @@ ACCEPTED = (
 
 # Pages of a mapped file count as this process's memory once they were read, until the file is
 # closed. It is therefore opened anew after so many bytes.
-_BYTES_BEFORE_REOPENING = 128 * 2**20
+_BYTES_BEFORE_REOPENING = 64 * 2**20
 
 _HUGGING_FACE_FILES = (
     "model.safetensors",
@@ -131,7 +132,7 @@ def _tensors_of_directory(directory: Path) -> tuple[StoredTensor, ...]:
 def _tensors_of_shards(index: Path, open_file: OpenFile) -> tuple[StoredTensor, ...]:
     try:
         shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards = sorted(set(shard_of.values()))
+        shards = sorted({str(shard) for shard in shard_of.values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidArgument(
             f"{index} is not an index of Hugging Face shards: it has no readable 'weight_map'."
@@ -218,7 +219,9 @@ def _load_torch_file(path: Path) -> object:
     # Files of PyTorch before 1.6 are not zip archives and cannot be mapped, only read whole.
     is_archive = zipfile.is_zipfile(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch warns of, the error below says
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except Exception as error:  # whatever a damaged pickle makes the unpickler raise
         raise InvalidArgument(f"{path} {_torch_complaint(path, error)}.") from error
 

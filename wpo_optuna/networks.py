@@ -10,7 +10,7 @@ from aihwkit.nn.modules.base import AnalogLayerBase
 from torch import Tensor, nn
 
 from wpo_optuna.errors import InvalidArgument
-from wpo_optuna.stored_tensor import REAL_TYPES, Index, StoredTensor, type_name
+from wpo_optuna.stored_tensor import REAL_TYPES, Index, StoredTensor
 
 # Where training scripts and frameworks put the state dict among other things.
 _STATE_DICT_KEYS = (
@@ -80,25 +80,20 @@ def stored_tensor(
     def read(index: Index) -> Tensor:
         return tensor[index]
 
+    obstacle = "meta, without data" if tensor.is_meta else ""
+    if tensor.layout is not torch.strided:
+        obstacle = "sparse"
+    dtype = str(tensor.dtype).removeprefix("torch.")
     return StoredTensor(
         name=name,
         shape=tuple(tensor.shape),
-        type_name=element_type(tensor),
-        is_real=element_type(tensor) == type_name(tensor.dtype) and tensor.dtype in REAL_TYPES,
+        type_name=f"{dtype} ({obstacle})" if obstacle else dtype,
+        is_real=tensor.dtype in REAL_TYPES and not obstacle,
         place=place,
         read=read,
         kind=kind,
         is_whole_network=is_whole_network,
     )
-
-
-def element_type(tensor: Tensor) -> str:
-    """The type of a tensor's elements, or what keeps them from being read as numbers."""
-    if tensor.is_meta:
-        return "meta (without data)"
-    if tensor.layout is not torch.strided:
-        return f"sparse {type_name(tensor.dtype)}"
-    return type_name(tensor.dtype)
 
 
 def _as_tensor(array: np.ndarray, place: str) -> Tensor:
@@ -124,7 +119,7 @@ def _tensors_of_module(module: nn.Module, place: str) -> tuple[StoredTensor, ...
     for path, owner in module.named_modules(remove_duplicate=False):
         if path.startswith(inside_analog_layers):
             continue
-        if isinstance(owner, AnalogLayerBase) and owner.IS_CONTAINER is False:
+        if isinstance(owner, AnalogLayerBase) and not owner.IS_CONTAINER:
             inside_analog_layers += (f"{path}." if path else "",)
             weight, _ = owner.get_weights()
             tensors.append(stored_tensor(_joined(path, "weight"), weight, place))

@@ -39,8 +39,8 @@ class StoredTensor:
         is_real: Whether its elements are numbers that can be taken as weights.
         place: The file or function it comes from, for messages.
         read: Reads the part of it that an index selects.
-        kind: What the network says it is, where it says: ``embedding``, ``normalisation``, ...;
-            empty where only the name can tell.
+        kind: What its place says it is: ``embedding``, ``normalisation`` or another ``layer`` of a
+            module, an ``array`` whose name says nothing; empty where only the name can tell.
         is_whole_network: True for a bare tensor, which is all there is and has no name of its own.
     """
 
@@ -78,8 +78,3 @@ def block_indices(shape: tuple[int, ...], limit: int) -> Iterator[Index]:
     rows_at_once = limit // max(row, 1)
     for start in range(0, shape[0], rows_at_once):
         yield (slice(start, min(start + rows_at_once, shape[0])),)
-
-
-def type_name(dtype: torch.dtype) -> str:
-    """A torch type as users write it, ``float32`` for ``torch.float32``."""
-    return str(dtype).removeprefix("torch.")

@@ -88,7 +88,7 @@ def _reason_to_skip(
     if include and not any(fnmatchcase(tensor.name, pattern) for pattern in include):
         return "not included"
     if not tensor.is_real:
-        return f"of type {tensor.type_name}, not real numbers"
+        return f"of type {tensor.type_name}"
     if tensor.type_name.startswith("float8") and any(
         name.startswith(f"{tensor.name}_scale") for name in names
     ):

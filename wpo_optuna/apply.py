@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Protocol
 
 from aihwkit.inference.converter.base import BaseConductanceConverter
 from aihwkit.inference.noise.base import BaseNoiseModel
@@ -20,6 +20,18 @@ from wpo_optuna.strategy import ProgrammingStrategy
 
 # Ranges that differ by rounding count as the same: aihwkit writes 88.2 as 88.199997.
 _SLACK = 1e-6
+
+
+class HasRange(Protocol):
+    """A strategy or a converter: what programs devices of a certain range."""
+
+    @property
+    def g_min(self) -> float:
+        """Lowest conductance of a device in µS."""
+
+    @property
+    def g_max(self) -> float:
+        """Highest conductance of a device in µS."""
 
 
 @dataclass(frozen=True)
@@ -117,28 +129,54 @@ def apply_strategy(
             "ProgrammingStrategy (read a file with ProgrammingStrategy.load); strategies by layer "
             "need a network."
         )
-    check_range(strategy, _noise_model(target.noise_model, "the RPU configuration"))
+    noise_model = _noise_model(target.noise_model, "the RPU configuration")
+    check_range(strategy, noise_model, "strategy")
     target.noise_model = _with_converter(target.noise_model, strategy.to_converter())
     return AppliedStrategy(tiles=())
 
 
-def check_range(strategy: ProgrammingStrategy, noise_model: BaseNoiseModel) -> None:
-    """Refuses a strategy made for devices with a wider range than a noise model describes.
+def apply_converter(model: nn.Module, converter: BaseConductanceConverter, argument: str) -> None:
+    """Programs all tiles of a network through an aihwkit converter, which all tiles share.
+
+    Args:
+        model: a network with analog layers.
+        converter: the converter.
+        argument: which of the user's arguments the converter is, for messages.
+
+    Raises:
+        InvalidArgument: a tile is not made for inference, or its devices have another range.
+    """
+    tiles = tuple(analog_tiles(model))
+    for tile in tiles:
+        noise_model = _noise_model(tile.noise_model, f"tile {tile.name!r}")
+        check_range(converter, noise_model, argument)
+    for tile in tiles:
+        tile.set_converter(converter)
+
+
+def check_range(programming: HasRange, noise_model: BaseNoiseModel, argument: str) -> None:
+    """Refuses a strategy or converter for devices with a wider range than a noise model describes.
 
     A narrower range is fine: then a part of the devices' range is used. Noise models say in
     different ways what they describe: a ``g_max`` that their fits are relative to, a ``g_min``
     (``ReRamCMONoiseModel``), or the table of a ``CustomDriftPCMLikeNoiseModel``, which aihwkit
     compares with the converter given to its constructor, and with no other.
 
+    Args:
+        programming: has the range.
+        noise_model: describes the devices.
+        argument: which of the user's arguments the range belongs to, for the message.
+
     Raises:
-        InvalidArgument: the range of the strategy leaves that of the noise model.
+        InvalidArgument: the range leaves that of the noise model.
     """
     lowest, highest = conductance_range(noise_model)
-    slack = _SLACK * strategy.g_max
-    if strategy.g_min < lowest - slack or strategy.g_max > highest + slack:
+    slack = _SLACK * programming.g_max
+    if programming.g_min < lowest - slack or programming.g_max > highest + slack:
         raise InvalidArgument(
-            f"strategy has the range g_min = {strategy.g_min:g} to g_max = {strategy.g_max:g} µS: "
-            f"the {type(noise_model).__name__} describes devices of {lowest:g} to {highest:g} µS."
+            f"{argument} has the range g_min = {programming.g_min:g} to "
+            f"g_max = {programming.g_max:g} µS: the {type(noise_model).__name__} describes devices "
+            f"of {lowest:g} to {highest:g} µS."
         )
 
 
@@ -173,7 +211,8 @@ def _apply_to_network(
     for tile in tiles:
         wanted = chosen[tile.name]
         if wanted is not None:
-            check_range(wanted, _noise_model(tile.noise_model, f"tile {tile.name!r}"))
+            noise_model = _noise_model(tile.noise_model, f"tile {tile.name!r}")
+            check_range(wanted, noise_model, "strategy")
     for tile in tiles:
         wanted = chosen[tile.name]
         if wanted is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -38,6 +39,7 @@ def _quieten_libraries() -> None:
     """Leaves the terminal to this program's own messages."""
     for name in ("optuna", "mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # MLflow sets its level when imported
 
     def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
         if category.__module__.startswith("wpo_optuna"):

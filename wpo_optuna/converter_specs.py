@@ -41,7 +41,7 @@ def parse_converter(
         raise InvalidArgument(
             f"g_min = {g_min:g}, g_max = {g_max:g}: 0 <= g_min < g_max is needed (µS)."
         )
-    if text.lower().endswith(".json") or Path(text).is_file():
+    if is_strategy_file(text):
         return _from_strategy(text, g_min, g_max, argument)
     name, colon, factors_text = text.strip().partition(":")
     name = name.strip().lower()
@@ -71,6 +71,11 @@ def parse_converter(
             "another number write npair."
         )
     return DualPairConductanceConverter(factors, g_min=g_min, g_max=g_max)
+
+
+def is_strategy_file(text: str) -> bool:
+    """Whether a specification names a file rather than a converter of aihwkit."""
+    return text.lower().endswith(".json") or Path(text).is_file()
 
 
 def _factors(factors_text: str, text: str, argument: str) -> list[float]:

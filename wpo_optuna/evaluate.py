@@ -1,0 +1,252 @@
+"""The command line: ``python -m wpo_optuna.evaluate``, a network's accuracy over time."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wpo_optuna.command_line import run_command
+from wpo_optuna.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from wpo_optuna.accuracy import MetricOverTime
+    from wpo_optuna.strategy import ProgrammingStrategy
+
+PROGRAM = "python -m wpo_optuna.evaluate"
+NO_TRACKING = "none"
+
+_MOST_CHARACTERS_OF_A_REASON = 200
+
+# A server that is away should cost seconds, not MLflow's minutes.
+_MLFLOW_REQUESTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """The settings of one evaluation, as the user wrote them; see the command's help."""
+
+    model: str
+    strategy: tuple[str, ...]
+    data: str
+    metric: str | None
+    rpu_config: str | None
+    baseline: str
+    t_steps: str
+    repeats: int
+    seed: int
+    output: Path
+    tracking_uri: str | None
+    experiment: str
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1:
+            raise InvalidArgument(
+                f"repeats = {self.repeats}: a whole number of at least 1 is needed."
+            )
+        if self.seed < 0:
+            raise InvalidArgument(f"seed = {self.seed}: a whole number of at least 0 is needed.")
+        if self.output.exists() and not self.output.is_dir():
+            raise InvalidArgument(f"output = {str(self.output)!r}: this is not a directory.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compares a strategy over time with a baseline and with the digital network.
+
+    Args:
+        arguments: the command line without the program; None takes ``sys.argv``.
+
+    Returns:
+        exit status: 0, 1 on failure, 130 if interrupted; wrong usage exits with 2.
+    """
+    options = vars(_parser().parse_args(arguments))
+    quiet, debug = options.pop("quiet"), options.pop("debug")
+    options["strategy"] = tuple(options["strategy"])
+    return run_command(
+        lambda: _run(EvaluationSettings(**options), quiet),
+        debug=debug,
+        on_interruption="Interrupted; nothing was written.",
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Shows how much of a network's accuracy a programming strategy keeps over "
+        "time: against a baseline, and against the ideal digital network.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--model", required=True, metavar="FUNCTION",
+        help="returns the network: a torch module, or one that aihwkit converted to analog; "
+        "package.module:function or path/file.py:function")  # fmt: skip
+    add("--strategy", required=True, nargs="+", metavar="FILE",
+        help="strategy file; for strategies by layer LAYER=FILE ..., where LAYER may be a pattern "
+        "such as 'encoder.*'; layers without one are programmed like the baseline")  # fmt: skip
+    add("--data", required=True, metavar="FUNCTION",
+        help="returns batches of (inputs, targets), such as a DataLoader")  # fmt: skip
+    add("--metric", metavar="FUNCTION",
+        help="takes the network and the data and returns a number; by default the share of "
+        "right classifications")  # fmt: skip
+    add("--rpu-config", metavar="NAME",
+        help="hardware of a digital network: pcm, standard-hwa, reram-wan, reram-cmo, hermes or a "
+        "function that returns an InferenceRPUConfig (pcm)")  # fmt: skip
+    add("--baseline", metavar="SPEC", default="dual:1,1",
+        help="programming to compare with: single, dual:F,F, npair:F,F,..., or a strategy file "
+        "(%(default)s)")  # fmt: skip
+    add("--t-steps", metavar="LIST", default="1s,1min,1h,1d,30d,1y",
+        help="times after programming (%(default)s)")  # fmt: skip
+    add("--repeats", type=int, default=10, metavar="N",
+        help="how often the network is programmed anew (%(default)s)")  # fmt: skip
+    add("--seed", type=int, default=0, metavar="N",
+        help="seed of programming, drift and accumulated read noise (%(default)s)")  # fmt: skip
+    add("--output", type=Path, default=Path("wpo_results", "accuracy"), metavar="DIR",
+        help="directory for tables and figure (%(default)s)")  # fmt: skip
+    add("--tracking-uri", metavar="URI",
+        help="MLflow tracking URI; by default MLflow's own; none for no tracking")  # fmt: skip
+    add("--experiment", default="wpo", metavar="NAME", help="MLflow experiment (%(default)s)")
+    add("--quiet", action="store_true", help="no progress, only the result")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _run(settings: EvaluationSettings, quiet: bool) -> int:
+    # Everything heavy is imported here, so that --help and wrong usage answer at once.
+    from wpo_optuna.compatibility import check_aihwkit
+
+    check_aihwkit()
+    from wpo_optuna.accuracy import compare_over_time, number_of_measurements
+    from wpo_optuna.delivery.destination import Destination
+    from wpo_optuna.evaluation_setup import set_up_evaluation
+    from wpo_optuna.progress import Progress
+
+    if settings.tracking_uri != NO_TRACKING:
+        # Only refuses an address or a name that MLflow does not take, before anything is done.
+        Destination(settings.tracking_uri, settings.experiment, "none", 0, (), (), True)
+    started_s = time.time()
+    setup = set_up_evaluation(
+        model=settings.model,
+        strategy=settings.strategy,
+        data=settings.data,
+        metric=settings.metric,
+        rpu_config=settings.rpu_config,
+        baseline=settings.baseline,
+        t_steps=settings.t_steps,
+    )
+    total = number_of_measurements(setup.network, len(setup.t_steps), settings.repeats)
+    with Progress(not quiet).bar("evaluating", total, "measurement") as bar:
+        result = compare_over_time(
+            setup.network, setup.strategies, setup.baseline, setup.data, setup.t_steps,
+            setup.metric, metric_name=setup.metric_name, repeats=settings.repeats,
+            seed=settings.seed, on_measured=bar.update,
+        )  # fmt: skip
+    files = _write(result, setup.strategies, settings.output)
+    run_id = _track(settings, result, setup.strategies, files, started_s)
+    print(_describe(settings, result, run_id))
+    return 0
+
+
+def _write(
+    result: MetricOverTime, strategies: Mapping[str, ProgrammingStrategy], directory: Path
+) -> list[Path]:
+    """Writes tables, figure and the strategies they are about."""
+    from wpo_optuna import accuracy_figure
+
+    files = [
+        result.write_measurements(directory / "measurements.csv"),
+        result.write_summary(directory / "summary.csv"),
+        *accuracy_figure.save(result, directory, "over_time"),
+    ]
+    for layer, strategy in strategies.items():
+        suffix = "" if layer == "*" else "-" + re.sub(r"[^\w.-]", "_", layer)
+        files.append(strategy.save(directory / f"strategy{suffix}.json"))
+    return files
+
+
+def _track(
+    settings: EvaluationSettings,
+    result: MetricOverTime,
+    strategies: Mapping[str, ProgrammingStrategy],
+    files: Sequence[Path],
+    started_s: float,
+) -> str | None:
+    """The id of the run in MLflow; None without tracking, or if MLflow is away."""
+    if settings.tracking_uri == NO_TRACKING:
+        return None
+    for name, value in _MLFLOW_REQUESTS.items():
+        os.environ.setdefault(name, value)
+    from wpo_optuna.accuracy_tracking import record
+    from wpo_optuna.tracking import TrackingWarning
+    from wpo_optuna.versions import versions
+
+    names = ("model", "data", "metric", "rpu_config", "baseline", "t_steps", "repeats", "seed")
+    parameters = {name: getattr(settings, name) for name in names}
+    parameters["strategy"] = " ".join(settings.strategy)
+    studies = sorted({str(s.provenance.get("study_name", "")) for s in strategies.values()} - {""})
+    try:
+        return record(
+            result,
+            files,
+            tracking_uri=settings.tracking_uri,
+            experiment_name=settings.experiment,
+            run_name=f"{result.metric} of {', '.join(studies) or settings.strategy[0]}"[:250],
+            parameters={name: value for name, value in parameters.items() if value is not None},
+            tags={f"version.{name}": version for name, version in versions().items()},
+            started_s=started_s,
+        )
+    except Exception as error:  # MLflow's storages raise what they like
+        reason = " ".join(str(error).split())[:_MOST_CHARACTERS_OF_A_REASON]
+        warnings.warn(
+            f"MLflow did not take the results, which are in {settings.output} "
+            f"({reason or type(error).__name__}).",
+            TrackingWarning,
+            stacklevel=2,
+        )
+        return None
+
+
+def _describe(settings: EvaluationSettings, result: MetricOverTime, run_id: str | None) -> str:
+    """A table of means and standard deviations, and where to find the rest."""
+    from wpo_optuna.durations import format_duration
+
+    rows = [["", *(curve.name for curve in result.curves)]]
+    for step, t in enumerate(result.t_steps):
+        cells = (
+            f"{curve.mean[step]:.4g} ± {curve.spread[step]:.2g}"
+            if len(curve.values) > 1
+            else f"{curve.mean[step]:.4g}"
+            for curve in result.curves
+        )
+        rows.append([format_duration(t), *cells])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    repeats = len(result.curves[0].values)
+    of_what = "one programming"
+    if repeats > 1:
+        of_what = f"mean ± standard deviation of {repeats} programmings"
+    ideal = "" if result.ideal is None else f"; of the digital network {result.ideal:.4g}"
+    tracked = f"run {run_id}, experiment {settings.experiment}"
+    if run_id is None:
+        is_off = settings.tracking_uri == NO_TRACKING
+        tracked = "off" if is_off else "not recorded (see the warning)"
+    return "\n".join(
+        [
+            f"{result.metric} after programming, {of_what}{ideal}:",
+            "",
+            *table,
+            "",
+            f"results  {settings.output}",
+            f"MLflow   {tracked}",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""From the settings of an evaluation to what they stand for: network, strategies, data, metric."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aihwkit.inference.converter.base import BaseConductanceConverter
+from torch import nn
+
+from wpo_optuna import rpu_configs
+from wpo_optuna.accuracy import Metric, accuracy
+from wpo_optuna.apply import analog_tiles
+from wpo_optuna.converter_specs import is_strategy_file, parse_converter
+from wpo_optuna.durations import parse_durations
+from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.network_forms import NetworkForms
+from wpo_optuna.references import call_function, load_function
+from wpo_optuna.strategy import ProgrammingStrategy
+
+ALL_LAYERS = "*"
+DEFAULT_RPU_CONFIG = "pcm"
+
+
+@dataclass(frozen=True)
+class EvaluationSetup:
+    """What is evaluated.
+
+    Attributes:
+        network: the network, digital and analog.
+        strategies: the optimised strategies by layer; ``"*"`` for all layers.
+        baseline: the programming to compare with.
+        data: batches for the metric, which may be read many times.
+        metric: takes the network and the data and returns a number.
+        metric_name: what to call it.
+        t_steps: times after programming in s.
+    """
+
+    network: NetworkForms
+    strategies: Mapping[str, ProgrammingStrategy]
+    baseline: BaseConductanceConverter
+    data: Iterable[Any]
+    metric: Metric
+    metric_name: str
+    t_steps: tuple[float, ...]
+
+
+def set_up_evaluation(
+    *,
+    model: str,
+    strategy: Sequence[str],
+    data: str,
+    metric: str | None,
+    rpu_config: str | None,
+    baseline: str,
+    t_steps: str,
+) -> EvaluationSetup:
+    """Reads files and calls the user's functions; see the command's help for each setting.
+
+    Raises:
+        InvalidArgument: a setting cannot be used, or a function of the user's fails.
+    """
+    times = parse_durations(t_steps, "t_steps")
+    strategies = read_strategies(strategy)
+    converter = _read_baseline(baseline, tuple(strategies.values()))
+    chosen_metric, metric_name = _load_metric(metric)
+    network = _load_network(model, rpu_config)
+    return EvaluationSetup(
+        network, strategies, converter, _load_data(data), chosen_metric, metric_name, times
+    )
+
+
+def read_strategies(entries: Sequence[str]) -> dict[str, ProgrammingStrategy]:
+    """Strategies by layer, from ``FILE`` for all layers or ``LAYER=FILE`` for some.
+
+    Raises:
+        InvalidArgument: a file is no strategy, or a layer has two.
+    """
+    strategies: dict[str, ProgrammingStrategy] = {}
+    for entry in entries:
+        layer, equals, path = entry.partition("=")
+        if not equals or Path(entry).is_file():
+            layer, path = ALL_LAYERS, entry
+        if layer in strategies:
+            which = "all layers" if layer == ALL_LAYERS else f"layer {layer!r}"
+            raise InvalidArgument(
+                f"strategy = {' '.join(entries)!r}: there are two strategies for {which}; one is "
+                "needed, or LAYER=FILE for strategies by layer."
+            )
+        strategies[layer] = ProgrammingStrategy.load(path)
+    return strategies
+
+
+def _read_baseline(
+    text: str, strategies: Sequence[ProgrammingStrategy]
+) -> BaseConductanceConverter:
+    """The baseline, on devices of the range that the strategies were made for."""
+    if is_strategy_file(text):
+        return ProgrammingStrategy.load(text).to_converter()
+    g_min = min(strategy.g_min for strategy in strategies)
+    g_max = max(strategy.g_max for strategy in strategies)
+    return parse_converter(text, g_min, g_max, "baseline")
+
+
+def _load_network(reference: str, rpu_config: str | None) -> NetworkForms:
+    model = call_function(load_function(reference, "model"), reference, "model")
+    is_analog = isinstance(model, nn.Module) and any(analog_tiles(model))
+    name = DEFAULT_RPU_CONFIG if rpu_config is None and not is_analog else rpu_config
+    return NetworkForms.of(model, None if name is None else rpu_configs.rpu_config(name))
+
+
+def _load_data(reference: str) -> Iterable[Any]:
+    data = call_function(load_function(reference, "data"), reference, "data")
+    if not isinstance(data, Iterable):
+        raise InvalidArgument(
+            f"data {reference!r} returned {type(data).__name__}; an iterable of batches is needed."
+        )
+    # A generator can be read once only, and the data are read for each measurement.
+    return list(data) if iter(data) is data else data
+
+
+def _load_metric(reference: str | None) -> tuple[Metric, str]:
+    if reference is None:
+        return accuracy, accuracy.__name__
+    function = load_function(reference, "metric")
+
+    def metric(network: nn.Module, data: Iterable[Any]) -> Any:
+        return call_function(function, reference, "metric", network, data)
+
+    return metric, reference.rpartition(":")[2].rpartition(".")[2]

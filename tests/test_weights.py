@@ -228,6 +228,17 @@ def test_without_patterns_biases_norms_and_embeddings_are_left_out_and_listed() 
         assert "embed_tokens.weight" in listing
 
 
+def test_the_layers_of_a_torchscript_module_are_known_by_their_names() -> None:
+    module = nn.ModuleDict({"embed_in": nn.Embedding(9, 4), "fc": nn.Linear(4, 3)})
+    scripted = torch.jit.script(module)
+    assert [layer.name for layer in read_weights(scripted).layers] == ["fc.weight"]
+
+
+def test_a_linear_layer_of_a_module_counts_whatever_its_name() -> None:
+    module = nn.ModuleDict({"text_embed": nn.Linear(9, 4), "words": nn.Embedding(4, 3)})
+    assert [layer.name for layer in read_weights(module).layers] == ["text_embed.weight"]
+
+
 @pytest.mark.parametrize(
     ("name", "is_embedding"),
     [

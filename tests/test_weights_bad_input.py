@@ -127,6 +127,15 @@ def test_a_file_of_something_else_is_not_taken_for_weights(tmp_path: Path, name:
     assert str(tmp_path / name) in message
 
 
+@pytest.mark.parametrize("name", ["net.safetensors", "net.pt", "net.npy", "net.npz"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
+    unreadable = Path("/proc/self/mem")
+    if not unreadable.exists():
+        pytest.skip("needs Linux's /proc for a file that cannot be read, even by root")
+    (tmp_path / name).symlink_to(unreadable)
+    assert str(tmp_path / name) in complaint(tmp_path / name)
+
+
 def test_a_corrupt_array_in_an_archive_is_named(tmp_path: Path) -> None:
     path = tmp_path / "net.npz"
     save_npz(path)

@@ -68,7 +68,7 @@ class OpenFile:
         """
         is_worn = is_mapped and self._bytes_read > _BYTES_BEFORE_REOPENING
         if path != self._path or is_worn:
-            self._contents = None  # let go of one file before the next is opened
+            self._path, self._contents = None, None  # let go of one before the next is opened
             self._contents = open_file(path)
             self._path, self._bytes_read = path, 0
         tensor = select(self._contents)
@@ -216,6 +216,11 @@ def _named_tensors(network: object, path: Path) -> dict[str, Tensor]:
 
 
 def _load_torch_file(path: Path) -> object:
+    try:
+        with path.open("rb") as file:
+            starts_as_archive = file.read(4) == b"PK\x03\x04"
+    except OSError as error:
+        raise InvalidArgument(f"{path} cannot be read: {_in_one_line(error)}.") from error
     # Files of PyTorch before 1.6 are not zip archives and cannot be mapped, only read whole.
     is_archive = zipfile.is_zipfile(path)
     try:
@@ -223,10 +228,11 @@ def _load_torch_file(path: Path) -> object:
             warnings.simplefilter("ignore")  # what torch warns of, the error below says
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except Exception as error:  # whatever a damaged pickle makes the unpickler raise
-        raise InvalidArgument(f"{path} {_torch_complaint(path, error)}.") from error
+        complaint = _torch_complaint(error, starts_as_archive)
+        raise InvalidArgument(f"{path} {complaint}.") from error
 
 
-def _torch_complaint(path: Path, error: Exception) -> str:
+def _torch_complaint(error: Exception, starts_as_archive: bool) -> str:
     forbidden = re.search(r"GLOBAL ([\w.]+)", str(error))
     if forbidden:
         return (
@@ -239,8 +245,6 @@ def _torch_complaint(path: Path, error: Exception) -> str:
             "is a TorchScript archive, which holds code: save a state dict, or give "
             "path/file.py:function returning torch.jit.load(...)"
         )
-    with path.open("rb") as file:
-        starts_as_archive = file.read(4) == b"PK\x03\x04"
     if starts_as_archive or isinstance(error, EOFError) or "unexpected EOF" in str(error):
         return "is damaged or incomplete: it breaks off before its end"
     return "is not a PyTorch checkpoint of tensors, or it is damaged"

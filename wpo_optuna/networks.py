@@ -17,6 +17,7 @@ _STATE_DICT_KEYS = (
     "state_dict", "model_state_dict", "model", "module", "network", "net", "weights", "params",
 )  # fmt: skip
 
+_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _NORMALISATIONS = (
     nn.modules.batchnorm._NormBase,
@@ -136,7 +137,10 @@ def _tensors_of_module(module: nn.Module, place: str) -> tuple[StoredTensor, ...
 def _kind_of_module(module: nn.Module) -> str:
     if isinstance(module, _EMBEDDINGS):
         return "embedding"
-    return "normalisation" if isinstance(module, _NORMALISATIONS) else "layer"
+    if isinstance(module, _NORMALISATIONS):
+        return "normalisation"
+    # Of a class unknown here, the name must tell; TorchScript makes all classes unknown.
+    return "layer" if isinstance(module, _LAYERS) else ""
 
 
 def _joined(path: str, name: str) -> str:

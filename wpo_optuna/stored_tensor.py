@@ -39,8 +39,8 @@ class StoredTensor:
         is_real: Whether its elements are numbers that can be taken as weights.
         place: The file or function it comes from, for messages.
         read: Reads the part of it that an index selects.
-        kind: What its place says it is: ``embedding``, ``normalisation`` or another ``layer`` of a
-            module, an ``array`` whose name says nothing; empty where only the name can tell.
+        kind: What its place says it is: ``embedding``, ``normalisation`` or ``layer`` by the module
+            that holds it, ``array`` if its name says nothing; empty if only the name can tell.
         is_whole_network: True for a bare tensor, which is all there is and has no name of its own.
     """
 

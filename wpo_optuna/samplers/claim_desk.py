@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import logging
 import random
 import threading
 import time
@@ -44,7 +45,7 @@ from wpo_optuna.samplers.trial_reading import read_trials
 if TYPE_CHECKING:
     from optuna.study import Study
 
-_logger = optuna.logging.get_logger(__name__)
+_logger = logging.getLogger(__name__)
 
 # Among how many free candidates to choose after a contest was lost.
 _N_OPTIONS = 64
@@ -136,6 +137,10 @@ class ClaimDesk:
         Another study takes the place of a deleted one where the storage uses its key again.
         """
         with self.lock:
+            if trial.number in self._given_here and Claim.of(trial) is None:
+                # It has just been created, so its number was that of a trial that is gone.
+                self._start_empty()
+                return
             try:
                 self.book.check_running(trial)
             except TrialsChangedError:
@@ -268,6 +273,9 @@ class ClaimDesk:
         Returns:
             The candidate's parameters; None if nothing is free and waiting might last for ever.
         """
+        params = self._params_of_earlier_claim(trial, search)
+        if params is not None:
+            return params
         owner = Owner.current(in_optimize=study._thread_local.in_optimize_loop)
         patience = _Patience(self._random)
         n_options = 1
@@ -288,6 +296,17 @@ class ClaimDesk:
             patience.pause()
             _fail_stale_trials(study)
             self.refresh(study, in_full=False)
+
+    def _params_of_earlier_claim(self, trial: FrozenTrial, search: Search) -> dict[str, Any] | None:
+        # A running trial may be handed to another process, which makes a Trial of it once more.
+        claim = Claim.of(trial)
+        if claim is None or claim.candidate.evolution != search.evolution:
+            return None
+        with self.lock:
+            source = self.source(search)
+            if claim.candidate.generation != source.generation:
+                return None
+            return source.params(claim.candidate)
 
     def _choose(
         self, trial: FrozenTrial, search: Search, owner: Owner, n_options: int

@@ -215,7 +215,7 @@ class DifferentialEvolution:
     def _draw_crossover(self, *, exponential: bool) -> NDArray[np.bool_]:
         """Which coordinates ``(S, d)`` come from the mutant; one always does."""
         size, dimension = self.population.shape
-        start: IntArray = self._rng.integers(dimension, size=size)
+        start = self._rng.integers(dimension, size=(size,))
         taken = self._rng.uniform(size=(size, dimension)) < self._settings.recombination
         if not exponential:
             taken[np.arange(size), start] = True

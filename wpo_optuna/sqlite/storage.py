@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import threading
 import uuid
 from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
@@ -88,10 +89,11 @@ class SQLiteStorage(BaseStorage, BaseHeartbeat):
         self._studies: dict[int, StudyCache] = {}
         self._study_ids: dict[int, int] = {}
         self._rollbacks = 0
+        self._thread_in_batch: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_database", "_studies", "_study_ids", "_rollbacks"):
+        for name in ("_database", "_studies", "_study_ids", "_rollbacks", "_thread_in_batch"):
             del state[name]
         return state
 
@@ -126,11 +128,24 @@ class SQLiteStorage(BaseStorage, BaseHeartbeat):
         """
         with self._database:
             self._study(study_id)
+            outer, self._thread_in_batch = self._thread_in_batch, threading.get_ident()
             try:
                 yield
             except BaseException as error:
                 self._database.fail_batch(error)
                 raise
+            finally:
+                self._thread_in_batch = outer
+
+    @property
+    def in_batch(self) -> bool:
+        """Whether the calling thread is inside a batch: others wait for it then."""
+        return self._thread_in_batch == threading.get_ident()
+
+    @property
+    def rollbacks(self) -> int:
+        """How many transactions were undone; what was read inside them must be forgotten."""
+        return self._database.rollbacks
 
     def close(self) -> None:
         """Close the connection to the file; the next use opens it again."""

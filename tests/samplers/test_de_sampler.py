@@ -1,0 +1,478 @@
+"""How the sampler behaves in Optuna studies of every kind."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from de_functions import FUNCTIONS, search_space
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import TrialState
+from scipy.optimize import differential_evolution
+
+from wpo_optuna.errors import InvalidArgument, WeightProgrammingError
+from wpo_optuna.samplers import DESampler
+from wpo_optuna.samplers.candidate_claims import CLAIM_KEY
+from wpo_optuna.sqlite import SQLiteStorage
+
+SPACE: dict[str, BaseDistribution] = dict(search_space("sphere", 2))
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> None:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def sampler(**options: Any) -> DESampler:
+    return DESampler(**({"seed": 1, "popsize": 3, "search_space": SPACE} | options))
+
+
+def value_of(params: dict[str, Any]) -> float:
+    return FUNCTIONS["sphere"][0](np.array([params[name] for name in SPACE]))
+
+
+def evolve(study: optuna.Study, n_trials: int) -> None:
+    for _ in range(n_trials):
+        trial = study.ask(SPACE)
+        study.tell(trial, value_of(trial.params))
+
+
+def params_of(study: optuna.Study) -> list[dict[str, Any]]:
+    return [trial.params for trial in study.trials if trial.state == TrialState.COMPLETE]
+
+
+def candidates_of(study: optuna.Study) -> list[tuple[int, int]]:
+    claims = [trial.system_attrs.get(CLAIM_KEY) for trial in study.trials]
+    return [(claim["generation"], claim["index"]) for claim in claims if claim]
+
+
+def reference(n_trials: int, **options: Any) -> list[dict[str, Any]]:
+    study = optuna.create_study(sampler=sampler(**options))
+    evolve(study, n_trials)
+    return params_of(study)
+
+
+# What is sampled
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    low=st.integers(-50, 50),
+    n_values=st.integers(1, 40),
+    step=st.integers(1, 7),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_every_parameter_keeps_its_range_step_and_type(
+    low: int, n_values: int, step: int, seed: int
+) -> None:
+    space: dict[str, BaseDistribution] = {
+        "float": FloatDistribution(low, low + n_values),
+        "stepped": FloatDistribution(low, low + 0.1 * n_values, step=0.1),
+        "log": FloatDistribution(10.0**low, 10.0 ** (low + n_values), log=True),
+        "int": IntDistribution(low, low + n_values * step, step=step),
+        "logint": IntDistribution(1, n_values, log=True),
+        "single": IntDistribution(low, low),
+        "choice": CategoricalDistribution(["a", None, 3.5]),
+    }
+    study = optuna.create_study(
+        sampler=DESampler(seed=seed, popsize=1, search_space=space, warn_independent_sampling=False)
+    )
+    for _ in range(12):
+        trial = study.ask(space)
+        for name, value in trial.params.items():
+            distribution = space[name]
+            assert distribution._contains(distribution.to_internal_repr(value))
+            if isinstance(distribution, IntDistribution):
+                assert type(value) is int
+            elif isinstance(distribution, FloatDistribution):
+                assert type(value) is float
+        study.tell(trial, trial.params["float"])
+
+
+def test_categorical_parameters_are_random_while_the_others_evolve() -> None:
+    def objective(trial: optuna.Trial) -> float:
+        kind = trial.suggest_categorical("kind", ["a", "b"])
+        x = trial.suggest_float("x", -5, 5)
+        return x**2 + (kind == "b")
+
+    study = optuna.create_study(sampler=DESampler(seed=0, warn_independent_sampling=False))
+    study.optimize(objective, n_trials=120)
+    last = study.trials[-30:]
+    assert {trial.params["kind"] for trial in last} == {"a", "b"}
+    assert np.std([trial.params["x"] for trial in last]) < 0.5
+
+
+def test_a_parameter_left_out_of_the_evolution_is_warned_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    study = optuna.create_study(sampler=sampler())
+    for _ in range(4):
+        trial = study.ask(SPACE | {"kind": CategoricalDistribution(["a", "b"])})
+        study.tell(trial, 1.0)
+    assert caplog.text.count("'kind' is sampled independently") == 1
+
+
+def test_the_evolution_starts_anew_where_the_common_search_space_shrinks() -> None:
+    def objective(trial: optuna.Trial) -> float:
+        x = trial.suggest_float("x", -5, 5)
+        if trial.number < 5:
+            return x**2 + trial.suggest_float("y", -5, 5) ** 2
+        return x**2 + trial.suggest_float("z", -5, 5) ** 2
+
+    study = optuna.create_study(sampler=DESampler(seed=0, popsize=5))
+    study.optimize(objective, n_trials=60)
+    spaces = [trial.system_attrs[CLAIM_KEY]["space"] for trial in study.trials]
+    assert spaces[0] == ""
+    assert len(set(spaces[1:6])) == 1
+    assert len(set(spaces[6:])) == 1
+    assert spaces[6] != spaces[5]
+    assert candidates_of(study)[6:11] == [(0, index) for index in range(5)]
+    assert abs(study.best_params["x"]) < 0.5
+
+
+def test_trials_of_other_origin_take_no_part_in_the_evolution() -> None:
+    study = optuna.create_study(sampler=sampler())
+    study.enqueue_trial({"x0": 0.0, "x1": 0.0})
+    study.enqueue_trial({"x0": 1.0})
+    study.add_trial(
+        optuna.create_trial(params={"x0": 0.0, "x1": 0.0}, distributions=SPACE, value=0)
+    )
+    evolve(study, 20)
+    assert CLAIM_KEY not in study.trials[0].system_attrs
+    assert study.trials[1].params["x0"] == 1.0
+    assert CLAIM_KEY not in study.trials[1].system_attrs
+    assert params_of(study)[3:] == reference(18)
+
+
+def test_fixing_a_parameter_evolves_the_others() -> None:
+    fixed = optuna.samplers.PartialFixedSampler({"x0": 2.0}, sampler())
+    study = optuna.create_study(sampler=fixed)
+    evolve(study, 40)
+    assert {trial.params["x0"] for trial in study.trials} == {2.0}
+    assert abs(study.best_params["x1"]) < 0.2
+    assert candidates_of(study)[:6] == [(0, index) for index in range(5)] + [(1, 0)]
+
+
+# Trials without a value
+
+
+def test_a_failed_candidate_is_evaluated_again_at_once() -> None:
+    study = optuna.create_study(sampler=sampler())
+    evolve(study, 3)
+    study.tell(study.ask(SPACE), state=TrialState.FAIL)
+    evolve(study, 15)
+    assert candidates_of(study)[3] == candidates_of(study)[4]
+    assert params_of(study) == reference(18)
+
+
+def test_a_candidate_counts_as_infinite_after_its_attempts() -> None:
+    s = sampler(max_attempts=2)
+    study = optuna.create_study(sampler=s)
+    expected = optuna.create_study(sampler=sampler(max_attempts=2))
+    for index in range(30):
+        trial = expected.ask(SPACE)
+        expected.tell(trial, math.inf if index == 3 else value_of(trial.params))
+    for index in range(31):
+        trial = study.ask(SPACE)
+        study.tell(trial, math.nan if index in (3, 4) else value_of(trial.params))
+    assert candidates_of(study)[3:6] == [(0, 3), (0, 3), (0, 4)]
+    assert params_of(study) == [p for i, p in enumerate(params_of(expected)) if i != 3]
+
+
+def test_an_objective_that_always_fails_does_not_stop_the_study() -> None:
+    def objective(trial: optuna.Trial) -> float:
+        x = trial.suggest_float("x0", -5.12, 5.12) + trial.suggest_float("x1", -5.12, 5.12)
+        raise RuntimeError(x)
+
+    s = sampler(max_attempts=1)
+    study = optuna.create_study(sampler=s)
+    study.optimize(objective, n_trials=14, catch=(RuntimeError,))
+    assert s.generation(study) == 2
+    assert candidates_of(study)[12:] == [(2, 0), (2, 1)]
+
+
+def test_a_pruned_candidate_counts_with_its_last_report_or_as_infinite() -> None:
+    told = [0.5, 3.0, None, 1.0, 2.0, 4.0]
+    s = sampler()
+    study = optuna.create_study(sampler=s)
+    for value in told:
+        trial = study.ask(SPACE)
+        if value is not None:
+            trial.report(value, step=1)
+        study.tell(trial, state=TrialState.PRUNED)
+    assert sorted(s.population(study).values) == [0.5, 1.0, 2.0, 3.0, 4.0, math.inf]
+    assert not s.converged(study)
+
+
+# Asking before telling
+
+
+def test_asking_more_than_a_generation_never_blocks_and_loses_no_candidate() -> None:
+    s = sampler()
+    study = optuna.create_study(sampler=s)
+    trials = [study.ask(SPACE) for _ in range(10)]
+    assert candidates_of(study) == [(0, i) for i in range(6)] + [(-1, i) for i in range(4)]
+    assert len({trial.params["x0"] for trial in trials}) == 10
+    for trial in reversed(trials):
+        study.tell(trial, value_of(trial.params))
+    evolve(study, 12)
+    params = params_of(study)
+    assert params[:6] + params[10:] == reference(18)
+
+
+def test_candidates_left_counts_what_can_be_asked_in_this_generation() -> None:
+    s = sampler()
+    study = optuna.create_study(sampler=s)
+    assert s.candidates_left(study) == 6
+    trials = [study.ask(SPACE) for _ in range(4)]
+    assert s.candidates_left(study) == 2
+    trials += [study.ask(SPACE) for _ in range(2)]
+    assert s.candidates_left(study) == 0
+    for trial in trials:
+        assert s.generation(study) == 0
+        study.tell(trial, 1.0)
+    assert (s.generation(study), s.candidates_left(study)) == (1, 6)
+
+
+def test_batches_of_a_generation_give_the_trials_of_one_by_one() -> None:
+    s = sampler()
+    study = optuna.create_study(sampler=s)
+    while len(study.trials) < 30:
+        batch = [study.ask(SPACE) for _ in range(min(4, s.candidates_left(study)))]
+        for trial in batch:
+            study.tell(trial, value_of(trial.params))
+    assert params_of(study) == reference(30)
+
+
+def test_while_the_search_space_is_unknown_one_trial_is_left_to_ask() -> None:
+    s = sampler(search_space=None)
+    study = optuna.create_study(sampler=s)
+    assert s.candidates_left(study) == 1
+    assert s.population(study) is None
+    assert not s.converged(study)
+    evolve(study, 1)
+    assert s.candidates_left(study) == 6
+
+
+def test_a_trial_told_through_another_study_object_is_noticed() -> None:
+    storage = optuna.storages.InMemoryStorage()
+    s = sampler()
+    study = optuna.create_study(storage=storage, sampler=s, study_name="one")
+    other = optuna.load_study(storage=storage, study_name="one")
+    for _ in range(18):
+        trial = study.ask(SPACE)
+        other.tell(trial.number, value_of(trial.params))
+    assert params_of(study) == reference(18)
+
+
+# Settings and seeds
+
+
+@pytest.mark.parametrize(
+    ("changed", "begun", "sentence"),
+    [
+        ({"seed": 2}, {}, "seed = 2: the study 'one' was begun with seed = 1"),
+        ({"strategy": "rand1exp"}, {}, "strategy = rand1exp: .* with strategy = best1bin"),
+        ({"mutation": 0.4}, {}, "mutation = 0.4: .* with mutation = .0.5, 1.0."),
+        ({"popsize": 4, "recombination": 0.2}, {}, "popsize = 4, recombination = 0.2: "),
+        ({"init": np.zeros((9, 2))}, {}, "init = array .* with init = latinhypercube"),
+        ({"max_attempts": 7}, {}, "max_attempts = 7"),
+        ({"search_space": None}, {}, "search_space = inferred"),
+        ({"seed": None, "popsize": 4}, {}, "popsize = 4"),
+        ({"popsize": 4}, {"search_space": None}, "popsize = 4"),
+    ],
+)
+def test_a_study_begun_with_other_settings_is_refused(
+    changed: dict[str, Any], begun: dict[str, Any], sentence: str
+) -> None:
+    storage = optuna.storages.InMemoryStorage()
+    study = optuna.create_study(storage=storage, study_name="one", sampler=sampler(**begun))
+    evolve(study, 8)
+    other = sampler(**(begun | changed))
+    resumed = optuna.load_study(storage=storage, study_name="one", sampler=other)
+    n_trials = len(study.trials)
+    with pytest.raises(InvalidArgument, match=sentence):
+        other.candidates_left(resumed)
+    assert len(study.trials) == n_trials
+    with pytest.raises(InvalidArgument, match=sentence):
+        resumed.ask(SPACE)
+
+
+def test_tolerances_may_change_when_a_study_is_resumed() -> None:
+    storage = optuna.storages.InMemoryStorage()
+    study = optuna.create_study(storage=storage, study_name="one", sampler=sampler())
+    evolve(study, 8)
+    other = sampler(tol=0.5, atol=1.0, stale_after=1.0)
+    resumed = optuna.load_study(storage=storage, study_name="one", sampler=other)
+    evolve(resumed, 8)
+    assert params_of(resumed) == reference(16)
+
+
+def test_without_a_seed_the_seed_of_the_study_is_taken_over() -> None:
+    storage = optuna.storages.InMemoryStorage()
+    study = optuna.create_study(storage=storage, study_name="one", sampler=sampler(seed=None))
+    evolve(study, 7)
+    for _ in range(4):
+        s = sampler(seed=None)
+        evolve(optuna.load_study(storage=storage, study_name="one", sampler=s), 5)
+    seeds = {trial.system_attrs[CLAIM_KEY]["seed"] for trial in study.trials}
+    assert len(seeds) == 1
+    assert params_of(study) == reference(27, seed=seeds.pop())
+
+
+def test_without_a_seed_every_study_is_another() -> None:
+    assert reference(1, seed=None) != reference(1, seed=None)
+
+
+def test_reseeding_changes_independent_sampling_but_not_the_evolution() -> None:
+    class Reseeded(optuna.samplers.RandomSampler):
+        n_reseeded = 0
+
+        def reseed_rng(self) -> None:
+            self.n_reseeded += 1
+
+    independent = Reseeded()
+    study = optuna.create_study(sampler=sampler(independent_sampler=independent))
+    for _ in range(6):
+        evolve(study, 3)
+        study.sampler.reseed_rng()
+    assert independent.n_reseeded == 6
+    assert params_of(study) == reference(18)
+
+
+def test_a_study_whose_points_were_changed_is_not_continued_silently() -> None:
+    study = optuna.create_study(sampler=sampler())
+    evolve(study, 6)
+    changed = optuna.create_study(sampler=sampler())
+    for trial in study.trials:
+        trial.params = dict.fromkeys(trial.params, 0.25)
+        changed.add_trial(trial)
+    with pytest.raises(WeightProgrammingError, match=r"Trial 0 holds x0 = 0\.25"):
+        changed.ask(SPACE)
+
+
+# The sampler object and its studies
+
+
+def test_a_copied_study_is_continued() -> None:
+    study = optuna.create_study(study_name="one", sampler=sampler())
+    evolve(study, 10)
+    target = optuna.storages.InMemoryStorage()
+    optuna.copy_study(
+        from_study_name="one", from_storage=study._storage, to_storage=target, to_study_name="two"
+    )
+    copied = optuna.load_study(storage=target, study_name="two", sampler=sampler())
+    evolve(copied, 10)
+    assert params_of(copied) == reference(20)
+
+
+def test_one_sampler_object_serves_several_studies_in_turn() -> None:
+    s = sampler()
+    studies = [optuna.create_study(sampler=s) for _ in range(3)]
+    for _ in range(10):
+        for study in studies:
+            evolve(study, 2)
+    assert [params_of(study) for study in studies] == [reference(20)] * 3
+
+
+def test_a_deleted_study_is_forgotten_even_if_its_key_is_used_again(tmp_path: Path) -> None:
+    # SQLite gives the keys of a deleted study and its trials to the next one.
+    storage = SQLiteStorage(tmp_path / "studies.db")
+    s = sampler()
+    for n_trials in (9, 4, 8):
+        study = optuna.create_study(storage=storage, study_name="one", sampler=s)
+        assert s.candidates_left(study) == 6
+        evolve(study, n_trials)
+        assert params_of(study) == reference(n_trials)
+        optuna.delete_study(storage=storage, study_name="one")
+
+
+def test_a_deleted_study_makes_way_for_one_of_the_other_direction(tmp_path: Path) -> None:
+    storage = SQLiteStorage(tmp_path / "studies.db")
+    s = sampler()
+    for direction in ("maximize", "minimize"):
+        study = optuna.create_study(
+            storage=storage, study_name="one", sampler=s, direction=direction
+        )
+        evolve(study, 8)
+        last = params_of(study)
+        optuna.delete_study(storage=storage, study_name="one")
+    assert last == reference(8)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
+def test_a_copied_or_pickled_sampler_continues_the_study(duplicate: Any) -> None:
+    study = optuna.create_study(sampler=sampler())
+    evolve(study, 8)
+    study.sampler = duplicate(study.sampler)
+    evolve(study, 8)
+    assert params_of(study) == reference(16)
+
+
+def test_it_stops_a_study_in_the_generation_in_which_scipy_stops() -> None:
+    function, low, high = FUNCTIONS["rosenbrock"]
+    result = differential_evolution(
+        function, [(low, high)] * 2, rng=1, updating="deferred", polish=False, tol=0.5, popsize=3
+    )
+    s = sampler(tol=0.5, search_space=search_space("rosenbrock", 2))
+    study = optuna.create_study(sampler=s)
+
+    def objective(trial: optuna.Trial) -> float:
+        return function(np.array([trial.suggest_float(name, low, high) for name in SPACE]))
+
+    study.optimize(objective, n_trials=5000, callbacks=[s.stop_when_converged])
+    assert len(study.trials) == result.nfev
+    assert s.converged(study)
+    assert study.best_value == result.fun
+
+
+def test_it_works_below_the_hyperband_pruner() -> None:
+    study = optuna.create_study(
+        sampler=sampler(), pruner=optuna.pruners.HyperbandPruner(min_resource=1, max_resource=4)
+    )
+    evolve(study, 18)
+    assert params_of(study) == reference(18)
+
+
+def test_its_name_is_shown() -> None:
+    assert str(DESampler()) == "DESampler"
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("seed", -1),
+        ("seed", 1.5),
+        ("seed", "one"),
+        ("tol", -0.1),
+        ("tol", math.nan),
+        ("atol", None),
+        ("max_attempts", 0),
+        ("stale_after", -1),
+        ("stale_after", "1 h"),
+        ("search_space", {"x": CategoricalDistribution([1, 2])}),
+        ("search_space", {}),
+    ],
+)
+def test_a_bad_option_is_named_with_its_value(option: str, value: Any) -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        DESampler(**{option: value})
+    assert str(refused.value).startswith(f"{option} = {value!r}: ")
+
+
+def test_a_search_space_of_something_else_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match=r"search_space\['x'\] = \(0, 1\): "):
+        DESampler(search_space={"x": (0, 1)})  # type: ignore[dict-item]

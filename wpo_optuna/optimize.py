@@ -30,7 +30,10 @@ PHASE = "phase"
 
 @runtime_checkable
 class GenerationalSampler(Protocol):
-    """A sampler whose next trials depend on all of the generation before."""
+    """A sampler whose next trials depend on all of the generation before.
+
+    It keeps track itself of who evaluates what, and replaces the trials of dead processes.
+    """
 
     def candidates_left(self, study: Study) -> int:
         """How many trials can be asked now; 0 while other processes evaluate the last ones."""
@@ -104,22 +107,29 @@ def _ask(
     study: Study, objective: HypercubeObjective, n_trials: int, batch_size: int
 ) -> list[Trial] | None:
     """A new batch of trials; empty if others hold the last ones, None if all are completed."""
-    fail_abandoned_trials(study)
+    if not isinstance(study.sampler, GenerationalSampler):
+        fail_abandoned_trials(study)
     with transaction(study):
         n_complete = _count(study, TrialState.COMPLETE)
         if n_complete >= n_trials:
             return None
-        n = min(batch_size, n_trials - n_complete - _count(study, TrialState.RUNNING))
         if isinstance(study.sampler, GenerationalSampler):
-            n = min(n, study.sampler.candidates_left(study))
-        elif n_complete == 0:
-            n = min(n, 1)  # Optuna's samplers learn the search space from a completed trial.
-        trials = []
-        for _ in range(n):
-            trial = study.ask(objective.distributions)
-            claim(study, trial)
-            trials.append(trial)
-        return trials
+            n_possible = study.sampler.candidates_left(study)
+        else:
+            # Optuna's samplers learn the search space from a completed trial.
+            n_possible = batch_size if n_complete else 1
+        # Counted after the trials of dead processes have been failed.
+        n_running = _count(study, TrialState.RUNNING)
+        n = min(n_possible, batch_size, n_trials - n_complete - n_running)
+        if isinstance(study.sampler, GenerationalSampler):
+            return [study.ask(objective.distributions) for _ in range(n)]
+        return [_ask_and_claim(study, objective) for _ in range(n)]
+
+
+def _ask_and_claim(study: Study, objective: HypercubeObjective) -> Trial:
+    trial = study.ask(objective.distributions)
+    claim(study, trial)
+    return trial
 
 
 def _evaluate_and_tell(

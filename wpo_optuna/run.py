@@ -123,8 +123,15 @@ def run_study(
         if tracking_uri is not False:
             uri = tracking_uri if isinstance(tracking_uri, str) else None
             tracker = stack.enter_context(
-                MlflowTracker(uri, experiment_name=experiment_name, trial_runs=trial_runs)
+                MlflowTracker(
+                    uri,
+                    experiment_name=experiment_name,
+                    trial_runs=trial_runs,
+                    planned_trials=n_trials,
+                    show_progress_bar=show_progress_bar,
+                )
             )
+            tracker.attach(study)
         run = _Run(plan, study, objective, tracker, Progress(show_progress_bar))
         with interruptible() as interruption:
             run.search(interruption)

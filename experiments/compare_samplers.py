@@ -14,10 +14,9 @@ from collections.abc import Sequence
 
 from experiments.reference_problem import reference_problem
 from wpo_optuna import run_study
-from wpo_optuna.problem_setup import make_problem
+from wpo_optuna.problem_setup import set_up_problem
 from wpo_optuna.settings import Settings
 from wpo_optuna.study_result import StudyResult
-from wpo_optuna.weights import load_example_weights
 
 SAMPLERS = ("de", "cmaes", "tpe", "qmc", "random")
 
@@ -37,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     if options.problem == "digits":
-        problem = make_problem(Settings(seed=options.seed), load_example_weights())
+        problem = set_up_problem(Settings(seed=options.seed)).problem
     else:
         problem = reference_problem(seed=options.seed)
     results = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.resources import as_file, files
 from typing import TYPE_CHECKING
 
 from wpo_optuna.converter_specs import parse_converter
@@ -10,17 +11,15 @@ from wpo_optuna.durations import parse_durations
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.problem import WeightProgrammingProblem
 from wpo_optuna.rpu_configs import NAMED_RPU_CONFIGS, SECOND_TO_YEAR, rpu_config
-from wpo_optuna.weights import CheckpointWeights, load_example_weights, read_weights
+from wpo_optuna.weights import CheckpointWeights, read_weights
 
 if TYPE_CHECKING:
+    from aihwkit.simulator.configs import InferenceRPUConfig
     from torch import Tensor
 
     from wpo_optuna.settings import Settings
 
 EXAMPLE = "digits"
-
-# Most representative weights taken from a checkpoint: the test matrix has ten times fewer.
-_N_QUANTILES = 100_000
 
 
 @dataclass(frozen=True)
@@ -30,31 +29,34 @@ class ProblemSetup:
     Attributes:
         problem: the problem.
         label: short name of the network, for the study's name.
-        checkpoint: what was read from the user's checkpoint; None for the example.
+        checkpoint: what was read.
     """
 
     problem: WeightProgrammingProblem
     label: str
-    checkpoint: CheckpointWeights | None
+    checkpoint: CheckpointWeights
 
 
-def set_up_problem(settings: Settings) -> ProblemSetup:
+def set_up_problem(settings: Settings, show_progress_bar: bool = False) -> ProblemSetup:
     """Reads the weights and the hardware, and puts the problem together.
 
     Raises:
         InvalidArgument: a setting cannot be used.
     """
-    label, checkpoint, weights = _weights(settings)
-    return ProblemSetup(make_problem(settings, weights), label, checkpoint)
+    hardware = rpu_config(settings.rpu_config)
+    checkpoint = _read(settings, hardware, show_progress_bar)
+    label = EXAMPLE if settings.weights is None else _label(settings.weights)
+    return ProblemSetup(make_problem(settings, checkpoint.weights, hardware), label, checkpoint)
 
 
-def make_problem(settings: Settings, weights: Tensor) -> WeightProgrammingProblem:
-    """The problem of the given weights under these settings.
+def make_problem(
+    settings: Settings, weights: Tensor, hardware: InferenceRPUConfig
+) -> WeightProgrammingProblem:
+    """The problem of the given weights on the given hardware, under these settings.
 
     Raises:
         InvalidArgument: a setting cannot be used.
     """
-    hardware = rpu_config(settings.rpu_config)
     named = NAMED_RPU_CONFIGS.get(settings.rpu_config)
     noise_model = hardware.noise_model
     g_min, g_max = settings.g_min, settings.g_max
@@ -108,17 +110,22 @@ def parse_factors(text: str) -> list[float | None]:
     return factors
 
 
-def _weights(settings: Settings) -> tuple[str, CheckpointWeights | None, Tensor]:
-    if settings.weights is None:
-        for name in ("include", "exclude"):
-            if getattr(settings, name):
-                raise InvalidArgument(
-                    f"{name} = {list(getattr(settings, name))}: patterns choose among the "
-                    "parameters of a checkpoint, give one with weights."
-                )
-        return EXAMPLE, None, load_example_weights()
-    checkpoint = read_weights(settings.weights, settings.include, settings.exclude)
-    return _label(settings.weights), checkpoint, checkpoint.quantiles(_N_QUANTILES)
+def _read(
+    settings: Settings, hardware: InferenceRPUConfig, show_progress_bar: bool
+) -> CheckpointWeights:
+    mapping = hardware.mapping if settings.tile_scaling else None
+    if settings.weights is not None:
+        return read_weights(
+            settings.weights, settings.include, settings.exclude, mapping, show_progress_bar
+        )
+    for name in ("include", "exclude"):
+        if getattr(settings, name):
+            raise InvalidArgument(
+                f"{name} = {list(getattr(settings, name))}: patterns choose among the parameters "
+                "of a checkpoint, give one with weights."
+            )
+    with as_file(files("wpo_optuna") / "data" / "digits_mlp.safetensors") as path:
+        return read_weights(path, mapping=mapping)
 
 
 def _label(source: str) -> str:

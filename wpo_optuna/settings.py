@@ -53,6 +53,12 @@ class Settings:
     exclude: tuple[str, ...] = _setting(
         (), "no parameters whose name matches one of these patterns", _PROBLEM, "PATTERN"
     )
+    tile_scaling: bool = _setting(
+        True,
+        "whether weights are scaled as on the tiles of the hardware, where each column or tile "
+        "has a scale of its own; otherwise they count as stored",
+        _PROBLEM,
+    )
     rpu_config: str = _setting(
         "pcm", "hardware: a name (see --list-rpu-configs), package.module:function or "
         "path/file.py:function", _PROBLEM, "NAME",

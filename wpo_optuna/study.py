@@ -70,8 +70,8 @@ def _run(settings: Settings, given: Sequence[str], quiet: bool) -> int:
     from wpo_optuna.problem_setup import set_up_problem
     from wpo_optuna.run import run_study
 
-    setup = set_up_problem(settings)
-    if setup.checkpoint is not None and not quiet:
+    setup = set_up_problem(settings, show_progress_bar=not quiet)
+    if settings.weights is not None and not quiet:
         print(setup.checkpoint.listing())
     study_name = settings.study_name or f"{setup.label}-{settings.sampler}"
     n_trials = _n_trials(settings, setup.problem.hypercube.dimension)

@@ -75,7 +75,7 @@ def _label_curves(axes: Axes, result: MetricOverTime) -> None:
     ]
     if result.ideal is not None:
         ends.append((result.ideal, "ideal", _IDEAL))
-    ends.sort()
+    ends = sorted(end for end in ends if np.isfinite(end[0]))
     low, high = axes.get_ylim()
     heights = spread_apart([end[0] for end in ends], _CURVE_LABEL_HEIGHT * (high - low))
     for height, (_, name, colour) in zip(heights, ends, strict=True):

@@ -209,6 +209,7 @@ def test_accuracy_is_the_share_of_right_classes_over_all_batches() -> None:
         ([], "there are no inputs"),
         ([torch.zeros(2, 3)], "a batch is a Tensor; pairs of tensors"),
         ([{"input": torch.zeros(2, 3)}], "a batch is a dict"),
+        ([(torch.zeros(4), torch.zeros(4))], r"returned a tensor of shape \(4,\): scores"),
         ([(torch.zeros(2, 3), torch.zeros(2, 3))], r"targets of shape \(2, 3\) do not fit"),
     ],
 )

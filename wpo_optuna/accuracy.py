@@ -243,7 +243,7 @@ def accuracy(network: nn.Module, batches: Iterable[Any]) -> float:
     n_right = n_all = 0
     for batch in batches:
         inputs, classes = _as_pair(batch)
-        predicted = network(inputs.to(device)).argmax(dim=1)
+        predicted = _scores(network, inputs.to(device)).argmax(dim=1)
         if predicted.shape != classes.shape:
             raise InvalidArgument(
                 f"data: targets of shape {tuple(classes.shape)} do not fit the network's "
@@ -281,6 +281,28 @@ def _as_pair(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         f"data: a batch is a {type(batch).__name__}; pairs of tensors (inputs, targets) are "
         "needed, or a metric that knows what to do with it."
     )
+
+
+def _scores(network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    try:
+        scores = network(inputs)
+    except Exception as error:  # whatever a network raises, the data are not its own
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise InvalidArgument(
+            f"data: the network fails on inputs of shape {tuple(inputs.shape)}: {reason}."
+        ) from error
+    if isinstance(scores, torch.Tensor) and scores.ndim >= 2:
+        return scores
+    raise InvalidArgument(
+        f"model: the network returned {_described(scores)}: scores (n, classes) are needed, or a "
+        "metric that knows what to do with it."
+    )
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return type(value).__name__
 
 
 def _seed(*entropy: int) -> int:

@@ -125,8 +125,10 @@ def _load_metric(reference: str | None) -> tuple[Metric, str]:
     if reference is None:
         return accuracy, accuracy.__name__
     function = load_function(reference, "metric")
+    name = reference.rpartition(":")[2].rpartition(".")[2]
 
     def metric(network: nn.Module, data: Iterable[Any]) -> Any:
         return call_function(function, reference, "metric", network, data)
 
-    return metric, reference.rpartition(":")[2].rpartition(".")[2]
+    metric.__name__ = name  # what messages call it
+    return metric, name

@@ -164,7 +164,8 @@ class Database:
         self._nested_error = error
 
     def _begin(self, connection: sqlite3.Connection) -> None:
-        connection.execute(f"PRAGMA busy_timeout = {int(_LOCK_ATTEMPT_SECONDS * 1000)}")
+        attempt_s = min(_LOCK_ATTEMPT_SECONDS, self.busy_timeout)
+        connection.execute(f"PRAGMA busy_timeout = {int(attempt_s * 1000)}")
         try:
             self._begin_when_unlocked(connection)
         finally:

@@ -1,0 +1,215 @@
+"""Storage URLs: what each opens, and one sentence for each that cannot be opened."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import optuna
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage, _CachedStorage
+from optuna.trial import TrialState
+
+from wpo_optuna.errors import WeightProgrammingError
+from wpo_optuna.sqlite import SQLiteStorage
+from wpo_optuna.storage import masked_url, open_storage
+
+
+@pytest.fixture(autouse=True)
+def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _run_a_study(storage: optuna.storages.BaseStorage) -> None:
+    study = optuna.create_study(storage=storage, study_name="s", load_if_exists=True)
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    assert [trial.state for trial in study.trials[-2:]] == [TrialState.COMPLETE] * 2
+
+
+@pytest.mark.parametrize(
+    ("url", "kind", "file"),
+    [
+        ("sqlite:///wpo.db", SQLiteStorage, "wpo.db"),
+        ("sqlite:///{}/absolute.db", SQLiteStorage, "absolute.db"),
+        ("sqlite:///with space #1.db", SQLiteStorage, "with space #1.db"),
+        ("sqlite:///wpo.db?timeout=30", _CachedStorage, "wpo.db"),
+        ("sqlite+pysqlite:///wpo.db", _CachedStorage, "wpo.db"),
+        ("journal:///study.log", JournalStorage, "study.log"),
+        ("journal:///{}/study.log", JournalStorage, "study.log"),
+        ("memory", InMemoryStorage, None),
+        ("sqlite://", InMemoryStorage, None),
+        ("sqlite:///:memory:", InMemoryStorage, None),
+    ],
+)
+def test_each_url_opens_its_storage_where_it_says_and_opens_it_again(
+    working_directory: Path, url: str, kind: type, file: str | None
+) -> None:
+    url = url.format(working_directory)
+    storage = open_storage(url)
+    assert type(storage) is kind
+    _run_a_study(storage)
+    names = {path.name for path in working_directory.iterdir()}
+    if file is None:
+        assert names == set()
+    else:
+        assert file in names
+        assert {name for name in names if not name.startswith(file)} == set()
+        again = open_storage(url)
+        _run_a_study(again)
+        assert again.get_n_trials(again.get_study_id_from_name("s")) == 4
+
+
+def _refusal(url: str) -> str:
+    before = {path.name: path.read_bytes() for path in Path().iterdir() if path.is_file()}
+    with pytest.raises(WeightProgrammingError) as caught:
+        open_storage(url)
+    after = {path.name: path.read_bytes() for path in Path().iterdir() if path.is_file()}
+    assert after == before
+    message = str(caught.value)
+    assert message.startswith("storage ")
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "wpo.db",
+        "./wpo.db",
+        "redis://localhost",
+        "oracle://u:p@h/n",
+        "sqlite",
+        "sqlite:wpo.db",
+        "Memory",
+        "journal+x:///a",
+        "grpc+x://host:1",
+    ],
+)
+def test_an_unknown_kind_is_refused_with_all_that_are_accepted(url: str) -> None:
+    message = _refusal(url)
+    for accepted in ("sqlite:///FILE", "memory", "journal:///FILE", "grpc://", "postgresql://"):
+        assert accepted in message
+    assert repr(masked_url(url)) in message
+
+
+@pytest.mark.parametrize("url", ["sqlite://wpo.db", "journal://study.log", "journal:///"])
+def test_a_missing_slash_is_explained(url: str) -> None:
+    assert "three slashes" in _refusal(url)
+
+
+@pytest.mark.parametrize("scheme", ["sqlite", "sqlite+pysqlite", "journal"])
+def test_a_missing_directory_is_refused(scheme: str) -> None:
+    assert "directory" in _refusal(f"{scheme}:///missing/study")
+    assert "does not exist" in _refusal(f"{scheme}:///missing/study")
+
+
+@pytest.mark.parametrize("scheme", ["sqlite", "sqlite+pysqlite", "journal"])
+def test_a_directory_is_refused(scheme: str) -> None:
+    Path("place").mkdir()
+    assert "it is a directory" in _refusal(f"{scheme}:///place")
+
+
+@pytest.mark.parametrize("url", ["sqlite:///notes.txt", "sqlite:///notes.txt?timeout=1"])
+def test_a_text_file_is_no_database(url: str) -> None:
+    Path("notes.txt").write_text("not a database, but long enough to be taken for a page\n" * 99)
+    assert "it is not an SQLite database" in _refusal(url)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"plain words\nand more\n", b'{"a": 1}\n{"b": 2}\n', b"[1, 2]\n[3]\n", b"\xff\xfe\n\x00\n"],
+)
+def test_a_file_of_another_kind_is_no_journal(content: bytes) -> None:
+    Path("study.log").write_bytes(content)
+    assert "no Optuna journal" in _refusal("journal:///study.log")
+
+
+@pytest.mark.parametrize(
+    "url", ["grpc://", "grpc://host", "grpc://host:port", "grpc://:1", "grpc://h:1/x"]
+)
+def test_a_grpc_address_needs_host_and_port(url: str) -> None:
+    assert "accepted is grpc://HOST:PORT" in _refusal(url)
+
+
+def test_a_grpc_server_that_cannot_be_reached_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("wpo_optuna.storage._GRPC_TIMEOUT_S", 0.2)
+    message = _refusal("grpc://127.0.0.1:1")
+    if importlib.util.find_spec("grpc") is None:
+        assert "run `pip install grpcio protobuf`" in message
+    else:
+        assert "no server answered within 0.2 s" in message
+
+
+def test_a_missing_database_driver_is_named_with_its_package() -> None:
+    drivers = {
+        "postgresql": ("psycopg2", "psycopg2-binary"),
+        "postgresql+psycopg": ("psycopg", "psycopg[binary]"),
+        "postgresql+pg8000": ("pg8000", "pg8000"),
+        "mysql": ("MySQLdb", "mysqlclient"),
+        "mysql+pymysql": ("pymysql", "PyMySQL"),
+        "mysql+mysqlconnector": ("mysql", "mysql-connector-python"),
+    }
+    missing = {
+        scheme: package
+        for scheme, (module, package) in drivers.items()
+        if importlib.util.find_spec(module) is None
+    }
+    assert missing, "every database driver is installed, so that this tests nothing"
+    for scheme, package in missing.items():
+        message = _refusal(f"{scheme}://me:secret@localhost/wpo")
+        assert f"pip install '{package}'" in message
+        assert "secret" not in message
+
+
+@pytest.mark.parametrize("url", ["postgresql+fast://u:secret@h/n", "mysql+asyncmy://u:secret@h/n"])
+def test_an_unknown_driver_is_refused_with_those_accepted(url: str) -> None:
+    message = _refusal(url)
+    assert "unknown driver" in message
+    assert "accepted is " in message
+    assert "secret" not in message
+
+
+def test_another_schema_is_one_sentence_through_plain_rdb_storage_too() -> None:
+    storage = RDBStorage("sqlite:///old.db")
+    with storage.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'v3.0.0.d'")
+    storage.engine.dispose()
+    for url in ("sqlite:///old.db", "sqlite:///old.db?timeout=1"):
+        assert "optuna storage upgrade" in _refusal(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("sqlite:///wpo.db", "sqlite:///wpo.db"),
+        ("sqlite:////data/me:you@home/wpo.db", "sqlite:////data/me:you@home/wpo.db"),
+        ("memory", "memory"),
+        ("postgresql://me@host/db", "postgresql://me@host/db"),
+        ("postgresql://me:s3cret@host:5432/db", "postgresql://me:***@host:5432/db"),
+        ("mysql+pymysql://me:p@ss/w:rd@host/db", "mysql+pymysql://me:***@host/db"),
+        ("postgresql://:secret@host/db", "postgresql://:***@host/db"),
+        (
+            "postgresql://host/db?user=me&password=secret&sslmode=require",
+            "postgresql://host/db?user=me&password=***&sslmode=require",
+        ),
+        ("https://me:token@mlflow.example.org", "https://me:***@mlflow.example.org"),
+    ],
+)
+def test_passwords_are_masked(url: str, shown: str) -> None:
+    assert masked_url(url) == shown
+
+
+@given(
+    user=st.from_regex(r"[a-z]{1,8}", fullmatch=True),
+    password=st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=6, max_size=12),
+)
+def test_no_password_survives_masking(user: str, password: str) -> None:
+    masked = masked_url(f"postgresql://{user}:{password}@example.org:5432/studies")
+    assert re.fullmatch(rf"postgresql://{user}:\*\*\*@example\.org:5432/studies", masked)

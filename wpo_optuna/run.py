@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from wpo_optuna.problem import WeightProgrammingProblem
 
+Callback = Callable[["Study", FrozenTrial], object]
+
 
 def run_study(
     problem: WeightProgrammingProblem,
@@ -55,6 +57,7 @@ def run_study(
     trial_runs: str = "auto",
     output: str | Path | None = None,
     attachments: Mapping[str, str] | None = None,
+    callbacks: Sequence[Callback] = (),
     show_progress_bar: bool = False,
 ) -> StudyResult:
     """Finds a weight programming strategy, or goes on with finding it.
@@ -87,6 +90,8 @@ def run_study(
             ``"best"`` or ``"none"``.
         output: directory for files with the results; None writes none.
         attachments: further text files, by name, kept beside the results and in MLflow.
+        callbacks: called with the study and each finished trial, like Optuna's. One that raises
+            ``StopIteration``, as scipy's may, ends the sampling; the best trials are then polished.
         show_progress_bar: whether to show progress on a terminal.
 
     Raises:
@@ -132,7 +137,7 @@ def run_study(
                 )
             )
             tracker.attach(study)
-        run = _Run(plan, study, objective, tracker, Progress(show_progress_bar))
+        run = _Run(plan, study, objective, tracker, callbacks, Progress(show_progress_bar))
         with interruptible() as interruption:
             run.search(interruption)
         return run.interrupted() if interruption.requested else run.finish()
@@ -147,13 +152,16 @@ class _Run:
         study: Study,
         objective: HypercubeObjective,
         tracker: MlflowTracker | None,
+        callbacks: Sequence[Callback],
         progress: Progress,
     ) -> None:
         self.plan = plan
         self.study = study
         self.objective = objective
         self.tracker = tracker
+        self.callbacks = callbacks
         self.progress = progress
+        self.stopped_by_callback = False
         self.best = self._best_value()
         self.n_new = 0
         self.search_time = 0.0
@@ -191,7 +199,8 @@ class _Run:
         batch_size = self.plan.batch_size or default_batch_size(self.study, self.objective)
         sample(
             self.study, self.objective, n_trials=budget.sampled, batch_size=batch_size,
-            on_finished=on_finished, should_stop=should_stop,
+            on_finished=on_finished,
+            should_stop=lambda: self.stopped_by_callback or should_stop(),
         )  # fmt: skip
         if budget.polished and not should_stop():
             polish_best(
@@ -199,13 +208,18 @@ class _Run:
             )
 
     def _take(self, trials: Sequence[FrozenTrial]) -> None:
-        """Counts finished trials and hands them to MLflow."""
+        """Counts finished trials and hands them to MLflow and to the user's callbacks."""
         self.n_new += len(trials)
         for trial in trials:
             if trial.value is not None:
                 self.best = min(self.best, trial.value)
             if self.tracker is not None:
                 self.tracker(self.study, trial)
+            for callback in self.callbacks:
+                try:
+                    callback(self.study, trial)
+                except StopIteration:
+                    self.stopped_by_callback = True
 
     def interrupted(self) -> StudyResult:
         """What there is when the user stops the search."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -121,6 +121,34 @@ class RunningTrial:
     claim: Claim | None
 
 
+@dataclass
+class GenerationRecord:
+    """What the trials say of the candidates of one generation, by index.
+
+    Attributes:
+        energies: values told, small ones being better.
+        holders: numbers of the running trials that claim a candidate.
+        failures: how often it was told that a candidate failed.
+        witness: the completed trial of the smallest index, after that index.
+    """
+
+    energies: dict[int, float] = field(default_factory=dict)
+    holders: dict[int, set[int]] = field(default_factory=dict)
+    failures: Counter[int] = field(default_factory=Counter)
+    witness: tuple[int, FrozenTrial] | None = None
+
+    def is_settled(self, index: int, max_attempts: int) -> bool:
+        """Whether a candidate's value is final."""
+        return index in self.energies or self.failures.get(index, 0) >= max_attempts
+
+    def is_free(self, index: int, max_attempts: int, trial_number: int | None = None) -> bool:
+        """Whether nobody evaluates a candidate nor has, except trial ``trial_number``."""
+        holders = self.holders.get(index)
+        return (not holders or holders == {trial_number}) and not self.is_settled(
+            index, max_attempts
+        )
+
+
 @dataclass(frozen=True)
 class FirstOf:
     """The earliest trial of a study with some settings.
@@ -159,10 +187,9 @@ class ClaimBook:
         self.first_unread = 0
         self.running: dict[int, RunningTrial] = {}
         self.space: dict[str, BaseDistribution] | None = None
-        self._holders: defaultdict[Candidate, set[int]] = defaultdict(set)
-        self._energies: defaultdict[tuple[Evolution, int], dict[int, float]] = defaultdict(dict)
-        self._failures: Counter[Candidate] = Counter()
-        self._witnesses: dict[tuple[Evolution, int], tuple[int, FrozenTrial]] = {}
+        self._records: defaultdict[tuple[Evolution, int], GenerationRecord] = defaultdict(
+            GenerationRecord
+        )
         self._firsts: dict[tuple[int, str], FirstOf] = {}
         self.newest: RunningTrial | None = None
 
@@ -188,48 +215,13 @@ class ClaimBook:
         known = self.running.get(trial.number)
         return None if known is None else known.claim
 
-    def contested(self, claim: Claim, max_attempts: int) -> bool:
-        """Whether another trial holds the claim's candidate too, or has finished it."""
-        others = self._holders[claim.candidate] - {claim.trial_number}
-        return bool(others) or self.is_settled(claim.candidate, max_attempts)
+    def record(self, evolution: Evolution, generation: int) -> GenerationRecord:
+        """What is known of a generation."""
+        return self._records[evolution, generation]
 
-    def is_held(self, candidate: Candidate, except_by: int | None = None) -> bool:
-        """Whether a running trial, other than ``except_by``, claims a candidate."""
-        holders = self._holders.get(candidate)
-        return bool(holders) and holders != {except_by}
-
-    def holders(self, evolution: Evolution, generation: int) -> list[RunningTrial]:
-        """The running trials that claim a candidate of a generation."""
-        return [
-            trial
-            for trial in self.running.values()
-            if trial.claim is not None
-            and trial.claim.candidate.evolution == evolution
-            and trial.claim.candidate.generation == generation
-        ]
-
-    def is_settled(self, candidate: Candidate, max_attempts: int) -> bool:
-        """Whether a candidate's value is final."""
-        finished = self._energies.get((candidate.evolution, candidate.generation), {})
-        return candidate.index in finished or self._failures[candidate] >= max_attempts
-
-    def energies(self, evolution: Evolution, generation: int) -> dict[int, float]:
-        """The values told for a generation by index, small ones being better."""
-        return self._energies[evolution, generation]
-
-    def witness(self, evolution: Evolution, generation: int) -> FrozenTrial | None:
-        """The completed trial of the smallest index of a generation."""
-        found = self._witnesses.get((evolution, generation))
-        return None if found is None else found[1]
-
-    def witness_index(self, evolution: Evolution, generation: int) -> int:
-        """The index that :meth:`witness` has evaluated."""
-        return self._witnesses[evolution, generation][0]
-
-    def forget_generation(self, evolution: Evolution, generation: int) -> None:
-        """Drops what is no longer needed once a generation has been told."""
-        self._energies.pop((evolution, generation), None)
-        self._witnesses.pop((evolution, generation), None)
+    def forget(self, evolution: Evolution, generation: int) -> None:
+        """Drops what is not needed any more once the next generation has begun."""
+        self._records.pop((evolution, generation), None)
 
     def firsts(self) -> list[FirstOf]:
         """The earliest trial of each pair of seed and settings, in the order of their numbers."""
@@ -264,15 +256,17 @@ class ClaimBook:
         self._note_not_running(trial.number)
         self.running[trial.number] = _as_running(trial, claim)
         if claim is not None:
-            self._holders[claim.candidate].add(trial.number)
+            holders = self._record_of(claim.candidate).holders
+            holders.setdefault(claim.candidate.index, set()).add(trial.number)
 
     def _note_not_running(self, number: int) -> None:
         known = self.running.pop(number, None)
         if known is not None and known.claim is not None:
-            holders = self._holders[known.claim.candidate]
-            holders.discard(number)
-            if not holders:
-                del self._holders[known.claim.candidate]
+            holders = self._record_of(known.claim.candidate).holders
+            holders.get(known.claim.candidate.index, set()).discard(number)
+
+    def _record_of(self, candidate: Candidate) -> GenerationRecord:
+        return self.record(candidate.evolution, candidate.generation)
 
     def _note_finished(self, trial: FrozenTrial, claim: Claim | None) -> None:
         self._note_not_running(trial.number)
@@ -280,16 +274,15 @@ class ClaimBook:
             self._narrow_space(trial)
         if claim is None:
             return
-        candidate = claim.candidate
+        record, index = self._record_of(claim.candidate), claim.candidate.index
         if trial.state == TrialState.FAIL:
-            self._failures[candidate] += int(FAILED_KEY in trial.system_attrs)
+            record.failures[index] += int(FAILED_KEY in trial.system_attrs)
             return
-        generation = (candidate.evolution, candidate.generation)
         energy = float("inf") if trial.value is None else self._sign * trial.value
-        self._energies[generation].setdefault(candidate.index, energy)
-        witness = self._witnesses.get(generation)
-        if trial.state == TrialState.COMPLETE and (witness is None or candidate.index < witness[0]):
-            self._witnesses[generation] = (candidate.index, trial)
+        record.energies.setdefault(index, energy)
+        is_witness = record.witness is None or index < record.witness[0]
+        if trial.state == TrialState.COMPLETE and is_witness:
+            record.witness = (index, trial)
 
     def _note_first(self, claim: Claim) -> None:
         evolution = claim.candidate.evolution

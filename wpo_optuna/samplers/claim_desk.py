@@ -337,8 +337,12 @@ class ClaimDesk:
             study._storage.set_trial_system_attr(trial._trial_id, CLAIM_KEY, claim.to_json())
             self._read(study, in_full=False)
             with self.lock:
-                is_past = self.source(search).generation > claim.candidate.generation
-                if not is_past and not self.book.contested(claim, self._max_attempts):
+                generation = self.source(search).generation
+                record = self.book.record(search.evolution, generation)
+                # A generation that is over had all its candidates evaluated by others.
+                if generation == claim.candidate.generation and record.is_free(
+                    claim.candidate.index, self._max_attempts, trial.number
+                ):
                     return True
             study._storage.set_trial_system_attr(trial._trial_id, CLAIM_KEY, None)
             with self.lock:
@@ -353,8 +357,9 @@ class ClaimDesk:
 
     def _holders(self, search: Search, trial_number: int) -> list[RunningTrial]:
         with self.lock:
-            holders = self.book.holders(search.evolution, self.source(search).generation)
-            return [holder for holder in holders if holder.position.number != trial_number]
+            record = self.book.record(search.evolution, self.source(search).generation)
+            numbers = {number for holders in record.holders.values() for number in holders}
+            return [self.book.running[number] for number in numbers - {trial_number}]
 
 
 def _may_wait(study: Study, holders: list[RunningTrial], asker: Owner) -> bool:

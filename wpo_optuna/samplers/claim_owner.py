@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -75,7 +75,7 @@ class Owner:
 
     def to_json(self) -> list[str | int | bool]:
         """The attributes in their order, as JSON can hold them."""
-        return list(astuple(self))
+        return list(vars(self).values())
 
     def same_process(self, other: Owner) -> bool:
         """Whether both threads belong to one process."""

@@ -215,10 +215,11 @@ class DESampler(BaseSampler):
         self._desks_lock = threading.Lock()
         self._process = os.getpid()
         self._warned_of: set[str] = set()
+        self._digested: tuple[SearchSpace, str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_desks", "_desks_lock", "_process", "_warned_of"):
+        for name in ("_desks", "_desks_lock", "_process", "_warned_of", "_digested"):
             del state[name]
         return state
 
@@ -411,12 +412,18 @@ class DESampler(BaseSampler):
             return evolvable(desk.book.space or {})
 
     def _search(self, seed: int, space: SearchSpace) -> Search:
-        evolution = Evolution(seed, self._definition.digest, digest_of_space(space))
+        evolution = Evolution(seed, self._definition.digest, self._digest_of(space))
         return Search(
             evolution,
             lambda: EvolutionReplay(evolution, space, self._settings, self._max_attempts),
             self._definition.values,
         )
+
+    def _digest_of(self, space: SearchSpace) -> str:
+        known = self._digested
+        if known is None or not _are_identical(known[0], space):
+            known = self._digested = (space, digest_of_space(space))
+        return known[1]
 
     def _independent_draws(self, seed: int) -> Search:
         evolution = Evolution(seed, self._definition.digest, space="")
@@ -466,6 +473,11 @@ class DESampler(BaseSampler):
 def _is_predetermined(trial: FrozenTrial, space: SearchSpace) -> bool:
     """Whether parameters of a trial were set by its creator: it cannot evaluate a candidate."""
     return "fixed_params" in trial.system_attrs or not space.keys().isdisjoint(trial.params)
+
+
+def _are_identical(one: SearchSpace, other: SearchSpace) -> bool:
+    """Whether two search spaces hold the same objects in the same order."""
+    return list(one) == list(other) and all(one[name] is other[name] for name in one)
 
 
 def _place(trial: FrozenTrial, claim: Claim | None) -> str:

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -53,6 +53,7 @@ class EvolutionReplay:
         self.evolution = evolution
         self._space = space
         self._transform = _SearchSpaceTransform(space)
+        self._is_continuous = all(map(_is_continuous, space.values()))
         self._max_attempts = max_attempts
         self.algorithm = DifferentialEvolution(
             self._transform.bounds, _with_transformed_init(settings, space), evolution.seed
@@ -74,10 +75,10 @@ class EvolutionReplay:
         """
         self._check_against(book)
         while self._is_finished(book):
-            told = book.energies(self.evolution, self.generation)
+            told = book.record(self.evolution, self.generation).energies
             # Absent are the candidates whose attempts are used up.
             energies = [told.get(index, np.inf) for index in range(self.algorithm.size)]
-            book.forget_generation(self.evolution, self.generation)
+            book.forget(self.evolution, self.generation)
             self.algorithm.tell(energies)
             self._points = self.algorithm.points()
             self._n_settled_in_order = 0
@@ -85,11 +86,9 @@ class EvolutionReplay:
 
     def free(self, book: ClaimBook, trial_number: int | None = None) -> Iterator[int]:
         """The candidates that nobody evaluates, nor has finished, except trial ``trial_number``."""
+        record = book.record(self.evolution, self.generation)
         for index in range(self._n_settled_in_order, self.algorithm.size):
-            candidate = self._candidate(index)
-            if not book.is_settled(candidate, self._max_attempts) and not book.is_held(
-                candidate, except_by=trial_number
-            ):
+            if record.is_free(index, self._max_attempts, trial_number):
                 yield index
 
     def params(self, candidate: Candidate) -> dict[str, Any]:
@@ -102,9 +101,9 @@ class EvolutionReplay:
         return [self._untransform(point) for point in self.algorithm.population_points()]
 
     def _untransform(self, point: NDArray[np.float64]) -> dict[str, Any]:
-        params = self._transform.untransform(point)
+        params = {} if self._is_continuous else self._transform.untransform(point)
         for (name, distribution), x in zip(self._space.items(), point.tolist(), strict=True):
-            if isinstance(distribution, FloatDistribution) and distribution.step is None:
+            if _is_continuous(distribution):
                 # Optuna's transform would leave out the upper bound, which scipy does reach.
                 value = math.exp(x) if distribution.log else x
                 params[name] = min(max(value, distribution.low), distribution.high)
@@ -114,9 +113,9 @@ class EvolutionReplay:
         return Candidate(self.evolution, self.generation, index)
 
     def _is_finished(self, book: ClaimBook) -> bool:
+        record = book.record(self.evolution, self.generation)
         while self._n_settled_in_order < self.algorithm.size:
-            candidate = self._candidate(self._n_settled_in_order)
-            if not book.is_settled(candidate, self._max_attempts):
+            if not record.is_settled(self._n_settled_in_order, self._max_attempts):
                 return False
             self._n_settled_in_order += 1
         return True
@@ -124,10 +123,12 @@ class EvolutionReplay:
     def _check_against(self, book: ClaimBook) -> None:
         # NumPy does not promise that a generator's numbers stay the same in later versions. One
         # trial of each generation is enough: a deviation changes all its candidates.
-        witness = book.witness(self.evolution, self.generation)
-        if witness is None or self._checked_generation == self.generation:
+        if self._checked_generation == self.generation:
             return
-        index = book.witness_index(self.evolution, self.generation)
+        found = book.record(self.evolution, self.generation).witness
+        if found is None:
+            return
+        index, witness = found
         for name, expected in self.params(self._candidate(index)).items():
             if witness.distributions.get(name) != self._space[name]:
                 continue
@@ -156,24 +157,20 @@ class IndependentDraws:
 
     def catch_up(self, book: ClaimBook) -> None:
         """Skips the finished draws."""
-        while book.is_settled(self._candidate(self._n_settled_in_order), self._max_attempts):
+        record = book.record(self.evolution, self.generation)
+        while record.is_settled(self._n_settled_in_order, self._max_attempts):
             self._n_settled_in_order += 1
 
     def free(self, book: ClaimBook, trial_number: int | None = None) -> Iterator[int]:
         """The draws, without end, that nobody evaluates, nor has finished."""
+        record = book.record(self.evolution, self.generation)
         for index in itertools.count(self._n_settled_in_order):
-            candidate = self._candidate(index)
-            if not book.is_settled(candidate, self._max_attempts) and not book.is_held(
-                candidate, except_by=trial_number
-            ):
+            if record.is_free(index, self._max_attempts, trial_number):
                 yield index
 
     def params(self, candidate: Candidate) -> dict[str, Any]:
         """No parameters: the independent sampler draws them."""
         return {}
-
-    def _candidate(self, index: int) -> Candidate:
-        return Candidate(self.evolution, self.generation, index)
 
 
 def _with_transformed_init(
@@ -204,6 +201,10 @@ def _transformed(points: ArrayLike, space: SearchSpace) -> NDArray[np.float64]:
                 # A log parameter has no value below its lowest; the population is clipped anyway.
                 np.log(np.maximum(column, distribution.low), out=column)
     return array
+
+
+def _is_continuous(distribution: BaseDistribution) -> TypeGuard[FloatDistribution]:
+    return isinstance(distribution, FloatDistribution) and distribution.step is None
 
 
 def _numerical(space: SearchSpace) -> list[FloatDistribution | IntDistribution]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from aihwkit.inference.compensation.base import BaseDriftCompensation
 from aihwkit.inference.compensation.drift import (
     GlobalDriftCompensation,
     GlobalDriftCompensationWithExactReference,
     PerColumnDriftCompensation,
 )
+from aihwkit.simulator.configs import InferenceRPUConfig
 from torch import Tensor
 
 from wpo_optuna.errors import InvalidArgument
@@ -82,25 +82,32 @@ def mean_of_tile(outputs: Tensor) -> Tensor:
     return mean_of_columns(outputs).mean(dim=1, keepdim=True)
 
 
-def drift_compensation(
-    compensation: BaseDriftCompensation | None, readout: AnalogReadout
-) -> DriftCompensation | None:
-    """The batched counterpart of one of aihwkit's drift compensations.
+def drift_compensation(rpu_config: InferenceRPUConfig) -> DriftCompensation | None:
+    """The batched counterpart of a configuration's drift compensation, None if it has none.
 
     Raises:
-        InvalidArgument: the class is not known here; a subclass might do anything.
+        InvalidArgument: the class is not known here (a subclass might do anything), or the forward
+            pass that it reads through cannot be evaluated for a batch of candidates.
     """
+    compensation = getattr(rpu_config, "drift_compensation", None)
     if compensation is None:
         return None
     kind = type(compensation)
-    if kind is GlobalDriftCompensation:
-        return DriftCompensation(readout, mean_of_tile, exact_reference=False)
-    if kind is GlobalDriftCompensationWithExactReference:
-        return DriftCompensation(readout, mean_of_tile, exact_reference=True)
-    if kind is PerColumnDriftCompensation:
-        return DriftCompensation(readout, mean_of_columns, exact_reference=False)
-    raise InvalidArgument(
-        f"rpu_config.drift_compensation = {kind.__name__} is none that the Monte Carlo engine "
-        "knows (GlobalDriftCompensation, GlobalDriftCompensationWithExactReference, "
-        'PerColumnDriftCompensation or None): use the engine "aihwkit".'
+    if kind not in _AVERAGES:
+        known = ", ".join(cls.__name__ for cls in _AVERAGES)
+        raise InvalidArgument(
+            f"rpu_config.drift_compensation = {kind.__name__} is none that the Monte Carlo engine "
+            f'knows ({known} or None): use the engine "aihwkit".'
+        )
+    return DriftCompensation(
+        readout=AnalogReadout(rpu_config.forward),
+        average=_AVERAGES[kind],
+        exact_reference=kind is GlobalDriftCompensationWithExactReference,
     )
+
+
+_AVERAGES: dict[type, Callable[[Tensor], Tensor]] = {
+    GlobalDriftCompensation: mean_of_tile,
+    GlobalDriftCompensationWithExactReference: mean_of_tile,
+    PerColumnDriftCompensation: mean_of_columns,
+}

@@ -264,7 +264,8 @@ def _seeded_globally(noise: CommonNoise, key: Key, row: int) -> Iterator[None]:
     seeds = noise.integers(key)
     seed = seeds[row if len(seeds) > 1 else 0]
     with preserved_generators():
-        torch.manual_seed(seed)
+        # torch.manual_seed would also seed the generators of other devices, for good.
+        torch.default_generator.manual_seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
         random.seed(seed)
         yield

@@ -36,7 +36,6 @@ from wpo_optuna.loss.compensation import drift_compensation
 from wpo_optuna.loss.conversion import Conversion, CurveConversion, conversion_of
 from wpo_optuna.loss.device_noise import preserved_generators
 from wpo_optuna.loss.noise_trial import batched_device_noise
-from wpo_optuna.loss.readout import AnalogReadout
 
 if TYPE_CHECKING:
     from aihwkit.inference.converter.base import BaseConductanceConverter
@@ -91,10 +90,8 @@ class MonteCarloEngine(LossEngine):
         self.draws = _checked_whole("draws", draws, 1)
         self.device = _checked_device(device)
         rpu_config = problem.evaluation_rpu_config()
+        self._compensation = drift_compensation(rpu_config)
         self._tiles = _target_tiles(problem, self.device)
-        self._compensation = drift_compensation(
-            getattr(rpu_config, "drift_compensation", None), AnalogReadout(rpu_config.forward)
-        )
         self._devices = batched_device_noise(
             rpu_config.noise_model, problem.t_steps, (problem.g_min, problem.g_max), self.device
         )

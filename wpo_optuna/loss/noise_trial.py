@@ -52,19 +52,21 @@ def batched_device_noise(
         if getattr(type(noise_model), name) is not getattr(BaseNoiseModel, name):
             raise _not_batched(noise_model, f"overrides {name}")
     targets = _trial_targets(g_range)
+    # As the engine calls it: several candidates in one draw, one candidate in several draws.
+    trials = [_Trial(targets, draws=(0,)), _Trial(targets[:1], draws=(0, 1))]
     with preserved_generators():
         try:
-            expected = _as_on_tile(noise_model, targets, tuple(t_steps))
+            expected = [_as_on_tile(noise_model, trial, tuple(t_steps)) for trial in trials]
         except UnservableNoiseError:
             single = SingleNoise(noise_model, t_steps, _CPU)
             if _treats_devices_alone(single, targets):
                 return single
             raise _not_batched(noise_model, _COUPLED) from None
         for place in dict.fromkeys((device, _CPU)):
-            for way in (BroadcastNoise, ExpandedNoise):
-                candidate = way(noise_model, t_steps, place)
-                if _agrees(candidate, targets, expected):
-                    return candidate
+            for kind in (BroadcastNoise, ExpandedNoise):
+                way = kind(noise_model, t_steps, place)
+                if all(map(_agrees, [way] * len(trials), trials, expected)):
+                    return way
     raise _not_batched(noise_model, _COUPLED)
 
 
@@ -76,8 +78,20 @@ def _not_batched(noise_model: BaseNoiseModel, what: str) -> InvalidArgument:
 
 
 @dataclass(frozen=True)
+class _Trial:
+    """Targets (n, D, out, in), which meet the given draws: n or the number of draws is 1."""
+
+    targets: Tensor
+    draws: tuple[int, ...]
+
+    @property
+    def n_rows(self) -> int:
+        return max(len(self.targets), len(self.draws))
+
+
+@dataclass(frozen=True)
 class _Outcome:
-    """What became of the trial's devices, in order of candidate, time and device."""
+    """What became of the trial's devices, in order of row, time and device."""
 
     programmed: list[Tensor] = field(default_factory=list)
     coefficients: list[Tensor] = field(default_factory=list)
@@ -112,47 +126,47 @@ def _trial_targets(g_range: tuple[float, float]) -> Tensor:
     return values.reshape(_N_CANDIDATES, _N_DEVICES, _N_OUT, _N_IN)
 
 
-def _as_on_tile(model: BaseNoiseModel, targets: Tensor, t_steps: tuple[float, ...]) -> _Outcome:
-    """The model called for one device at a time, with the noise a batch would share.
+def _as_on_tile(model: BaseNoiseModel, trial: _Trial, t_steps: tuple[float, ...]) -> _Outcome:
+    """The model called for one device at a time, with the noise a batch would meet.
 
     Raises:
         UnservableNoiseError: the model draws random numbers in another way than by randn_like.
     """
-    outcome = _Outcome()
-    noise = CommonNoise(seed=0, draws=[0])
-    shape = tuple(targets.shape[1:])
-    for candidate in targets:
+    outcome, noise = _Outcome(), CommonNoise(0, trial.draws)
+    shape = tuple(trial.targets.shape[1:])
+    for row in range(trial.n_rows):
+        draw = row if len(trial.draws) > 1 else 0
+        candidate = trial.targets[row if len(trial.targets) > 1 else 0]
         for i, t in enumerate(t_steps):
             for d, target in enumerate(candidate):
-                g_target = target.clone()
-                with _serving_slice(noise, (0, Use.PROGRAMMING), (len(t_steps), *shape), (i, d)):
+                g_target, every_time = target.clone(), (len(t_steps), *shape)
+                place = (draw, i, d)
+                with _serving_slice(noise, (0, Use.PROGRAMMING), every_time, place):
                     g = model.apply_programming_noise_to_conductance(g_target)
-                key = (0, Use.DRIFT_COEFFICIENT)
-                with _serving_slice(noise, key, (len(t_steps), *shape), (i, d)):
+                with _serving_slice(noise, (0, Use.DRIFT_COEFFICIENT), every_time, place):
                     nu = model.generate_drift_coefficients(g_target)
                 kept = g.clone(), None if nu is None else nu.clone()
-                with _serving_slice(noise, (0, Use.DRIFT, i), shape, (d,)):
+                with _serving_slice(noise, (0, Use.DRIFT, i), shape, (draw, d)):
                     drifted = model.apply_drift_noise_to_conductance(g, nu, t)
                 outcome.add(*kept, drifted)
     return outcome
 
 
-def _agrees(way: DeviceNoise, targets: Tensor, expected: _Outcome) -> bool:
+def _agrees(way: DeviceNoise, trial: _Trial, expected: _Outcome) -> bool:
     """Whether a way to call the model gives what is expected and leaves the noise unchanged."""
-    noise = CommonNoise(seed=0, draws=[0])
-    outcome = _Outcome()
+    outcome, noise = _Outcome(), CommonNoise(0, trial.draws)
     # A model not made for this way fails as it likes: shapes, changes in place, numpy on a GPU.
     try:
-        devices = way.program(targets.clone(), noise, 0)
+        devices = way.program(trial.targets.clone(), noise, 0)
         times = [devices.at(i) for i in range(len(way.t_steps))]
         kept = [(g.clone(), None if nu is None else nu.clone()) for g, nu in times]
         drifted = [way.drift(g.clone(), nu, i, noise, 0) for i, (g, nu) in enumerate(times)]
     except Exception:
         return False
-    for n in range(_N_CANDIDATES):
+    for row in range(trial.n_rows):
         for (g, nu), after in zip(kept, drifted, strict=True):
-            for d in range(_N_DEVICES):
-                outcome.add(g[n, d], None if nu is None else nu[n, d], after[n, d])
+            for d in range(trial.targets.shape[1]):
+                outcome.add(g[row, d], None if nu is None else nu[row, d], after[row, d])
     return noise.is_unchanged() and outcome.is_close_to(expected)
 
 
@@ -165,7 +179,7 @@ def _treats_devices_alone(way: SingleNoise, targets: Tensor) -> bool:
     changed = torch.where(smallest, targets + change, changed)
     others = ~(largest | smallest)
 
-    noise = CommonNoise(seed=0, draws=[0])
+    noise = CommonNoise(0, [0])
     before, after = way.program(targets, noise, 0), way.program(changed, noise, 0)
     for i in range(len(way.t_steps)):
         (g, nu), (g_changed, _) = before.at(i), after.at(i)
@@ -184,7 +198,7 @@ def _serving_slice(
     """Serves one device's part of the numbers, and notices numbers drawn in another way."""
 
     def normals(asked: Shape, call: int) -> Tensor:
-        drawn = noise.normal((*key, call), shape, _CPU)[0][place]
+        drawn = noise.normal((*key, call), shape, _CPU)[place]
         if asked != tuple(drawn.shape):
             raise UnservableNoiseError
         return drawn.clone()

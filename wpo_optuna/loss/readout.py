@@ -49,6 +49,8 @@ class AnalogReadout:
         # ADC's outermost step counts as beyond the bound.
         self._inp_res = _resolution(io.inp_res, io.inp_bound)
         self._out_res = _resolution(io.out_res, io.out_bound)
+        self._inp_bound = _bound(io.inp_bound)
+        self._out_bound = _bound(io.out_bound)
 
     def line_noise(
         self, n_outputs: int, noise: CommonNoise, key: Key, device: torch.device
@@ -149,7 +151,7 @@ class AnalogReadout:
                 uniform = noise.uniform((*key, _DAC_ROUNDING), (n_inputs,), weights.device)
                 steps = steps + (uniform - 0.5)
             x = steps.round() * self._inp_res
-        return x.clamp(-io.inp_bound, io.inp_bound)
+        return x.clamp(-self._inp_bound, self._inp_bound)
 
     def _noisy_inputs(self, x: Tensor, weights: Tensor, noise: CommonNoise, key: Key) -> Tensor:
         """The inputs (rows) with input noise, ``(R, in, in)``."""
@@ -172,8 +174,7 @@ class AnalogReadout:
 
     def _bounded(self, values: Tensor) -> Tensor | None:
         """Clips in place; which inputs (n, in) bound management repeats, or None."""
-        io = self._io
-        bound = float(np.float32(io.out_bound))
+        io, bound = self._io, self._out_bound
         lowest, highest = torch.aminmax(values)
         if -bound <= float(lowest) and float(highest) <= bound:
             return None
@@ -205,7 +206,8 @@ class AnalogReadout:
         io = self._io
         threshold = np.float32(io.nm_thres)
         largest = min(np.float32(1), threshold) if threshold > 0 else np.float32(1)
-        assumed = _ASSUMED_MAX_WEIGHT / np.float32(io.out_bound)
+        bound = 1.0 if np.isinf(self._out_bound) else self._out_bound
+        assumed = _ASSUMED_MAX_WEIGHT / np.float32(bound)
         if self._inp_res > 0:
             resolved = largest / np.float32(self._inp_res) * np.float32(io.max_bm_res)
             assumed = min(resolved, assumed)
@@ -254,6 +256,11 @@ def _resolution(resolution: float, bound: float) -> float:
     step = np.float32(max(resolution, 0.0))
     step = np.float32(1) / step if step > 1 else step
     return float(step * (np.float32(2) * np.float32(bound)))
+
+
+def _bound(bound: float) -> float:
+    """A converter's bound; one that is not positive is none."""
+    return float(np.float32(bound)) if bound > 0 else float("inf")
 
 
 def _product_one_by_one(weights: Tensor, inputs: Tensor) -> Tensor:

@@ -1,0 +1,188 @@
+"""Hardware to compare loss engines on, strategies good and bad, and when means agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from aihwkit.inference import (
+    DualPairConductanceConverter,
+    GlobalDriftCompensation,
+    PCMLikeNoiseModel,
+    ReRamCMONoiseModel,
+    ReRamWan2022NoiseModel,
+)
+from aihwkit.inference.compensation.base import BaseDriftCompensation
+from aihwkit.inference.compensation.drift import (
+    GlobalDriftCompensationWithExactReference,
+    PerColumnDriftCompensation,
+)
+from aihwkit.inference.noise.base import BaseNoiseModel
+from aihwkit.inference.noise.custom import StateIndependentNoiseModel
+from aihwkit.inference.noise.hermes import HermesNoiseModel
+from aihwkit.inference.noise.pcm import CustomDriftPCMLikeNoiseModel
+from aihwkit.simulator.configs import InferenceRPUConfig
+from aihwkit.simulator.parameters import IOParameters, MappingParameter
+from aihwkit.simulator.parameters.enums import WeightNoiseType
+from numpy.typing import NDArray
+from scipy import stats
+from small_problems import gaussian_weights
+
+from wpo_optuna.loss.base import LossEngine
+from wpo_optuna.problem import WeightProgrammingProblem
+
+DAY = 86400.0
+DriftModelNoise = CustomDriftPCMLikeNoiseModel
+DRIFT_MODEL: dict[str, list[float]] = {
+    "g_lst": [0.0, 5.0, 10.0, 25.0],
+    "nu_mean_lst": [0.12, 0.08, 0.05, 0.03],
+    "nu_std_lst": [0.03, 0.02, 0.01, 0.01],
+}
+
+
+@dataclass(frozen=True)
+class Devices:
+    """A noise model, the conductances (µS) it is made for, and times (s) it knows."""
+
+    model: Callable[[], BaseNoiseModel]
+    g_min: float
+    g_max: float
+    t_steps: tuple[float, ...] = (1.0, 30 * DAY)
+
+
+DEVICES: dict[str, Devices] = {
+    "PCM": Devices(PCMLikeNoiseModel, 0.0, 25.0),
+    "PCM with a drift model": Devices(lambda: DriftModelNoise(DRIFT_MODEL), 0.0, 25.0),
+    "ReRAM of Wan": Devices(lambda: ReRamWan2022NoiseModel(g_max=40.0), 0.0, 40.0, (1.0, DAY)),
+    "ReRAM CMO": Devices(
+        lambda: ReRamCMONoiseModel(g_min=9.0, g_max=88.2, acceptance_range=0.2), 9.0, 88.2
+    ),
+    "Hermes, one device": Devices(lambda: HermesNoiseModel(num_devices=1), 0.0, 10.35),
+    "Hermes, two devices": Devices(lambda: HermesNoiseModel(num_devices=2), 0.0, 20.7),
+    "state-independent": Devices(StateIndependentNoiseModel, 0.0, 25.0),
+}
+
+COMPENSATIONS: dict[str, Callable[[], BaseDriftCompensation | None]] = {
+    "global": GlobalDriftCompensation,
+    "exact reference": GlobalDriftCompensationWithExactReference,
+    "per column": PerColumnDriftCompensation,
+    "none": lambda: None,
+}
+
+# The reference problem's periphery.
+PERIPHERY: dict[str, Any] = {
+    "inp_res": 1 / 254,
+    "out_res": 1 / 254,
+    "out_bound": 10.0,
+    "out_noise": 0.04,
+    "w_noise": 0.0175,
+    "w_noise_type": WeightNoiseType.PCM_READ,
+}
+
+
+def comparison_problem(
+    devices: str = "PCM",
+    compensation: str = "global",
+    n_pairs: int = 2,
+    symmetric: bool = True,
+    periphery: dict[str, Any] | None = None,
+    **overrides: Any,
+) -> WeightProgrammingProblem:
+    """A problem on a tile of 32 x 8, small enough for thousands of draws of aihwkit's tile."""
+    hardware = DEVICES[devices]
+    rpu_config = InferenceRPUConfig(
+        forward=IOParameters(**(PERIPHERY if periphery is None else periphery)),
+        noise_model=hardware.model(),
+        drift_compensation=COMPENSATIONS[compensation](),
+        mapping=MappingParameter(max_input_size=32),
+    )
+    arguments: dict[str, Any] = {
+        "weights": gaussian_weights(2000),
+        "f_lst": [1.0] + [None] * (n_pairs - 1),
+        "rpu_config": rpu_config,
+        "t_steps": list(hardware.t_steps),
+        "g_converter_baseline": DualPairConductanceConverter(
+            [1.0, 1.0], g_min=hardware.g_min, g_max=hardware.g_max
+        ),
+        "symmetric": symmetric,
+        "test_out_features": 8,
+    }
+    return WeightProgrammingProblem(**(arguments | overrides))
+
+
+def good_and_bad_points(engine: LossEngine, n_random: int = 2) -> NDArray[np.float64]:
+    """Points (3 + n_random, d): two near the optimum, one of middling quality, random ones.
+
+    Found by a short differential evolution on the engine.
+    """
+    rng = np.random.default_rng(0)
+    dimension = engine.problem.hypercube.dimension
+    x = rng.random((96, dimension))
+    tnmse = engine.tnmse(x)
+    for _ in range(15):
+        one, other = x[rng.permuted(np.tile(np.arange(96), (2, 1)), axis=1)]
+        trial = np.clip(x[tnmse.argmin()] + 0.6 * (one - other), 0, 1)
+        trial = np.where(rng.random(x.shape) < 0.7, trial, x)
+        tnmse_of_trial = engine.tnmse(trial)
+        better = tnmse_of_trial < tnmse
+        x[better], tnmse[better] = trial[better], tnmse_of_trial[better]
+    ranked = x[tnmse.argsort()]
+    return np.concatenate([ranked[[0, 1, 60]], rng.random((n_random, dimension))])
+
+
+@dataclass(frozen=True)
+class Means:
+    """Mean TNMSE of one strategy by two engines, with standard errors."""
+
+    of: str
+    reference: float
+    tested: float
+    reference_error: float
+    tested_error: float
+
+    @property
+    def z(self) -> float:
+        """Difference of the means in standard errors."""
+        return (self.tested - self.reference) / float(
+            np.hypot(self.reference_error, self.tested_error)
+        )
+
+
+def compare(
+    reference: LossEngine,
+    tested: LossEngine,
+    converters: Sequence[Any],
+    n_draws: int,
+    label: str,
+    seed: int,
+) -> list[Means]:
+    """Mean TNMSE of each converter by both engines, every one with noise of its own."""
+    compared = []
+    for i, converter in enumerate(converters):
+        seeds = np.random.SeedSequence([seed, i]).generate_state(2)
+        values = [
+            engine.tnmse_of(converter, n_draws, seed=int(s))
+            for engine, s in zip((reference, tested), seeds, strict=True)
+        ]
+        (a, b), errors = values, [v.std(ddof=1) / np.sqrt(n_draws) for v in values]
+        compared.append(Means(f"{label}, strategy {i}", a.mean(), b.mean(), *errors))
+    return compared
+
+
+def assert_means_agree(compared: Sequence[Means], false_alarm_rate: float = 1e-4) -> None:
+    """Asserts that differences of means are as many standard errors as chance makes them.
+
+    Four tests of the n differences, each with a quarter of the false-alarm rate: none is too
+    large (Bonferroni); no more of them exceed three standard errors than chance makes (binomial);
+    their squares (χ²) and their sum, in which a common bias of a small part of a standard error
+    shows, are not too large. Differences have noise of their own and are independent.
+    """
+    z = np.array([means.z for means in compared])
+    rate = false_alarm_rate / 4
+    worst = max(compared, key=lambda means: abs(means.z))
+    assert abs(worst.z) < stats.norm.isf(rate / 2 / len(z)), worst
+    assert (abs(z) > 3).sum() <= stats.binom.isf(rate, len(z), 2 * stats.norm.sf(3)), compared
+    assert (z**2).sum() < stats.chi2.isf(rate, len(z)), compared
+    assert abs(z.sum()) / np.sqrt(len(z)) < stats.norm.isf(rate / 2), compared

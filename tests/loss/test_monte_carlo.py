@@ -1,0 +1,387 @@
+"""The Monte Carlo engine: its numbers, where they come from, and what it refuses."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from aihwkit.inference import GlobalDriftCompensation, PCMLikeNoiseModel
+from aihwkit.inference.converter.base import BaseConductanceConverter
+from aihwkit.inference.converter.conductance import (
+    CustomPairConductanceConverter,
+    DualPairConductanceConverter,
+    NPairConductanceConverter,
+    SingleDeviceConductanceConverter,
+    SinglePairConductanceConverter,
+)
+from aihwkit.simulator.configs import InferenceRPUConfig, TorchInferenceRPUConfig
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loss_agreement import DEVICES, PERIPHERY, assert_means_agree, compare, comparison_problem
+from numpy.typing import NDArray
+from small_problems import small_problem, small_rpu_config
+from torch import Tensor
+
+from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.loss import make_engine
+from wpo_optuna.loss.monte_carlo import MonteCarloEngine
+from wpo_optuna.loss.reference import ReferenceEngine
+from wpo_optuna.problem import WeightProgrammingProblem
+
+ROOT = Path(__file__).parents[2]
+
+
+def random_points(problem: WeightProgrammingProblem, n: int, seed: int = 0) -> NDArray[np.float64]:
+    return np.random.default_rng(seed).random((n, problem.hypercube.dimension))
+
+
+def odd_problem(devices: str = "PCM", **overrides: Any) -> WeightProgrammingProblem:
+    """Sizes that no vector unit divides: 19 x 7 weights, with input noise and bound management."""
+    periphery = PERIPHERY | {"out_bound": 0.4, "inp_noise": 0.02, "out_noise_std": 0.2}
+    problem = comparison_problem(devices, periphery=periphery, n_pairs=3)
+    rpu_config = problem.rpu_config
+    rpu_config.mapping.max_input_size = 19
+    sizes = {"test_out_features": 7, "rpu_config": rpu_config}
+    return comparison_problem(devices, n_pairs=3, **(sizes | overrides))
+
+
+@pytest.mark.parametrize("devices", DEVICES)
+def test_a_value_depends_on_strategy_and_seed_alone_to_the_last_bit(devices: str) -> None:
+    problem = odd_problem(devices)
+    x = random_points(problem, 13)
+    whole = MonteCarloEngine(problem, seed=5).tnmse(x)
+    assert len(set(whole)) == 13
+    for chunk_size in (1, 4, 13, 100):
+        engine = MonteCarloEngine(problem, seed=5, chunk_size=chunk_size)
+        assert np.array_equal(engine.tnmse(x), whole)
+    shuffled = np.random.default_rng(1).permutation(13)
+    engine = MonteCarloEngine(problem)
+    assert np.array_equal(engine.tnmse(x[shuffled], seed=5), whole[shuffled])
+    for i in (0, 7):
+        assert engine.tnmse(x[i], seed=5).tolist() == [whole[i]]
+
+
+@settings(max_examples=25)
+@given(st.lists(st.integers(0, 19), min_size=1, max_size=20), st.integers(1, 25))
+def test_any_selection_in_any_chunks_gives_the_same_values(
+    selection: list[int], chunk_size: int
+) -> None:
+    problem = small_problem()
+    x = random_points(problem, 20)
+    whole = MonteCarloEngine(problem).tnmse(x)
+    engine = MonteCarloEngine(problem, chunk_size=chunk_size)
+    assert np.array_equal(engine.tnmse(x[selection]), whole[selection])
+
+
+def test_the_number_of_threads_does_not_change_a_value() -> None:
+    problem = odd_problem(test_out_features=70)
+    x = random_points(problem, 9)
+    engine, threads = MonteCarloEngine(problem), torch.get_num_threads()
+    values = []
+    try:
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            values.append(engine.tnmse(x))
+    finally:
+        torch.set_num_threads(threads)
+    assert np.array_equal(*values)
+
+
+def test_draws_of_a_converter_are_those_of_its_point(problem: WeightProgrammingProblem) -> None:
+    engine = MonteCarloEngine(problem, chunk_size=3)
+    x = random_points(problem, 1)
+    converter = problem.hypercube.decode(x[0]).to_converter()
+    draws = engine.tnmse_of(converter, 7, seed=11)
+    assert draws.shape == (7,)
+    assert len(set(draws)) == 7
+    assert draws[0] == engine.tnmse(x, seed=11)[0]
+    averaging = MonteCarloEngine(problem, draws=7)
+    assert averaging.tnmse(x, seed=11)[0] == pytest.approx(draws.mean(), rel=1e-12)
+    # Draw k is draw k, however many are asked for.
+    assert np.array_equal(engine.tnmse_of(converter, 5, seed=11), draws[:5])
+
+
+def test_the_seed_decides_and_is_the_problems_unless_given(
+    problem: WeightProgrammingProblem,
+) -> None:
+    x = random_points(problem, 3)
+    own = MonteCarloEngine(problem).tnmse(x)
+    assert np.array_equal(MonteCarloEngine(problem, seed=problem.seed).tnmse(x), own)
+    assert np.array_equal(MonteCarloEngine(problem, seed=1).tnmse(x, seed=problem.seed), own)
+    other = MonteCarloEngine(problem, seed=1).tnmse(x)
+    assert not np.isin(other, own).any()
+    # An odd seed in between does not change what follows.
+    engine = MonteCarloEngine(problem)
+    engine.tnmse(x, seed=99)
+    assert np.array_equal(engine.tnmse(x), own)
+
+
+def test_candidates_share_their_noise() -> None:
+    # The spread of the ratio of two alike strategies over seeds is far below that of each.
+    problem = comparison_problem()
+    x = random_points(problem, 1).repeat(2, axis=0)
+    x[1] = np.clip(x[0] + 0.002, 0, 1)
+    engine = MonteCarloEngine(problem)
+    values = np.log([engine.tnmse(x, seed=seed) for seed in range(40)])
+    assert np.diff(values).std() < 0.1 * values.std(axis=0).min()
+
+
+def test_global_generators_stay_as_they_are(problem: WeightProgrammingProblem) -> None:
+    before = generator_states()
+    engine = MonteCarloEngine(problem)
+    engine.tnmse(random_points(problem, 3))
+    engine.tnmse_of(problem.g_converter_baseline, 2)
+    assert generator_states() == before
+
+
+def generator_states() -> bytes:
+    return pickle.dumps((torch.get_rng_state().numpy(), np.random.get_state(), random.getstate()))  # noqa: NPY002
+
+
+class UnknownConverter(DualPairConductanceConverter):
+    """A converter of the user's own, which splits weights evenly over its two pairs."""
+
+    def convert_to_conductances(self, weights: Tensor) -> tuple[list[Tensor], dict[str, Any]]:
+        scale = 2 * (self.g_max - self.g_min) / weights.abs().max()
+        half = weights * scale / 2
+        pair = [half.clamp(min=0) + self.g_min, (-half).clamp(min=0) + self.g_min]
+        return [*pair, *pair], {"scale_ratio": scale, "f_lst": self.f_lst}
+
+
+CONVERTERS: dict[str, Callable[[], BaseConductanceConverter]] = {
+    "single pair": lambda: SinglePairConductanceConverter(g_max=25.0, g_min=1.0),
+    "dual pair": lambda: DualPairConductanceConverter([1.0, 2.0], g_max=25.0),
+    "three pairs": lambda: NPairConductanceConverter([0.5, 1.0, 3.0], g_max=20.0, g_min=2.0),
+    "curves": lambda: CustomPairConductanceConverter(
+        [1.0], [[0.0, 0.0, 8.0, 25.0], [25.0, 8.0, 0.0, 0.0]], 25.0, 0.0, invertibility_test=False
+    ),
+    "one device": lambda: SingleDeviceConductanceConverter(g_max=25.0, g_min=5.0),
+    "of the user's own": lambda: UnknownConverter([1.0, 1.0], g_max=25.0),
+}
+
+
+def test_any_converter_agrees_with_aihwkit() -> None:
+    # 6 comparisons of 100 draws; false-alarm rate 10^-4.
+    problem = comparison_problem(t_steps=[3600.0])
+    reference, tested = ReferenceEngine(problem), MonteCarloEngine(problem)
+    compared = [
+        means
+        for i, (name, converter) in enumerate(CONVERTERS.items())
+        for means in compare(reference, tested, [converter()], 100, name, seed=i)
+    ]
+    assert_means_agree(compared)
+
+
+def test_a_converter_of_curves_agrees_whether_called_or_evaluated_in_a_batch() -> None:
+    class Called(CustomPairConductanceConverter):
+        pass
+
+    problem = comparison_problem()
+    engine = MonteCarloEngine(problem)
+    strategy = problem.hypercube.decode(random_points(problem, 1)[0])
+    converter = strategy.to_converter()
+    called = Called(converter.f_lst, converter.g_lst, 25.0, 0.0, invertibility_test=False)
+    # Rounding differs in the last bits, and the ADC's steps magnify that a little.
+    np.testing.assert_allclose(
+        engine.tnmse_of(called, 20), engine.tnmse_of(converter, 20), rtol=2e-3
+    )
+
+
+def test_weights_over_several_tiles_agree_with_aihwkit() -> None:
+    # Each tile scales, reads out and compensates for itself; 3 comparisons, rate 10^-4.
+    rpu_config = small_rpu_config(max_input_size=32, max_output_size=3, **PERIPHERY)
+    problem = comparison_problem(rpu_config=rpu_config, t_steps=[3600.0], test_out_features=8)
+    tested = MonteCarloEngine(problem)
+    assert len(tested._tiles) == 3
+    converters = [s.to_converter() for s in problem.hypercube.decode(random_points(problem, 3))]
+    assert_means_agree(compare(ReferenceEngine(problem), tested, converters, 100, "tiles", 0))
+
+
+class DrawsByShape(PCMLikeNoiseModel):
+    def apply_programming_noise_to_conductance(self, g_target: Tensor) -> Tensor:
+        return (g_target + 0.5 * torch.randn(g_target.shape)).clamp(min=0)
+
+
+class AddsInPlace(PCMLikeNoiseModel):
+    def apply_programming_noise_to_conductance(self, g_target: Tensor) -> Tensor:
+        g = g_target.clone()
+        g += 0.5 * torch.randn_like(g)
+        return g.clamp_(min=0)
+
+
+@pytest.mark.parametrize("model", [DrawsByShape, AddsInPlace])
+def test_models_of_the_users_own_agree_with_aihwkit(model: type[PCMLikeNoiseModel]) -> None:
+    # 3 comparisons each; false-alarm rate 10^-4.
+    rpu_config = small_rpu_config(model(), max_input_size=32, **PERIPHERY)
+    problem = comparison_problem(rpu_config=rpu_config, t_steps=[3600.0])
+    tested = MonteCarloEngine(problem)
+    converters = [s.to_converter() for s in problem.hypercube.decode(random_points(problem, 3))]
+    assert_means_agree(compare(ReferenceEngine(problem), tested, converters, 60, "own model", 1))
+    x = random_points(problem, 3)
+    assert tested.tnmse(x[1:])[0] == tested.tnmse(x)[1]
+
+
+def test_a_strategy_that_cannot_hold_weights_is_infinitely_bad() -> None:
+    problem = small_problem()
+    flat = [[5.0] * 5] * 2
+    converter = CustomPairConductanceConverter([1.0], flat, 25.0, 0.0, invertibility_test=False)
+    assert MonteCarloEngine(problem).tnmse_of(converter, 3).tolist() == [np.inf] * 3
+
+
+class HalvingCompensation(GlobalDriftCompensation):
+    """A subclass may do anything."""
+
+
+def config_with(**attributes: Any) -> InferenceRPUConfig:
+    rpu_config = small_rpu_config()
+    for name, value in attributes.items():
+        setattr(rpu_config, name, value)
+    return rpu_config
+
+
+REFUSED: dict[str, tuple[Callable[[], InferenceRPUConfig], str]] = {
+    "IR drop": (lambda: small_rpu_config(ir_drop=1.0), "rpu_config.forward has ir_drop = 1.0"),
+    "compensation": (
+        lambda: config_with(drift_compensation=HalvingCompensation()),
+        "rpu_config.drift_compensation = HalvingCompensation",
+    ),
+    "torch tile": (
+        lambda: TorchInferenceRPUConfig(noise_model=PCMLikeNoiseModel()),
+        "tile_class = TorchInferenceTile",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_batched_is_refused_with_the_engine_to_use(case: str) -> None:
+    build, named = REFUSED[case]
+    problem = small_problem(rpu_config=build())
+    with pytest.raises(InvalidArgument, match=r'use the engine "aihwkit"\.$') as refused:
+        make_engine("montecarlo", problem)
+    assert named in str(refused.value)
+
+
+def test_without_compensation_the_forward_pass_does_not_matter() -> None:
+    rpu_config = small_rpu_config(compensation=None, ir_drop=1.0)
+    values = MonteCarloEngine(small_problem(rpu_config=rpu_config)).tnmse_of(
+        SinglePairConductanceConverter(), 2
+    )
+    assert np.isfinite(values).all()
+
+
+def test_what_aihwkits_tile_refuses_is_refused_in_one_sentence() -> None:
+    # Noise management scales inputs to 1.
+    problem = small_problem(rpu_config=small_rpu_config(inp_bound=0.4))
+    with pytest.raises(InvalidArgument, match="cannot be simulated by aihwkit's tile"):
+        MonteCarloEngine(problem)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"draws": 0}, "draws = 0"),
+        ({"draws": 1.5}, "draws = 1.5"),
+        ({"chunk_size": 0}, "chunk_size = 0"),
+        ({"seed": -1}, "seed = -1"),
+        ({"seed": "x"}, "seed = 'x'"),
+        ({"device": "gpu"}, "device = 'gpu'"),
+        ({"device": "cuda:99"}, "device = 'cuda:99'"),
+    ],
+)
+def test_bad_options_are_named(
+    problem: WeightProgrammingProblem, options: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        MonteCarloEngine(problem, **options)
+    assert named in str(refused.value)
+
+
+@pytest.mark.parametrize("arguments", [{"repeats": 0}, {"repeats": True}, {"seed": -3}])
+def test_bad_arguments_of_draws_are_named(
+    problem: WeightProgrammingProblem, arguments: dict[str, Any]
+) -> None:
+    name, value = next(iter(arguments.items()))
+    with pytest.raises(InvalidArgument, match=f"{name} = {value}"):
+        MonteCarloEngine(problem).tnmse_of(problem.g_converter_baseline, **arguments)
+
+
+MEASURED_MEMORY = """
+import resource, sys
+import numpy as np, torch
+torch.set_num_threads(1)
+sys.path[:0] = ["tests"]
+from small_problems import small_problem, small_rpu_config
+from experiments.reference_problem import reference_problem
+from wpo_optuna.loss import make_engine
+problem = {problem}
+x = np.random.default_rng(0).random(({n}, problem.hypercube.dimension))
+values = make_engine("montecarlo", problem).tnmse(x)
+assert values.shape == ({n},) and (values > 0).all()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def peak_memory_mib(problem: str, n: int) -> float:
+    script = MEASURED_MEMORY.format(problem=problem, n=n)
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(run.stdout)
+
+
+def test_ten_thousand_candidates_of_a_small_tile_need_less_than_two_gibibytes() -> None:
+    # All at once they would need 10 000 x 4 devices x 192 weights x 2 times x 4 bytes, 61 MB, for
+    # each of some twenty arrays; so a bound of 300 MB above a single candidate shows the chunks.
+    one, many = (peak_memory_mib("small_problem()", n) for n in (1, 10_000))
+    assert many < min(2048, one + 300)
+
+
+@pytest.mark.slow
+def test_ten_thousand_candidates_of_the_reference_problem_need_less_than_two_gibibytes() -> None:
+    assert peak_memory_mib("reference_problem()", 10_000) < 2048
+
+
+@pytest.mark.slow
+def test_at_least_ten_times_the_candidates_per_second_of_aihwkit_on_one_core() -> None:
+    # Processor time of alternating runs, so that other work on the machine affects both alike.
+    sys.path.insert(0, str(ROOT))
+    from experiments.reference_problem import reference_problem
+
+    problem = reference_problem()
+    x = random_points(problem, 64)
+    times: dict[str, list[float]] = {"montecarlo": [], "aihwkit": []}
+    engines = {name: make_engine(name, problem) for name in times}
+    for _ in range(5):
+        for name, n in (("montecarlo", 64), ("aihwkit", 6)):
+            start = time.process_time()
+            engines[name].tnmse(x[:n])
+            times[name].append((time.process_time() - start) / n)
+    # The first run of each warms up.
+    per_candidate = {name: np.median(measured[1:]) for name, measured in times.items()}
+    assert per_candidate["aihwkit"] > 10 * per_candidate["montecarlo"], per_candidate
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("devices", DEVICES)
+def test_a_gpu_gives_the_cpus_values(devices: str) -> None:
+    # Both meet the same random numbers; rounding differs, and the ADC's steps magnify it.
+    problem = comparison_problem(devices)
+    x = random_points(problem, 200)
+    cpu, gpu = MonteCarloEngine(problem), MonteCarloEngine(problem, device="cuda")
+    np.testing.assert_allclose(gpu.tnmse(x), cpu.tnmse(x), rtol=1e-2)
+    converter = problem.g_converter_baseline
+    np.testing.assert_allclose(gpu.tnmse_of(converter, 10), cpu.tnmse_of(converter, 10), rtol=1e-2)

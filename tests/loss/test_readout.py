@@ -1,0 +1,294 @@
+"""The batched read-out against the outputs of aihwkit's compiled tile.
+
+Without noise the tile is deterministic, and the outputs must be the same. With noise, whose
+generator in the tile cannot be seeded, means and standard deviations are compared.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from aihwkit.nn import AnalogLinear
+from aihwkit.simulator.configs import InferenceRPUConfig
+from aihwkit.simulator.parameters import IOParameters
+from aihwkit.simulator.parameters.enums import (
+    AnalogMVType,
+    BoundManagementType,
+    NoiseManagementType,
+    WeightNoiseType,
+)
+from aihwkit.simulator.parameters.io import IOParametersIRDropT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy import stats
+from torch import Tensor
+
+from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.loss.common_noise import CommonNoise
+from wpo_optuna.loss.readout import AnalogReadout
+
+CPU = torch.device("cpu")
+LINES, READOUT = (0,), (1,)
+
+
+def tile_outputs(weights: Tensor, io: IOParameters) -> Tensor:
+    """Outputs (out, in) of a new tile of aihwkit's for all unit vectors."""
+    rpu_config = InferenceRPUConfig(forward=io)
+    n_outputs, n_inputs = weights.shape
+    layer = AnalogLinear(n_inputs, n_outputs, bias=False, rpu_config=rpu_config).eval()
+    tile = next(layer.analog_tiles())
+    tile.tile.set_weights(weights)
+    return tile.tile.forward(torch.eye(n_inputs), False, False, False, True, False).T
+
+
+def batched_outputs(weights: Tensor, io: IOParameters, n_draws: int = 1) -> Tensor:
+    """Outputs (R, out, in) of the batched read-out in R draws."""
+    readout, noise = AnalogReadout(io), CommonNoise(0, range(n_draws))
+    lines = readout.line_noise(len(weights), noise, LINES, CPU)
+    return readout.outputs(weights.expand(n_draws, -1, -1), lines, noise, READOUT)
+
+
+def weights_of_shape(n_outputs: int, n_inputs: int, scale: float) -> Tensor:
+    generator = torch.Generator().manual_seed(n_outputs * 1000 + n_inputs)
+    return scale * torch.randn(n_outputs, n_inputs, generator=generator)
+
+
+NOISELESS_SETTINGS = st.fixed_dictionaries(
+    {
+        "out_noise": st.just(0.0),
+        "bound_management": st.sampled_from(
+            [t for t in BoundManagementType if t != BoundManagementType.SHIFT]
+        ),
+        "noise_management": st.sampled_from(list(NoiseManagementType)),
+        "nm_thres": st.sampled_from([0.0, 0.3, 0.7, 3.0]),
+        "inp_res": st.sampled_from([-1.0, 1 / 254, 256, 5, 0.21]),
+        "out_res": st.sampled_from([-1.0, 1 / 254, 256, 16, 0.1]),
+        # A bound that is not positive is none.
+        "out_bound": st.sampled_from([10.0, 0.9, 0.45, 0.31, 0.1, 0.0, -1.0]),
+        "out_scale": st.sampled_from([1.0, 1.7]),
+        "out_asymmetry": st.sampled_from([0.0, 0.2, -0.2]),
+        "bm_test_negative_bound": st.booleans(),
+        "max_bm_factor": st.sampled_from([1000, 4]),
+        "max_bm_res": st.sampled_from([0.25, 1.0]),
+    }
+)
+
+
+@settings(max_examples=200)
+@given(settings=NOISELESS_SETTINGS, scale=st.sampled_from([0.05, 0.6]))
+def test_without_noise_the_outputs_are_those_of_the_tile(
+    settings: dict[str, Any], scale: float
+) -> None:
+    io, weights = IOParameters(**settings), weights_of_shape(5, 17, scale)
+    torch.testing.assert_close(
+        batched_outputs(weights, io)[0],
+        tile_outputs(weights, io),
+        rtol=1e-5,
+        atol=1e-6,
+        equal_nan=True,
+    )
+
+
+@pytest.mark.parametrize("inp_bound", [0.4, 1.0, 2.0, 0.0, -1.0])
+def test_an_input_bound_clips_the_unit_vectors_where_nothing_rescales_them(
+    inp_bound: float,
+) -> None:
+    io = IOParameters(inp_bound=inp_bound, out_noise=0.0, noise_management=NoiseManagementType.NONE)
+    weights = weights_of_shape(5, 17, 0.3)
+    torch.testing.assert_close(
+        batched_outputs(weights, io)[0],
+        tile_outputs(weights, io),
+        rtol=1e-5,
+        atol=1e-6,
+        equal_nan=True,
+    )
+
+
+@pytest.mark.parametrize(
+    "io",
+    [
+        IOParameters(is_perfect=True, out_scale=1.3, out_noise=9.0),
+        IOParameters(mv_type=AnalogMVType.IDEAL, out_noise=9.0),
+    ],
+    ids=["is_perfect", "ideal"],
+)
+def test_a_perfect_forward_pass_returns_the_scaled_weights(io: IOParameters) -> None:
+    weights = weights_of_shape(5, 17, 3.0)
+    assert torch.equal(batched_outputs(weights, io)[0], weights * io.out_scale)
+    if io.is_perfect:
+        torch.testing.assert_close(tile_outputs(weights, io), weights * io.out_scale)
+
+
+# Far above what the defaults of aihwkit are, so that a wrong term would show.
+NOISY_SETTINGS: dict[str, dict[str, Any]] = {
+    "output noise": {"out_noise": 0.1},
+    "output noise of differing lines": {"out_noise": 0.1, "out_noise_std": 0.5},
+    "additive weight noise": {
+        "w_noise": 0.2,
+        "w_noise_type": WeightNoiseType.ADDITIVE_CONSTANT,
+        "out_noise": 0.05,
+    },
+    "PCM read noise": {"w_noise": 0.2, "w_noise_type": WeightNoiseType.PCM_READ, "out_noise": 0.0},
+    "PCM read noise and output noise": {
+        "w_noise": 0.1,
+        "w_noise_type": WeightNoiseType.PCM_READ,
+        "out_noise": 0.06,
+    },
+    "weight noise without a type": {"w_noise": 0.5, "out_noise": 0.05},
+    "input noise": {"inp_noise": 0.1, "out_noise": 0.0},
+    "asymmetric input noise": {"inp_noise": 0.2, "inp_asymmetry": 0.8, "out_noise": 0.0},
+    "input noise and PCM read noise": {
+        "inp_noise": 0.2,
+        "w_noise": 0.2,
+        "w_noise_type": WeightNoiseType.PCM_READ,
+        "out_noise": 0.0,
+    },
+    "input noise and additive weight noise": {
+        "inp_noise": 0.2,
+        "w_noise": 0.2,
+        "w_noise_type": WeightNoiseType.ADDITIVE_CONSTANT,
+        "out_noise": 0.0,
+    },
+    "weight noise before an asymmetry, output noise after": {
+        "w_noise": 0.2,
+        "w_noise_type": WeightNoiseType.ADDITIVE_CONSTANT,
+        "out_asymmetry": 0.6,
+        "out_noise": 0.1,
+    },
+    "coarse ADC": {"out_res": 21, "out_bound": 3.0, "out_noise": 0.05},
+    "coarse ADC with stochastic rounding": {
+        "out_res": 21,
+        "out_bound": 3.0,
+        "out_noise": 0.02,
+        "out_sto_round": True,
+    },
+    "coarse DAC with stochastic rounding": {
+        "inp_res": 4,
+        "inp_sto_round": True,
+        "noise_management": NoiseManagementType.CONSTANT,
+        "nm_thres": 1.7,
+        "out_noise": 0.02,
+    },
+    "tight bound, clipped": {
+        "out_bound": 0.4,
+        "out_noise": 0.1,
+        "bound_management": BoundManagementType.NONE,
+    },
+    "tight bound, managed": {"out_bound": 0.4, "out_noise": 0.1, "out_res": 31},
+    "tight bound, managed for the worst case": {
+        "out_bound": 0.4,
+        "out_noise": 0.1,
+        "bound_management": BoundManagementType.ITERATIVE_WORST_CASE,
+    },
+    "tight bound, input noise, few passes": {
+        "out_bound": 0.4,
+        "inp_noise": 0.1,
+        "out_noise": 0.1,
+        "max_bm_factor": 3,
+    },
+    "constant noise management": {
+        "noise_management": NoiseManagementType.CONSTANT,
+        "nm_thres": 3.0,
+        "out_noise": 0.05,
+    },
+    "no noise management": {
+        "noise_management": NoiseManagementType.NONE,
+        "nm_thres": 3.0,
+        "out_noise": 0.05,
+    },
+}
+
+
+@pytest.mark.parametrize("name", NOISY_SETTINGS)
+def test_with_noise_means_and_deviations_are_those_of_the_tile(name: str) -> None:
+    # Each comparison gives at most 105 p-values, one per output; the smallest one times their
+    # number (Bonferroni) is below 10^-6 by chance once in 10^6 runs, so that the whole test of 20
+    # settings and 4 comparisons fails falsely in fewer than 10^-4 of runs. The batch is seeded,
+    # the tile is not.
+    io, n_draws = IOParameters(**NOISY_SETTINGS[name]), 250
+    weights = weights_of_shape(7, 15, 0.5)
+    tile = torch.stack([tile_outputs(weights, io) for _ in range(n_draws)])
+    batch = batched_outputs(weights, io, n_draws)
+    comparisons = {
+        "mean of each output": (tile, batch),
+        "spread of each output": (spread(tile), spread(batch)),
+        "mean absolute output of each line": (tile.abs().mean(dim=2), batch.abs().mean(dim=2)),
+        "spread of all": (spread(tile).mean(dim=(1, 2)), spread(batch).mean(dim=(1, 2))),
+    }
+    for compared, (of_tile, of_batch) in comparisons.items():
+        p = p_values(of_tile, of_batch)
+        assert p.min() * p.size > 1e-6, compared
+
+
+def spread(outputs: Tensor) -> Tensor:
+    return (outputs - outputs.median(dim=0).values).abs()
+
+
+def p_values(one: Tensor, other: Tensor) -> NDArray[np.float64]:
+    """p-values of equal means over the draws."""
+    a, b = one.double().numpy(), other.double().numpy()
+    error = np.sqrt((a.var(axis=0) + b.var(axis=0)) / len(a))
+    # Outputs that no noise reaches are equal but for rounding.
+    error = np.maximum(error, 1e-5 * abs(a).max())
+    return 2 * stats.norm.sf(np.abs(a.mean(axis=0) - b.mean(axis=0)) / error)
+
+
+def test_bound_management_repeats_an_input_for_itself_alone() -> None:
+    # Output 0 exceeds the bound for input 1 only; a repeated input is coarser by half.
+    io = IOParameters(out_bound=1.0, out_noise=0.0, out_res=0.1, inp_res=-1.0)
+    weights = torch.tensor([[0.22, 1.64, 0.5], [0.22, 0.22, 0.22]])
+    step, coarse = 0.2, 0.4
+    expected = torch.tensor(
+        [[0.2, round(1.64 / coarse) * coarse, 0.4], [0.2, round(0.22 / coarse) * coarse, 0.2]]
+    )
+    assert step * 2 == coarse
+    torch.testing.assert_close(batched_outputs(weights, io)[0], expected)
+    torch.testing.assert_close(tile_outputs(weights, io), expected)
+
+
+def test_weights_that_are_nan_or_infinite_end_bound_management() -> None:
+    io = IOParameters(out_bound=1.0)
+    weights = torch.tensor([[float("nan"), float("inf"), 0.1]])
+    outputs = batched_outputs(weights, io)[0, 0]
+    assert outputs[0].isnan()
+    assert outputs[1] >= 1.0
+    assert abs(outputs[2]) < 1.0
+
+
+@pytest.mark.parametrize("name", ["input noise and PCM read noise", "tight bound, managed"])
+def test_outputs_do_not_depend_on_the_other_candidates(name: str) -> None:
+    readout = AnalogReadout(IOParameters(**NOISY_SETTINGS[name]))
+    weights = torch.randn(5, 3, 13, generator=torch.Generator().manual_seed(1))
+    noise = CommonNoise(3, [0])
+    lines = readout.line_noise(3, noise, LINES, CPU)
+    together = readout.outputs(weights, lines, noise, READOUT)
+    for i in range(5):
+        alone = readout.outputs(weights[i : i + 1], lines, noise, READOUT)
+        assert torch.equal(alone[0], together[i])
+
+
+@pytest.mark.parametrize(
+    ("io", "named"),
+    [
+        (IOParameters(ir_drop=1.0), "ir_drop = 1.0"),
+        (IOParameters(out_nonlinearity=0.1), "out_nonlinearity = 0.1"),
+        (IOParameters(v_offset_std=0.1), "v_offset_std = 0.1"),
+        (IOParameters(r_series=0.1), "r_series = 0.1"),
+        (IOParameters(mv_type=AnalogMVType.POS_NEG_SEPARATE), "POS_NEG_SEPARATE"),
+        (IOParameters(bound_management=BoundManagementType.SHIFT), "SHIFT"),
+        (IOParametersIRDropT(), "IOParametersIRDropT"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_settings_that_cannot_be_batched_are_refused(io: IOParameters, named: str) -> None:
+    with pytest.raises(InvalidArgument, match=r'use the engine "aihwkit"') as refused:
+        AnalogReadout(io)
+    assert named in str(refused.value)
+
+
+def test_settings_without_effect_in_a_perfect_forward_pass_are_accepted() -> None:
+    AnalogReadout(IOParameters(is_perfect=True, ir_drop=1.0, r_series=0.1))

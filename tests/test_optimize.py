@@ -17,7 +17,6 @@ import optuna
 import pytest
 from analytic_engine import AnalyticEngine
 from optuna.trial import FrozenTrial, TrialState
-from small_problems import small_problem
 
 from wpo_optuna.objective import HypercubeObjective
 from wpo_optuna.optimize import PHASE, optimize, record
@@ -162,7 +161,8 @@ import sys
 sys.path[:0] = [{tests!r}, {root!r}]
 import test_optimize as t
 from wpo_optuna.storage import open_storage
-problem = t.small_problem()
+from small_problems import small_problem
+problem = small_problem()
 objective = t.objective_of(problem)
 study = t.new_study(open_storage(sys.argv[1]), objective)
 print("ready", flush=True)

@@ -133,8 +133,9 @@ def _k_w_coordinate(
     # The weight in µS at the largest weight: the middle of what all knots allow.
     at_largest = (ends.min(axis=0).max() + ends.max(axis=0).min()) / 2
     # Of the neighbouring numbers of single precision, the one whose weights fit best.
-    steps = np.arange(-8, 9) * np.spacing(np.float32(at_largest))
-    x_k_w = np.ones(1) if hypercube.use_max_kw else _place(at_largest + steps, lowest, largest)
+    nearest = np.float32(np.clip(at_largest, lowest, largest)).view(np.int32)
+    near_by = (nearest + np.arange(-8, 9, dtype=np.int32)).view(np.float32).astype(np.float64)
+    x_k_w = np.ones(1) if hypercube.use_max_kw else _place(near_by, lowest, largest)
     _, targets = hypercube.target_weights_us(np.tile(f, (len(x_k_w), 1)), x_k_w)
     misfits = np.maximum(np.maximum(least - targets, targets - most), 0).max(axis=1)
     best = int(misfits.argmin())
@@ -183,4 +184,4 @@ def _ratio(part: FloatArray, whole: ArrayLike, where_zero: float) -> FloatArray:
     """Part of the whole, from 0 to 1."""
     whole = np.broadcast_to(whole, part.shape)
     ratio = np.divide(part, whole, out=np.full(part.shape, where_zero), where=whole != 0)
-    return np.clip(ratio, 0.0, 1.0)
+    return np.clip(ratio, 0.0, 1.0) + 0.0  # no -0.0

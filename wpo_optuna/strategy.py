@@ -41,6 +41,9 @@ class ProgrammingStrategy:
     provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
+        # Lists are welcome, but would make equal strategies differ.
+        object.__setattr__(self, "f_lst", tuple(self.f_lst))
+        object.__setattr__(self, "g_lst", tuple(tuple(curve) for curve in self.g_lst))
         if not self.f_lst or not all(math.isfinite(f) and f > 0 for f in self.f_lst):
             raise InvalidArgument(f"f_lst = {list(self.f_lst)}: give one positive factor per pair.")
         if len(self.g_lst) != 2 * len(self.f_lst):

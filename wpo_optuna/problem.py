@@ -221,9 +221,9 @@ def _check_weights(weights: object) -> None:
             f"weights contains {n_bad} NaN or infinite values among {weights.numel()}: all "
             "weights must be finite."
         )
-    if float(weights.abs().max()) == 0.0:
+    largest = float(weights.detach().abs().max())
+    if largest == 0.0:
         raise InvalidArgument("weights are all zero: at least one must differ from zero.")
-    largest = float(weights.abs().max())
     if not SMALLEST_MAX_ABS_WEIGHT <= largest <= torch.finfo(torch.float32).max:
         raise InvalidArgument(
             f"weights has {largest:g} as its largest absolute value: aihwkit needs one from "

@@ -1,0 +1,184 @@
+"""Strategies are valid, are written down exactly, and program weights as aihwkit does."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from aihwkit.inference.converter.conductance import CustomPairConductanceConverter
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.strategy import FORMAT, ProgrammingStrategy
+
+G_MIN, G_MAX = 0.3, 24.7
+STRATEGY = ProgrammingStrategy(
+    (1.0, 2.5), ((1.0, 5.0, 9.0), (9.0, 5.0, 1.0), (2.0, 4.0, 8.0), (8.0, 4.0, 2.0)), G_MIN, G_MAX
+)
+
+
+@st.composite
+def strategies(draw: st.DrawFn) -> ProgrammingStrategy:
+    n_pairs, n_knots = draw(st.integers(1, 4)), draw(st.integers(2, 9))
+    factors = st.floats(1e-3, 1e3)
+    curve = st.tuples(*[st.floats(G_MIN, G_MAX)] * n_knots)
+    f_lst = draw(st.tuples(*[factors] * n_pairs))
+    g_lst = draw(st.tuples(*[curve] * (2 * n_pairs)))
+    # aihwkit divides by the largest weight that the curves give.
+    weights_us = np.array(f_lst) @ (np.array(g_lst[0::2]) - np.array(g_lst[1::2]))
+    assume(np.abs(weights_us).max() > 1e-3 * sum(f_lst))
+    return ProgrammingStrategy(
+        f_lst=f_lst,
+        g_lst=g_lst,
+        g_min=G_MIN,
+        g_max=G_MAX,
+        provenance=draw(st.dictionaries(st.text(), st.floats(allow_nan=False) | st.text())),
+    )
+
+
+@given(strategies())
+def test_a_file_gives_back_exactly_what_was_saved(strategy: ProgrammingStrategy) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        loaded = ProgrammingStrategy.load(strategy.save(Path(folder) / "strategy.json"))
+    assert loaded == strategy
+    assert loaded.provenance == strategy.provenance
+
+
+@given(strategies())
+def test_the_converter_programs_what_the_curves_say(strategy: ProgrammingStrategy) -> None:
+    converter = strategy.to_converter()
+    assert (converter.g_min, converter.g_max) == (G_MIN, G_MAX)
+    n_knots = len(strategy.g_lst[0])
+    conductances, _ = converter.convert_to_conductances(torch.linspace(-0.5, 0.5, n_knots))
+    for conductance, curve in zip(conductances, strategy.g_lst, strict=True):
+        np.testing.assert_allclose(conductance.numpy(), curve, atol=1e-4 * G_MAX)
+
+
+@given(strategies())
+def test_saved_and_loaded_converters_give_identical_conductances(
+    strategy: ProgrammingStrategy,
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        loaded = ProgrammingStrategy.load(strategy.save(Path(folder) / "strategy.json"))
+    weights = torch.linspace(-0.7, 0.4, 31)
+    by_hand = CustomPairConductanceConverter(
+        list(strategy.f_lst),
+        [list(curve) for curve in strategy.g_lst],
+        g_min=G_MIN,
+        g_max=G_MAX,
+        invertibility_test=False,
+    )
+    expected, parameters = by_hand.convert_to_conductances(weights)
+    for converter in (strategy.to_converter(), loaded.to_converter()):
+        conductances, given_parameters = converter.convert_to_conductances(weights)
+        assert all(torch.equal(a, b) for a, b in zip(conductances, expected, strict=True))
+        assert given_parameters == parameters
+
+
+def test_changing_a_converter_does_not_change_its_strategy() -> None:
+    converter = STRATEGY.to_converter()
+    converter.g_lst[0][0] = 99.0
+    converter.f_lst[0] = 99.0
+    assert STRATEGY.g_lst[0][0] == 1.0
+    assert STRATEGY.f_lst[0] == 1.0
+
+
+def test_lists_and_tuples_make_equal_strategies() -> None:
+    with_lists = ProgrammingStrategy(
+        list(STRATEGY.f_lst), [list(curve) for curve in STRATEGY.g_lst], G_MIN, G_MAX
+    )
+    assert with_lists == STRATEGY
+    assert hash(with_lists) == hash(STRATEGY)
+
+
+def test_saving_makes_folders_replaces_the_old_file_and_leaves_nothing_else(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "new" / "folder" / "strategy.json"
+    STRATEGY.save(path)
+    other = replace(STRATEGY, f_lst=(1.0, 3.0))
+    assert other.save(str(path)) == path
+    assert ProgrammingStrategy.load(str(path)) == other
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_that_cannot_be_written_out_leaves_the_old_one(tmp_path: Path) -> None:
+    path = STRATEGY.save(tmp_path / "strategy.json")
+    with pytest.raises(TypeError):
+        replace(STRATEGY, provenance={"engine": object()}).save(path)
+    assert ProgrammingStrategy.load(path) == STRATEGY
+
+
+def document(**changes: Any) -> str:
+    whole = {
+        "format": FORMAT,
+        "f_lst": [1.0],
+        "g_lst_us": [[1.0, 2.0], [2.0, 1.0]],
+        "g_min_us": 0.0,
+        "g_max_us": 25.0,
+    }
+    return json.dumps({k: v for k, v in (whole | changes).items() if v is not None})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is not a JSON file"),
+        ('{"format": ', "is not a JSON file"),
+        (b"\xff\xfe\x00", "is not a JSON file"),
+        ("[1, 2]", f'"format" is not "{FORMAT}"'),
+        (document(format="wpo_optuna.strategy/9"), f'"format" is not "{FORMAT}"'),
+        (document(f_lst=None), "incomplete or malformed .*f_lst"),
+        (document(g_lst_us=None), "incomplete or malformed .*g_lst_us"),
+        (document(g_max_us=None), "incomplete or malformed .*g_max_us"),
+        (document(f_lst=1.0), "incomplete or malformed"),
+        (document(f_lst=["one"]), "incomplete or malformed .*one"),
+        (document(g_lst_us=[1.0, 2.0]), "incomplete or malformed"),
+        (document(provenance=[1]), "incomplete or malformed"),
+        (document(f_lst=[-1.0]), r"f_lst = \[-1.0\]: give one positive factor"),
+        (document(f_lst=[1.0, 1.0]), "g_lst has 2 curves: 2 pairs .* need 4"),
+        (document(g_max_us=1.5), r"g_lst contains 2.0 µS: .* g_max = 1.5"),
+    ],
+)
+def test_a_file_that_is_no_strategy_is_refused_by_its_name(
+    tmp_path: Path, text: str | bytes, message: str
+) -> None:
+    path = tmp_path / "strategy.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InvalidArgument, match=f"{path}.*{message}"):
+        ProgrammingStrategy.load(path)
+
+
+def test_a_missing_file_and_a_folder_are_refused_by_their_names(tmp_path: Path) -> None:
+    for path in (tmp_path / "nowhere.json", tmp_path):
+        with pytest.raises(InvalidArgument, match=f"Strategy {path} cannot be read: "):
+            ProgrammingStrategy.load(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"f_lst": ()}, r"f_lst = \[\]: give one positive factor per pair"),
+        ({"f_lst": (1.0, 0.0)}, r"f_lst = \[1.0, 0.0\]: give one positive factor"),
+        ({"f_lst": (1.0, float("nan"))}, "f_lst = .*nan.*positive factor"),
+        ({"f_lst": (1.0,)}, "g_lst has 4 curves: 1 pairs .* need 2"),
+        ({"g_lst": ((1.0, 2.0),) * 3 + ((1.0,),)}, r"lengths \[2, 2, 2, 1\]: .* same number"),
+        ({"g_lst": ((1.0,),) * 4}, r"lengths \[1, 1, 1, 1\]: .* at least two"),
+        ({"g_lst": ((1.0, 24.8),) * 4}, "g_lst contains 24.8 µS: .* g_max = 24.7"),
+        ({"g_lst": ((0.2, 1.0),) * 4}, "g_lst contains 0.2 µS: .* g_min = 0.3"),
+        ({"g_lst": ((float("nan"), 1.0),) * 4}, "g_lst contains nan µS"),
+        ({"g_min": 24.7}, "g_min = 24.7, g_max = 24.7: 0 <= g_min < g_max"),
+        ({"g_min": -1.0}, "g_min = -1.0, g_max = 24.7: 0 <= g_min < g_max"),
+        ({"g_max": float("nan")}, "g_max = nan: 0 <= g_min < g_max"),
+    ],
+)
+def test_what_cannot_be_programmed_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidArgument, match=message):
+        replace(STRATEGY, **changes)

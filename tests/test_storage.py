@@ -8,6 +8,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+import sqlalchemy
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage, _CachedStorage
@@ -147,9 +148,16 @@ def test_a_grpc_server_that_cannot_be_reached_is_one_sentence(
         assert "no server answered within 0.2 s" in message
 
 
+def _default_postgresql_driver() -> tuple[str, str]:
+    """SQLAlchemy 2.1 went over from psycopg2 to psycopg."""
+    modern = tuple(map(int, sqlalchemy.__version__.split(".")[:2])) >= (2, 1)
+    return ("psycopg", "psycopg[binary]") if modern else ("psycopg2", "psycopg2-binary")
+
+
 def test_a_missing_database_driver_is_named_with_its_package() -> None:
     drivers = {
-        "postgresql": ("psycopg2", "psycopg2-binary"),
+        "postgresql": _default_postgresql_driver(),
+        "postgresql+psycopg2": ("psycopg2", "psycopg2-binary"),
         "postgresql+psycopg": ("psycopg", "psycopg[binary]"),
         "postgresql+pg8000": ("pg8000", "pg8000"),
         "mysql": ("MySQLdb", "mysqlclient"),

@@ -17,6 +17,8 @@ from optuna.storages import (
     RDBStorage,
 )
 from optuna.storages.journal import JournalFileBackend
+from sqlalchemy import make_url
+from sqlalchemy.exc import SQLAlchemyError
 
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.sqlite import SQLiteStorage, UnknownSchemaError, check_path, refuse_foreign
@@ -31,16 +33,18 @@ ACCEPTED = (
 
 _GRPC_TIMEOUT_S = 10.0
 
-# The pip package of each SQLAlchemy driver; an empty driver is SQLAlchemy's choice.
+# The pip package of each SQLAlchemy driver.
 _DRIVER_PACKAGES = {
-    ("postgresql", ""): "psycopg2-binary",
-    ("postgresql", "psycopg2"): "psycopg2-binary",
-    ("postgresql", "psycopg"): "psycopg[binary]",
-    ("postgresql", "pg8000"): "pg8000",
-    ("mysql", ""): "mysqlclient",
-    ("mysql", "mysqldb"): "mysqlclient",
-    ("mysql", "pymysql"): "PyMySQL",
-    ("mysql", "mysqlconnector"): "mysql-connector-python",
+    "postgresql": {
+        "psycopg": "psycopg[binary]",
+        "psycopg2": "psycopg2-binary",
+        "pg8000": "pg8000",
+    },
+    "mysql": {
+        "mysqldb": "mysqlclient",
+        "pymysql": "PyMySQL",
+        "mysqlconnector": "mysql-connector-python",
+    },
 }
 
 
@@ -168,16 +172,17 @@ def _open_grpc(url: str, location: str) -> BaseStorage:
 
 
 def _open_server(url: str, dialect: str, driver: str) -> BaseStorage:
-    package = _DRIVER_PACKAGES.get((dialect, driver))
-    if package is None:
-        known = sorted(d for kind, d in _DRIVER_PACKAGES if kind == dialect and d)
+    packages = _DRIVER_PACKAGES[dialect]
+    if driver and driver not in packages:
         raise InvalidArgument(
             f"storage {masked_url(url)!r}: unknown driver {driver!r}; accepted is {dialect}:// "
-            f"alone or with +{', +'.join(known)}"
+            f"alone or with +{', +'.join(packages)}"
         )
     try:
         return _open_rdb(url)
     except ImportError as error:
+        # Which driver a URL without one means depends on SQLAlchemy's version.
+        package = packages[driver or make_url(url).get_dialect().driver]
         raise InvalidArgument(
             f"storage {masked_url(url)!r}: its database driver is not installed; run "
             f"`pip install '{package}'`"
@@ -185,9 +190,6 @@ def _open_server(url: str, dialect: str, driver: str) -> BaseStorage:
 
 
 def _open_rdb(url: str, engine_kwargs: dict | None = None) -> BaseStorage:
-    # Imported here because only these storages need it, and it takes a quarter of a second.
-    from sqlalchemy.exc import SQLAlchemyError
-
     try:
         return optuna.storages.get_storage(RDBStorage(url, engine_kwargs))
     except RuntimeError as error:

@@ -99,8 +99,11 @@ def test_processes_that_end_or_die_do_not_stop_the_others(tmp_path: Path) -> Non
     check_candidates(study)
 
 
-def test_the_last_candidates_of_a_dead_process_are_given_to_one_that_waits(tmp_path: Path) -> None:
-    storage = SQLiteStorage(tmp_path / "study.db")
+@pytest.mark.parametrize("kind", ["sqlite", "rdb", "journal"])
+def test_the_last_candidates_of_a_dead_process_are_given_to_one_that_waits(
+    tmp_path: Path, kind: str
+) -> None:
+    storage = open_storage(kind, tmp_path)
     optuna.create_study(storage=storage, study_name=STUDY)
     study = load(storage)
 
@@ -109,9 +112,9 @@ def test_the_last_candidates_of_a_dead_process_are_given_to_one_that_waits(tmp_p
         time.sleep(60)
         raise AssertionError
 
-    hung = start(work, lambda: SQLiteStorage(tmp_path / "study.db"), 100, never_finish)
+    hung = start(work, lambda: open_storage(kind, tmp_path), 100, never_finish)
     wait_for(lambda: len(study.trials) == 1 and len(study.trials[0].params) == 2)
-    waiting = start(work, lambda: SQLiteStorage(tmp_path / "study.db"), 2 * SIZE)
+    waiting = start(work, lambda: open_storage(kind, tmp_path), 2 * SIZE)
     # The other five are done, a sixth trial waits for the first candidate.
     wait_for(lambda: len(completed(study)) == SIZE - 1 and len(study.trials) == SIZE + 1)
     time.sleep(0.2)

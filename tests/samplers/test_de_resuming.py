@@ -156,7 +156,8 @@ def test_more_kills_than_attempts_are_no_failure_of_the_candidate(database: Path
     assert len(study.get_trials(states=(TrialState.FAIL,))) == 4
 
 
-def test_a_trial_that_could_not_be_told_is_made_good_by_the_same_process() -> None:
+@pytest.mark.parametrize("n_jobs", [1, 3])
+def test_a_trial_that_could_not_be_told_is_made_good_by_the_same_process(n_jobs: int) -> None:
     class Failing(optuna.storages.InMemoryStorage):
         fails_at = 4
 
@@ -169,13 +170,24 @@ def test_a_trial_that_could_not_be_told_is_made_good_by_the_same_process() -> No
     storage = Failing()
     optuna.create_study(storage=storage, study_name=STUDY)
     study = load(storage)
-    # What Optuna makes of the error is an AssertionError of its own.
-    with pytest.raises((optuna.exceptions.StorageInternalError, AssertionError)):
-        study.optimize(evaluate, n_trials=100)
-    assert study.trials[3].state == TrialState.RUNNING
-    study.optimize(evaluate, n_trials=12)
-    assert study.trials[3].state == TrialState.FAIL
-    assert [trial.params for trial in completed(study)] == expected_params(15)
+    # Optuna turns the error into an AssertionError, or loses it with the thread.
+    with suppress(optuna.exceptions.StorageInternalError, AssertionError):
+        study.optimize(evaluate, n_trials=SIZE, n_jobs=n_jobs)
+    assert storage.fails_at <= 0
+    study.optimize(evaluate, n_trials=3 * SIZE - len(completed(study)), n_jobs=n_jobs)
+    assert len(study.get_trials(states=(TrialState.FAIL,))) == 1
+    assert len(completed(study)) == 3 * SIZE
+    check_candidates(study)
+
+
+def test_a_running_trial_that_is_handed_on_keeps_its_candidate() -> None:
+    storage = optuna.storages.InMemoryStorage()
+    optuna.create_study(storage=storage, study_name=STUDY)
+    asked = [load(storage).ask(SPACE) for _ in range(4)]
+    study = load(storage)
+    for trial in asked:
+        assert optuna.Trial(study, trial._trial_id).relative_params == trial.params
+    assert [trial.system_attrs[CLAIM_KEY]["index"] for trial in study.trials] == [0, 1, 2, 3]
 
 
 def test_a_trial_whose_claim_could_not_be_written_loses_no_candidate() -> None:

@@ -233,6 +233,13 @@ def test_asking_more_than_a_generation_never_blocks_and_loses_no_candidate() -> 
     assert params[:6] + params[10:] == reference(18)
 
 
+def test_a_trial_that_is_never_told_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    study = optuna.create_study(sampler=sampler())
+    study.ask(SPACE)
+    evolve(study, 12)
+    assert caplog.text.count("cannot be finished before trials 0 are told") == 1
+
+
 def test_candidates_left_counts_what_can_be_asked_in_this_generation() -> None:
     s = sampler()
     study = optuna.create_study(sampler=s)

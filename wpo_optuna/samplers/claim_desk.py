@@ -53,7 +53,7 @@ _N_OPTIONS = 64
 _MAX_READINGS = 10
 _SHORTEST_PAUSE_S = 0.002
 _LONGEST_PAUSE_S = 0.25
-_SECONDS_BETWEEN_MESSAGES = 30.0
+_FIRST_MESSAGE_S = 60.0
 
 Source = EvolutionReplay | IndependentDraws
 
@@ -111,6 +111,7 @@ class ClaimDesk:
         # what any reading says, so they are read again only when they may be finished.
         self._given_here: set[int] = set()
         self._told_by: dict[int, int] = {}
+        self._warned_of: set[tuple[Evolution, int]] = set()
 
     def source(self, search: Search) -> Source:
         """Where a search's candidates come from, up to date with the book; the caller locks.
@@ -126,8 +127,9 @@ class ClaimDesk:
 
     def note_told(self, trial: FrozenTrial) -> None:
         """Notes that a trial is being told, by the calling thread."""
+        here = Owner.current(in_optimize=False)
         with self.lock:
-            self._told_by[trial.number] = threading.get_ident()
+            self._told_by[trial.number] = here.thread
 
     # Reading
 
@@ -156,7 +158,7 @@ class ClaimDesk:
         """
         self._read(study, in_full=in_full)
         with self.lock:
-            abandoned = self._abandoned(study)
+            abandoned = self._abandoned(study, in_full)
         for trial in abandoned:
             self._fail(study, trial)
         if abandoned:
@@ -204,38 +206,37 @@ class ClaimDesk:
 
     # Trials that nobody will finish
 
-    def _abandoned(self, study: Study) -> list[RunningTrial]:
+    def _abandoned(self, study: Study, in_full: bool) -> list[RunningTrial]:
         here = Owner.current(in_optimize=study._thread_local.in_optimize_loop)
-        running = self.book.running
-        lost = [
-            running[number]
-            for number in self._told_by.keys() & self._given_here
-            if self._is_lost_in_tell(running[number], here)
-        ]
-        may_be_stale = not is_heartbeat_enabled(study._storage)
+        has_heartbeat = is_heartbeat_enabled(study._storage)
         liveness: dict[Owner, Liveness] = {}
-        for number in running.keys() - self._given_here:
-            trial = running[number]
-            if trial.claim is None or trial.claim.owner.same_process(here):
+        abandoned = []
+        for number in self._to_read(in_full):
+            trial = self.book.running[number]
+            if trial.claim is None:
                 continue
             owner = trial.claim.owner
+            if owner.same_process(here):
+                if self._is_lost(trial.claim, here):
+                    abandoned.append(trial)
+                continue
             if owner not in liveness:
                 liveness[owner] = owner.liveness()
-            if liveness[owner] is Liveness.DEAD or (
-                liveness[owner] is Liveness.UNKNOWN and may_be_stale and self._is_stale(trial)
-            ):
-                lost.append(trial)
-        return lost
+            is_unheard_of = liveness[owner] is Liveness.UNKNOWN and not has_heartbeat
+            if liveness[owner] is Liveness.DEAD or (is_unheard_of and self._is_stale(trial)):
+                abandoned.append(trial)
+        return abandoned
 
-    def _is_lost_in_tell(self, trial: RunningTrial, here: Owner) -> bool:
-        # Study.optimize tells a trial before it asks the next one: if it is running still, then
-        # the storage failed, or Ctrl-C came, while it was told.
-        assert trial.claim is not None
-        return (
-            here.in_optimize
-            and trial.claim.owner.in_optimize
-            and self._told_by[trial.position.number] == here.thread
-        )
+    def _is_lost(self, claim: Claim, here: Owner) -> bool:
+        """Whether this process itself will never tell a trial.
+
+        Study.optimize tells a trial in the thread that asked for it, before it asks for the next
+        one. If the trial is running still then the storage failed, or Ctrl-C came, meanwhile.
+        """
+        if not claim.owner.in_optimize:
+            return False
+        is_told = here.in_optimize and self._told_by.get(claim.trial_number) == here.thread
+        return is_told or claim.owner.has_ended_here()
 
     def _is_stale(self, trial: RunningTrial) -> bool:
         if trial.started is None:
@@ -291,6 +292,7 @@ class ClaimDesk:
             else:
                 holders = self._holders(search, trial.number)
                 if not _may_wait(study, holders, owner):
+                    self._warn_of(search, holders)
                     return None
                 patience.explain(holders)
             patience.pause()
@@ -355,6 +357,17 @@ class ClaimDesk:
                 self._given_here.discard(trial.number)
             raise
 
+    def _warn_of(self, search: Search, holders: list[RunningTrial]) -> None:
+        with self.lock:
+            place = (search.evolution, self.source(search).generation)
+            if place in self._warned_of:
+                return
+            self._warned_of.add(place)
+        _logger.warning(
+            f"Generation {place[1]} of the differential evolution cannot be finished before "
+            f"trials {_numbers(holders)} are told; until then trials are sampled independently."
+        )
+
     def _holders(self, search: Search, trial_number: int) -> list[RunningTrial]:
         with self.lock:
             record = self.book.record(search.evolution, self.source(search).generation)
@@ -378,26 +391,31 @@ def _fail_stale_trials(study: Study) -> None:
             optuna.storages.fail_stale_trials(study)
 
 
+def _numbers(trials: list[RunningTrial]) -> str:
+    return ", ".join(str(number) for number in sorted(trial.position.number for trial in trials))
+
+
 class _Patience:
     """Pauses of growing, random length, with a word now and then on what is waited for."""
 
     def __init__(self, source_of_randomness: random.Random) -> None:
         self._random = source_of_randomness
         self._longest_s = _SHORTEST_PAUSE_S
-        self._next_message = time.monotonic() + _SECONDS_BETWEEN_MESSAGES
+        self._silence_s = _FIRST_MESSAGE_S
+        self._began = time.monotonic()
 
     def pause(self) -> None:
         time.sleep(self._random.uniform(0.0, self._longest_s))
         self._longest_s = min(2 * self._longest_s, _LONGEST_PAUSE_S)
 
     def explain(self, holders: list[RunningTrial]) -> None:
-        if time.monotonic() < self._next_message:
+        waited_s = time.monotonic() - self._began
+        if waited_s < self._silence_s:
             return
-        self._next_message = time.monotonic() + _SECONDS_BETWEEN_MESSAGES
-        waited_for = ", ".join(
-            f"{holder.position.number} ({holder.claim.owner})" for holder in holders if holder.claim
-        )
-        _logger.info(
-            f"Waiting for the last trials of a generation: {waited_for}. If one of them will "
-            "never finish, tell it as failed: study.tell(number, state=TrialState.FAIL)."
+        self._silence_s *= 4
+        owners = {str(holder.claim.owner) for holder in holders if holder.claim}
+        _logger.warning(
+            f"Waiting for {waited_s:.0f} s for the last trials of a generation: "
+            f"{_numbers(holders)}, evaluated by {', '.join(sorted(owners))}. One that will never "
+            "finish can be given up: study.tell(number, state=TrialState.FAIL)."
         )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import itertools
 import os
 import socket
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +16,11 @@ from pathlib import Path
 
 # States, in /proc/<pid>/stat, of a process that has ended but was not yet waited for.
 _ENDED_STATES = frozenset("ZXx")
+
+
+_own_number = threading.local()
+_next_thread_number = itertools.count()
+_threads: weakref.WeakValueDictionary[int, threading.Thread] = weakref.WeakValueDictionary()
 
 
 class Liveness(enum.Enum):
@@ -35,7 +42,7 @@ class Owner:
         namespace: the space of process numbers (containers have their own); may be empty.
         pid: process number.
         started: when the process started, in clock ticks since the boot; may be empty.
-        thread: the thread's identifier within its process.
+        thread: number of the thread within its process; never used again, unlike the system's.
         in_optimize: whether the trial was asked by ``Study.optimize``, which tells each trial
             before it asks another one in the same thread.
     """
@@ -60,7 +67,7 @@ class Owner:
             namespace=_namespace(pid),
             pid=pid,
             started=_process_start(pid),
-            thread=threading.get_ident(),
+            thread=_thread_number(),
             in_optimize=in_optimize,
         )
 
@@ -80,6 +87,11 @@ class Owner:
     def same_process(self, other: Owner) -> bool:
         """Whether both threads belong to one process."""
         return (self.pid, self.started) == (other.pid, other.started) and self._same_system(other)
+
+    def has_ended_here(self) -> bool:
+        """Whether this thread of the calling process has ended."""
+        thread = _threads.get(self.thread)
+        return thread is None or not thread.is_alive()
 
     def depends_on(self, asker: Owner) -> bool:
         """Whether this owner may be unable to finish its trial until the asker has gone on.
@@ -112,6 +124,14 @@ class Owner:
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
+
+
+def _thread_number() -> int:
+    number: int | None = getattr(_own_number, "value", None)
+    if number is None:
+        number = _own_number.value = next(_next_thread_number)
+        _threads[number] = threading.current_thread()
+    return number
 
 
 def _liveness_of(pid: int, started: str) -> Liveness:

@@ -58,6 +58,11 @@ class MetricCurve:
             return np.full(self.values.shape[1], np.nan)
         return self.values.std(axis=0, ddof=1)
 
+    def describe(self, step: int) -> str:
+        """Mean and standard deviation at one of the times."""
+        mean = f"{self.mean[step]:.4g}"
+        return mean if len(self.values) == 1 else f"{mean} ± {self.spread[step]:.2g}"
+
 
 @dataclass(frozen=True, eq=False)
 class MetricOverTime:
@@ -74,6 +79,20 @@ class MetricOverTime:
     t_steps: tuple[float, ...]
     ideal: float | None
     curves: tuple[MetricCurve, ...]
+
+    def table(self) -> str:
+        """The means and standard deviations, for people to read."""
+        rows = [["", *(curve.name for curve in self.curves)]]
+        for step, t in enumerate(self.t_steps):
+            rows.append([format_duration(t), *(curve.describe(step) for curve in self.curves)])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        repeats = len(self.curves[0].values)
+        of_what = "one programming"
+        if repeats > 1:
+            of_what = f"mean ± standard deviation of {repeats} programmings"
+        ideal = "" if self.ideal is None else f"; of the digital network {self.ideal:.4g}"
+        return "\n".join([f"{self.metric} after programming, {of_what}{ideal}:", "", *lines])
 
     def write_measurements(self, path: Path) -> Path:
         """Writes every single measurement as CSV: one line for each repeat and time."""

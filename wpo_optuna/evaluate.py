@@ -213,39 +213,12 @@ def _track(
 
 
 def _describe(settings: EvaluationSettings, result: MetricOverTime, run_id: str | None) -> str:
-    """A table of means and standard deviations, and where to find the rest."""
-    from wpo_optuna.durations import format_duration
-
-    rows = [["", *(curve.name for curve in result.curves)]]
-    for step, t in enumerate(result.t_steps):
-        cells = (
-            f"{curve.mean[step]:.4g} ± {curve.spread[step]:.2g}"
-            if len(curve.values) > 1
-            else f"{curve.mean[step]:.4g}"
-            for curve in result.curves
-        )
-        rows.append([format_duration(t), *cells])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    repeats = len(result.curves[0].values)
-    of_what = "one programming"
-    if repeats > 1:
-        of_what = f"mean ± standard deviation of {repeats} programmings"
-    ideal = "" if result.ideal is None else f"; of the digital network {result.ideal:.4g}"
+    """The table, and where to find the rest."""
     tracked = f"run {run_id}, experiment {settings.experiment}"
     if run_id is None:
         is_off = settings.tracking_uri == NO_TRACKING
         tracked = "off" if is_off else "not recorded (see the warning)"
-    return "\n".join(
-        [
-            f"{result.metric} after programming, {of_what}{ideal}:",
-            "",
-            *table,
-            "",
-            f"results  {settings.output}",
-            f"MLflow   {tracked}",
-        ]
-    )
+    return f"{result.table()}\n\nresults  {settings.output}\nMLflow   {tracked}"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,122 @@
+"""How much accuracy the example network keeps over a year, with and without optimised programming.
+
+``python -m experiments.digits_accuracy`` optimises the programming of the built-in digits network
+on phase-change memory, or takes a strategy with ``--strategy``, and follows the accuracy on the
+450 held-out images from a second to a year, against two equal pairs of devices and against the
+ideal digital network. The functions ``network`` and ``batches`` serve the command as well:
+
+    python -m wpo_optuna.evaluate --model experiments.digits_accuracy:network \\
+        --data experiments.digits_accuracy:batches --strategy strategy.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from experiments.train_digits import WEIGHTS_FILE, digits_data, digits_network
+from wpo_optuna import ProgrammingStrategy, WeightProgrammingProblem, accuracy_figure, run_study
+from wpo_optuna.accuracy import (
+    MetricOverTime,
+    accuracy,
+    compare_over_time,
+    number_of_measurements,
+)
+from wpo_optuna.durations import format_duration, parse_durations
+from wpo_optuna.network_forms import NetworkForms
+from wpo_optuna.progress import Progress
+from wpo_optuna.rpu_configs import named_rpu_config
+from wpo_optuna.weights import read_weights
+
+T_STEPS = parse_durations("1s,1min,1h,1d,30d,1y", "t_steps")
+HARDWARE = named_rpu_config("pcm")
+
+
+def network() -> nn.Sequential:
+    """The built-in network, trained."""
+    trained = digits_network()
+    trained.load_state_dict(load_file(WEIGHTS_FILE))
+    return trained.eval()
+
+
+def batches() -> list[tuple[Tensor, Tensor]]:
+    """The held-out images (450, 64) and the digits they show."""
+    data = digits_data()
+    return [(data.test_images, data.test_labels)]
+
+
+def optimised_strategy(n_trials: int, seed: int) -> ProgrammingStrategy:
+    """A strategy for the weights as they lie on the tiles, found without storage and records."""
+    hardware = HARDWARE.build()
+    problem = WeightProgrammingProblem(
+        weights=read_weights(network(), mapping=hardware.mapping).weights,
+        f_lst=[1.0, None],
+        rpu_config=hardware,
+        t_steps=list(T_STEPS),
+        g_converter_baseline=HARDWARE.baseline(),
+        seed=seed,
+    )
+    result = run_study(
+        problem, n_trials=n_trials, storage="memory", tracking_uri=False, show_progress_bar=True
+    )
+    assert result.strategy is not None, "interrupted"
+    print(f"TNMSE of the baseline {result.baseline}, optimised {result.tnmse}\n")
+    return result.strategy
+
+
+def follow(strategy: ProgrammingStrategy, repeats: int, seed: int = 0) -> MetricOverTime:
+    """The accuracy over a year with a strategy, and with the hardware's baseline."""
+    forms = NetworkForms.of(network(), HARDWARE.build())
+    total = number_of_measurements(forms, len(T_STEPS), repeats)
+    with Progress().bar("evaluating", total, "measurement") as bar:
+        return compare_over_time(
+            forms, strategy, HARDWARE.baseline(), batches(), T_STEPS, accuracy,
+            metric_name="accuracy", repeats=repeats, seed=seed, on_measured=bar.update,
+        )  # fmt: skip
+
+
+def conclusion(result: MetricOverTime) -> str:
+    """What is kept at the last time, with standard errors."""
+    assert result.ideal is not None
+    losses = []
+    for curve in result.curves:
+        final = curve.values[:, -1]
+        error = np.std(final, ddof=1) / math.sqrt(len(final)) if len(final) > 1 else math.nan
+        losses.append(
+            f"{curve.name} {100 * final.mean():.2f} % (± {100 * error:.2f}), "
+            f"{100 * (result.ideal - final.mean()):.2f} points below the digital network"
+        )
+    return f"after {format_duration(result.t_steps[-1])}: " + "; ".join(losses)
+
+
+def main() -> None:
+    """Optimise or read a strategy, measure, and write tables and figure."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--strategy", type=Path, help="take this one instead of optimising")
+    parser.add_argument("--n-trials", type=int, default=2000, help="trials of the optimisation")
+    parser.add_argument("--repeats", type=int, default=50, help="programmings of the network")
+    parser.add_argument("--seed", type=int, default=0, help="of the optimisation and the noise")
+    parser.add_argument("--output", type=Path, default=Path("wpo_results", "digits_accuracy"))
+    arguments = parser.parse_args()
+
+    torch.set_num_threads(1)  # layers of 64 neurons are too small to share
+    if arguments.strategy is None:
+        strategy = optimised_strategy(arguments.n_trials, arguments.seed)
+    else:
+        strategy = ProgrammingStrategy.load(arguments.strategy)
+    result = follow(strategy, arguments.repeats, arguments.seed)
+    result.write_measurements(arguments.output / "measurements.csv")
+    result.write_summary(arguments.output / "summary.csv")
+    accuracy_figure.save(result, arguments.output, "over_time")
+    strategy.save(arguments.output / "strategy.json")
+    print(f"{result.table()}\n\n{conclusion(result)}\nresults  {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

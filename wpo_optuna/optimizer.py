@@ -1,0 +1,250 @@
+"""A replacement for aihwkit's ``WeightProgrammingOptimizer`` by changing one import line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from aihwkit.inference.converter.base import BaseConductanceConverter
+from aihwkit.inference.converter.conductance import CustomPairConductanceConverter
+from aihwkit.simulator.configs import InferenceRPUConfig
+from optuna.trial import FrozenTrial
+from scipy.optimize import OptimizeResult
+from torch import Tensor
+
+from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.loss.reference import ReferenceEngine
+from wpo_optuna.optimizer_options import OptimizerOptions, check_options, check_values
+from wpo_optuna.problem import WeightProgrammingProblem
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+    from wpo_optuna.strategy import ProgrammingStrategy
+    from wpo_optuna.study_result import StudyResult
+
+# Trials of a search whose budget the user leaves open.
+DEFAULT_N_TRIALS = 2000
+
+
+class WeightProgrammingOptimizer(OptimizerOptions):
+    """Finds a conductance converter that programs weights better than a baseline.
+
+    Constructor, result and attributes are those of aihwkit's class of the same name
+    (``aihwkit.inference.converter.wpo``), so that existing code changes its import alone. Behind
+    it is :func:`wpo_optuna.run_study`, and what differs follows from that:
+
+    * *Budget.* Without ``maxiter`` and ``popsize`` the search has ``n_trials`` trials (2000 if not
+      given), with this project's settings of differential evolution, and spends all of them. With
+      either, it has ``(maxiter + 1) * popsize * d`` as in scipy (where one is missing: 200
+      generations, or 5 members for each of the d dimensions), and ends once the baseline is beaten
+      by ``loss_margin``, as the reference does. The best trials are polished in both cases, unless
+      ``polish=False``.
+    * *Scores.* ``best_loss`` and ``loss_baseline`` are means over fresh draws through aihwkit's
+      tile, not the luckiest draw of the search.
+    * *Baseline.* It is ``g_converter_baseline`` that is to be beaten. (The reference measures the
+      converter that the noise model happens to have.)
+    * *Success* is True or False: whether the scores differ by the margin. (The reference returns
+      the loss where the search was not successful, and in conditions a number counts as true.)
+    * *Processes.* ``workers=1`` by default: the default engine needs no more.
+
+    Args:
+        weights: the network's weights (unitless), any shape and device.
+        f_lst: significance factor of each pair of conductances, None where it is to be found.
+        rpu_config: the hardware; not changed.
+        t_steps: times after programming in s over which errors are averaged.
+        g_converter_baseline: the programming to beat; its g_min and g_max (µS) are the devices'.
+        symmetric: whether negative and positive weights mirror each other.
+        **kwargs: the attributes of
+            :class:`~wpo_optuna.optimizer_options.OptimizerOptions`: all options of the reference,
+            and ``storage``, ``study_name``, ``tracking_uri``, ``sampler``, ``engine`` and
+            ``n_trials``.
+
+    Attributes:
+        best_loss: TNMSE of the strategy found, on fresh noise; inf before :meth:`run_optimizer`.
+        loss_baseline: TNMSE of the baseline, likewise.
+        g_converter: the converter found; None before.
+        f_lst: its significance factors; before, those given.
+        rpu_config: copy of the RPU configuration; afterwards it programs with the converter found.
+        strategy_found: the strategy, which can be saved; None before.
+        result: the study and its scores; None before, and in a pickled copy.
+        problem: the problem, fixed on construction.
+
+    Raises:
+        InvalidArgument: an argument cannot be used or is not known.
+    """
+
+    def __init__(
+        self,
+        weights: Tensor,
+        f_lst: Sequence[float | None],
+        rpu_config: InferenceRPUConfig,
+        t_steps: Sequence[float],
+        g_converter_baseline: BaseConductanceConverter,
+        symmetric: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        check_options(kwargs)
+        super().__init__(**kwargs)
+        check_values(self)
+        self.problem = WeightProgrammingProblem(
+            weights=weights.detach().cpu() if isinstance(weights, Tensor) else weights,
+            f_lst=f_lst,
+            rpu_config=_with_inputs(rpu_config, self.test_in_features),
+            t_steps=t_steps,
+            g_converter_baseline=g_converter_baseline,
+            symmetric=_as_bool(symmetric),
+            nbins=self.nbins,
+            test_out_features=self.test_out_features,
+            g_err=self.g_err,
+            f_min=self.f_min,
+            f_max=self.f_max,
+            use_max_kw=_as_bool(self.use_max_kw),
+            loss_margin=self.loss_margin,
+            baseline_iterations=self.baseline_iterations,
+            seed=self.seed,
+        )
+        self.f_lst = list(f_lst)
+        self.t_steps = list(t_steps)
+        self.mapping_saved = deepcopy(rpu_config.mapping)
+        self._show_problem()
+        self.loss_baseline = float("inf")
+        self.best_loss = float("inf")
+        self.g_converter: CustomPairConductanceConverter | None = None
+        self.strategy_found: ProgrammingStrategy | None = None
+        self.result: StudyResult | None = None
+
+    def generate_hop_bounds(self) -> tuple[tuple[float, float], ...]:
+        """Bounds of the hypercube's coordinates."""
+        return self.problem.hypercube.bounds
+
+    def get_loss_baseline(self) -> float:
+        """The baseline's TNMSE: mean of ``baseline_iterations`` draws through aihwkit's tile."""
+        engine = ReferenceEngine(self.problem)
+        draws = engine.tnmse_of(self.g_converter_baseline, repeats=self.baseline_iterations)
+        return float(draws.mean())
+
+    def run_optimizer(self) -> tuple[CustomPairConductanceConverter, bool]:
+        """Searches, scores the best on fresh noise, and sets the attributes.
+
+        Returns:
+            the converter found, and whether it beats the baseline by ``loss_margin``.
+
+        Raises:
+            InvalidArgument: an option of the search cannot be used, or the stored study is about
+                another problem.
+            WeightProgrammingError: the storage fails.
+            KeyboardInterrupt: the search was interrupted; a stored study can be resumed.
+        """
+        from wpo_optuna.run import run_study
+
+        check_values(self)
+        dimension = self.problem.hypercube.dimension
+        if self.disp:
+            print(f"\n\t\thypercube dimensions = {dimension}")
+        result = run_study(
+            self.problem,
+            sampler=self.sampler,
+            n_trials=self.total_trials(dimension, DEFAULT_N_TRIALS),
+            study_name=self.study_name,
+            storage=self.storage,
+            tracking_uri=self.tracking_uri,
+            engine=self.engine,
+            seed=self.seed,
+            sampler_options=self.sampler_options(),
+            polish=bool(self.polish),
+            workers=self.workers,
+            device=str(self.device),
+            callbacks=[self._generation_callback()],
+        )
+        if result.interrupted:
+            raise KeyboardInterrupt
+        self._take_over(result)
+        if self.disp:
+            print(f"\n\tbest loss = {self.best_loss:f}, loss baseline = {self.loss_baseline:f}\n")
+        return result.converter, result.success
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A study holds connections to its storage; everything else is kept.
+        return self.__dict__ | {"result": None}
+
+    def _generation_callback(self) -> Callable[[Study, FrozenTrial], None]:
+        """Counts trials, and after each generation calls the user's callback or reports."""
+        names = self.problem.hypercube.names
+        size = self.generation_size(self.problem.hypercube.dimension)
+        callback = self.callback or self._report
+        best = OptimizeResult(x=np.full(len(names), np.nan), fun=float("inf"), nit=0, nfev=0)
+
+        def on_trial(study: Study, trial: FrozenTrial) -> None:
+            if best.nfev == 0 and self.disp:
+                kind = type(self.g_converter_baseline).__name__
+                print(f"\tloss baseline = {trial.user_attrs['baseline']:f} ({kind})\n")
+            best.nfev += 1
+            if trial.value is not None and trial.value < best.fun:
+                best.fun = trial.value
+                best.x = np.array([trial.params[name] for name in names])
+            if best.nfev % size == 0:
+                best.nit += 1
+                callback(OptimizeResult(best))
+
+        return on_trial
+
+    def _report(self, intermediate_result: OptimizeResult) -> None:
+        """Prints progress as the reference does, and ends the search where it does."""
+        if self.disp:
+            print(
+                "\t(current loss - baseline loss) / baseline loss + loss margin = "
+                f"{intermediate_result.fun:0.10f} ({datetime.now()})"
+            )
+        if self.has_budget_of_reference and intermediate_result.fun < 0:
+            raise StopIteration
+
+    def _show_problem(self) -> None:
+        """Sets what the reference's objects have as attributes, too."""
+        problem = self.problem
+        self.symmetric = problem.symmetric
+        self.rpu_config = problem.evaluation_rpu_config()
+        self.noise_model = self.rpu_config.noise_model
+        self.test_in_features = problem.test_in_features
+        self.g_converter_baseline = deepcopy(problem.g_converter_baseline)
+        self.g_min, self.g_max = problem.g_min, problem.g_max
+        self.g_err = problem.g_err * (problem.g_max - problem.g_min)
+        self.weights_downsampled_unitless = problem.test_weights
+        self.max_abs_weight_unitless = torch.tensor(problem.max_abs_weight)
+        self.weights_discretized_unitless = problem.hypercube.knot_weights
+
+    def _take_over(self, result: StudyResult) -> None:
+        self.result = result
+        self.strategy_found = result.strategy
+        self.g_converter = result.converter
+        self.best_loss = result.tnmse.mean
+        self.loss_baseline = result.baseline.mean
+        self.f_lst = self.g_converter.f_lst
+        self.rpu_config.mapping = deepcopy(self.mapping_saved)
+        self.rpu_config.noise_model.g_converter = self.g_converter
+
+
+def _with_inputs(
+    rpu_config: InferenceRPUConfig, test_in_features: int | None
+) -> InferenceRPUConfig:
+    """The hardware with as many inputs as the test matrix is to have."""
+    if test_in_features is None or not isinstance(rpu_config, InferenceRPUConfig):
+        return rpu_config
+    largest = rpu_config.mapping.max_input_size
+    if not isinstance(test_in_features, int) or not 1 <= test_in_features <= (largest or np.inf):
+        limit = f" to {largest}, the inputs of a tile," if largest else ""
+        raise InvalidArgument(
+            f"test_in_features = {test_in_features!r}: a whole number from 1{limit} is needed."
+        )
+    hardware = deepcopy(rpu_config)
+    hardware.mapping.max_input_size = test_in_features
+    return hardware
+
+
+def _as_bool(value: Any) -> Any:
+    """0 and 1, which aihwkit's own examples pass, as False and True."""
+    return bool(value) if isinstance(value, int) and value in (0, 1) else value

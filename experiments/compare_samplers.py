@@ -65,9 +65,7 @@ def table(results: dict[str, StudyResult]) -> str:
     for sampler, result in sorted(results.items(), key=lambda item: item[1].tnmse.mean):
         assert result.scores is not None
         best = min(finalist.tnmse_of_engine for finalist in result.scores.finalists)
-        lines.append(
-            f"{sampler:8} {best:14.5f} {result.tnmse!s:>32} {result.search_time:7.1f} s"
-        )
+        lines.append(f"{sampler:8} {best:14.5f} {result.tnmse!s:>32} {result.search_time:7.1f} s")
     baseline = next(iter(results.values())).baseline
     lines += ["-" * len(header), f"{'baseline':8} {'':14} {baseline!s:>32}"]
     return "\n".join(lines)

@@ -7,12 +7,15 @@ evaluations with equal seeds still differ, by about 1 % on a tile of 512 x 20.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from aihwkit.nn import AnalogLinear
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from wpo_optuna.loss.base import LossEngine
 
@@ -56,28 +59,44 @@ class ReferenceEngine(LossEngine):
         seeds = np.random.SeedSequence(seed).generate_state(repeats, np.uint64)
         return np.array([self._draw(converter, int(s)) for s in seeds])
 
+    def weights_over_time(self, converter: BaseConductanceConverter, seed: int) -> list[Tensor]:
+        """The weights that act at each time in one draw, with drift compensated.
+
+        For every time they are programmed anew.
+
+        Args:
+            converter: how weights become conductances.
+            seed: seed of torch's noise.
+
+        Returns:
+            for each of the problem's times ``(test_in_features, test_out_features)``, unitless.
+        """
+        with _seeded(seed):
+            return list(self._acting_weights(converter))
+
     def _draw(self, converter: BaseConductanceConverter, seed: int) -> float:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            # torch.manual_seed would also seed the generators of other devices, for good.
-            torch.default_generator.manual_seed(seed)
+        with _seeded(seed):
             return self._evaluate(converter)
 
     def _evaluate(self, converter: BaseConductanceConverter) -> float:
         problem = self.problem
         target = problem.test_weights
-        layer = self._program_target(converter)
         error = 0.0
-        for t in problem.t_steps:
-            layer.program_analog_weights()
-            layer.drift_analog_weights(t)
-            # A layer whose outputs exceed the tile's is split into tiles side by side.
-            effective = torch.cat(
-                [tile.alpha * tile.get_weights()[0].T for tile in layer.analog_tiles()], dim=1
-            )
+        for effective in self._acting_weights(converter):
             deviation = _ERROR_AMPLIFICATION * (effective - target) / problem.max_abs_weight
             error += float((deviation.double() ** 2).sum())
         tnmse = error / (target.numel() * len(problem.t_steps))
         return np.inf if np.isnan(tnmse) else tnmse
+
+    def _acting_weights(self, converter: BaseConductanceConverter) -> Iterator[Tensor]:
+        layer = self._program_target(converter)
+        for t in self.problem.t_steps:
+            layer.program_analog_weights()
+            layer.drift_analog_weights(t)
+            # A layer whose outputs exceed the tile's is split into tiles side by side.
+            yield torch.cat(
+                [tile.alpha * tile.get_weights()[0].T for tile in layer.analog_tiles()], dim=1
+            )
 
     def _program_target(self, converter: BaseConductanceConverter) -> AnalogLinear:
         """A new layer with the target weights: its tile draws its own systematic variations."""
@@ -91,3 +110,12 @@ class ReferenceEngine(LossEngine):
         ).eval()
         layer.set_weights(problem.test_weights.T.clone(), None)
         return layer
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seeds torch's generator, without gradients, and puts its state back afterwards."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        # torch.manual_seed would also seed the generators of other devices, for good.
+        torch.default_generator.manual_seed(seed)
+        yield

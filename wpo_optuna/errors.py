@@ -12,3 +12,9 @@ class WeightProgrammingError(Exception):
 
 class InvalidArgument(WeightProgrammingError, ValueError):
     """An argument cannot be used; the message names it, its value and what is accepted."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's message without its full stop, to quote in one's own."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(". ") if lines else type(error).__name__

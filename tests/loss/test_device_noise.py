@@ -169,6 +169,16 @@ def test_models_that_couple_devices_are_refused_by_name(
     assert reason in str(refused.value)
 
 
+class Fails(PCMLikeNoiseModel):
+    def generate_drift_coefficients(self, g_target: Tensor) -> Tensor:
+        raise ValueError("no drift was measured.\nSee the data sheet.")
+
+
+def test_what_a_model_itself_refuses_is_passed_on_in_one_sentence() -> None:
+    with pytest.raises(InvalidArgument, match=r"Fails cannot .* 25 µS: no drift was measured\.$"):
+        batched_device_noise(Fails(), [1.0, DAY], RANGE, CPU)
+
+
 @pytest.mark.parametrize(
     "model", [PCMLikeNoiseModel, AddsInPlace, DrawsByShape, DrawsByNumpy, DrawsByPython]
 )

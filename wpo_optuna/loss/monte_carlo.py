@@ -29,7 +29,7 @@ from aihwkit.simulator.tiles.inference import InferenceTile
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.errors import InvalidArgument, first_line
 from wpo_optuna.loss.base import LossEngine
 from wpo_optuna.loss.common_noise import CommonNoise
 from wpo_optuna.loss.compensation import drift_compensation
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 # Conductances in a chunk on the CPU: few enough that intermediate results stay in its cache, many
 # enough that calling torch costs little against computing.
 _CPU_CHUNK = 2**17
+# Bytes of random numbers that differ between the draws computed at once.
+_NOISE_BYTES = 2**28
 # On a GPU, the bytes of a chunk, of which it has plenty.
 _GPU_CHUNK_BYTES = 2**30
 
@@ -127,12 +129,10 @@ class MonteCarloEngine(LossEngine):
         repeats = _checked_whole("repeats", repeats, 1)
         seed = _checked_whole("seed", seed, 0)
         strategy = conversion_of(converter, self.device)
-        values = [
-            self._evaluate(
-                strategy, CommonNoise(seed, range(repeats)[start : start + self.chunk_size])
-            )
-            for start in range(0, repeats, self.chunk_size)
-        ]
+        n_at_once = min(self.chunk_size, self._suitable_draws())
+        starts = range(0, repeats, n_at_once)
+        chunks = [range(repeats)[start : start + n_at_once] for start in starts]
+        values = [self._evaluate(strategy, CommonNoise(seed, draws)) for draws in chunks]
         return _nan_as_inf(np.concatenate(values))
 
     def _noise(self, seed: int, draw: int) -> CommonNoise:
@@ -180,6 +180,14 @@ class MonteCarloEngine(LossEngine):
         bytes_each = 4 * n_conductances * 5 * (len(self.problem.t_steps) + 2)
         return max(1, _GPU_CHUNK_BYTES // bytes_each)
 
+    def _suitable_draws(self) -> int:
+        """Draws whose random numbers, which each has for itself, fit a bounded memory."""
+        n_outputs, n_inputs = max(tile.target.shape[1:] for tile in self._tiles)
+        n_numbers = 3 * 2 * len(self.problem.f_lst) * n_outputs * n_inputs
+        if self._compensation is not None:
+            n_numbers += 2 * self._compensation.readout.numbers_drawn(n_outputs, n_inputs)
+        return max(1, _NOISE_BYTES // (4 * n_numbers * len(self.problem.t_steps)))
+
 
 def _let_allocator_keep_memory() -> None:
     """Makes glibc keep freed memory for the next chunk instead of returning it to the system.
@@ -205,10 +213,9 @@ def _checked_device(device: str | torch.device) -> torch.device:
         checked = torch.device(device)
         torch.empty(0, device=checked)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
         raise InvalidArgument(
-            f"device = {str(device)!r} cannot be used ({reason}): give cpu, or cuda where torch "
-            "finds a GPU."
+            f"device = {str(device)!r} cannot be used ({first_line(error)}): give cpu, or cuda "
+            "where torch finds a GPU."
         ) from error
     return checked
 
@@ -240,9 +247,8 @@ def _target_tiles(problem: WeightProgrammingProblem, device: torch.device) -> li
                 tile.tile.forward(inputs, False, False, False, True, False)
         # The compiled tile checks its parameters itself, by RuntimeError and the like.
         except Exception as error:
-            reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
             raise InvalidArgument(
-                f"rpu_config cannot be simulated by aihwkit's tile: {reason}."
+                f"rpu_config cannot be simulated by aihwkit's tile: {first_line(error)}."
             ) from error
     widths = [tile.tile.get_d_size() for tile in tiles]
     blocks = problem.test_weights.T.split(widths)

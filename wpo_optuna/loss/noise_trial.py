@@ -13,7 +13,7 @@ import torch
 from aihwkit.inference.noise.base import BaseNoiseModel
 from torch import Tensor
 
-from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.errors import InvalidArgument, first_line
 from wpo_optuna.loss.common_noise import CommonNoise, Key, Shape, Use
 from wpo_optuna.loss.device_noise import (
     BroadcastNoise,
@@ -62,6 +62,12 @@ def batched_device_noise(
             if _treats_devices_alone(single, targets):
                 return single
             raise _not_batched(noise_model, _COUPLED) from None
+        # Noise models raise what they like.
+        except Exception as error:
+            raise InvalidArgument(
+                f"rpu_config.noise_model = {type(noise_model).__name__} cannot be evaluated for "
+                f"conductances from {g_range[0]:g} to {g_range[1]:g} µS: {first_line(error)}."
+            ) from error
         for place in dict.fromkeys((device, _CPU)):
             for kind in (BroadcastNoise, ExpandedNoise):
                 way = kind(noise_model, t_steps, place)

@@ -79,7 +79,7 @@ class AnalogReadout:
         strength, reduction = self._input_strength(), np.float32(1)
         outputs, exceeds = self._pass(weights, strength, line_noise, noise, (*key, 0))
         n_passes = 1
-        while exceeds is not None and not self._is_last_pass(reduction):
+        while exceeds.any() and not self._is_last_pass(reduction):
             reduction *= np.float32(2)
             if n_passes == 1 and self._turns_to_worst_case():
                 strength, reduction = self._worst_case_strength(), np.float32(1)
@@ -87,18 +87,18 @@ class AnalogReadout:
                 weights, strength * reduction, line_noise, noise, (*key, n_passes)
             )
             outputs = torch.where(exceeds[:, None, :], repeated, outputs)
-            exceeds = None if again is None else again & exceeds
+            exceeds = exceeds & again
             n_passes += 1
         return outputs
 
     def _pass(
         self, weights: Tensor, divisor: np.float32, line_noise: Tensor, noise: CommonNoise, key: Key
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor]:
         """One pass with inputs divided by divisor.
 
         Returns:
-            Outputs (n, out, in), multiplied by divisor again, and which inputs (n, in) had an
-            output beyond the bound; None if none had, or if there is no bound management.
+            Outputs (n, out, in), multiplied by divisor again, and which inputs (n, in) bound
+            management repeats.
         """
         io = self._io
         shape, device = tuple(weights.shape[1:]), weights.device
@@ -172,21 +172,26 @@ class AnalogReadout:
             values = values.add_(uniform - 0.5)
         return values.round_().mul_(self._out_res)
 
-    def _bounded(self, values: Tensor) -> Tensor | None:
-        """Clips in place; which inputs (n, in) bound management repeats, or None."""
+    def _bounded(self, values: Tensor) -> Tensor:
+        """Clips in place; returns which inputs (n, in) bound management repeats."""
         io, bound = self._io, self._out_bound
         lowest, highest = torch.aminmax(values)
+        none = torch.zeros(len(values), values.shape[2], dtype=torch.bool, device=values.device)
         if -bound <= float(lowest) and float(highest) <= bound:
-            return None
+            return none
         above, below = values > bound, values < -bound
         values.clamp_(-bound, bound)
         if io.bound_management == BoundManagementType.NONE:
-            return None
+            return none
         if io.bm_test_negative_bound:
             return (above | below).any(dim=1)
         # The compiled tile lets a later output below the bound undo an earlier one above it.
         order = torch.arange(1, values.shape[1] + 1, device=values.device)[:, None]
         return (above * order).amax(dim=1) > (below * order).amax(dim=1)
+
+    def numbers_drawn(self, n_outputs: int, n_inputs: int) -> int:
+        """How many random numbers one pass over a tile needs."""
+        return n_inputs**2 * (self._io.inp_noise > 0) + 3 * n_outputs * n_inputs
 
     def _input_strength(self) -> np.float32:
         """What noise management divides a unit vector by."""

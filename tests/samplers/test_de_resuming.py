@@ -180,14 +180,15 @@ def test_a_trial_that_could_not_be_told_is_made_good_by_the_same_process(n_jobs:
     check_candidates(study)
 
 
-def test_a_running_trial_that_is_handed_on_keeps_its_candidate() -> None:
+def test_a_running_trial_that_is_handed_on_half_way_keeps_its_candidate() -> None:
     storage = optuna.storages.InMemoryStorage()
     optuna.create_study(storage=storage, study_name=STUDY)
-    asked = [load(storage).ask(SPACE) for _ in range(4)]
-    study = load(storage)
-    for trial in asked:
-        assert optuna.Trial(study, trial._trial_id).relative_params == trial.params
-    assert [trial.system_attrs[CLAIM_KEY]["index"] for trial in study.trials] == [0, 1, 2, 3]
+    study, other_study = load(storage), load(storage)
+    for _ in range(2 * SIZE):
+        trial = study.ask({"x0": SPACE["x0"]})
+        handed_on = optuna.Trial(other_study, trial._trial_id)
+        other_study.tell(handed_on, evaluate(handed_on))
+    assert [trial.params for trial in completed(study)] == expected_params(2 * SIZE)
 
 
 def test_a_trial_whose_claim_could_not_be_written_loses_no_candidate() -> None:

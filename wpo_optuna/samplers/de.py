@@ -472,6 +472,9 @@ class DESampler(BaseSampler):
 
 def _is_predetermined(trial: FrozenTrial, space: SearchSpace) -> bool:
     """Whether parameters of a trial were set by its creator: it cannot evaluate a candidate."""
+    if Claim.of(trial) is not None:
+        # It evaluates one already, in another process perhaps, which handed it on half-way.
+        return False
     return "fixed_params" in trial.system_attrs or not space.keys().isdisjoint(trial.params)
 
 

@@ -133,7 +133,8 @@ def compare_over_time(
 ) -> MetricOverTime:
     """Compares a strategy over time with a baseline and with the digital network.
 
-    The analog network is programmed with one after the other.
+    The analog network is programmed with one after the other. If it was converted from the digital
+    one, for hardware with input ranges, these are set to the largest inputs among the data.
 
     Args:
         network: the network, digital and analog.
@@ -161,7 +162,8 @@ def compare_over_time(
 
     ideal = None
     if network.digital is not None:
-        ideal = measure(network.digital, data, metric)
+        with network.setting_input_ranges():
+            ideal = measure(network.digital, data, metric)
         on_measured(1)
 
     def curve(name: str) -> MetricCurve:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from aihwkit.nn.conversion import convert_to_analog, convert_to_digital
@@ -22,10 +25,12 @@ class NetworkForms:
         digital: the ideal network, without any noise; None where aihwkit cannot convert an analog
             network back.
         analog: the network on analog tiles.
+        is_converted: whether the analog form was made here, from the digital one.
     """
 
     digital: nn.Module | None
     analog: nn.Module
+    is_converted: bool = False
 
     @classmethod
     def of(cls, model: object, rpu_config: InferenceRPUConfig | None) -> NetworkForms:
@@ -59,7 +64,36 @@ class NetworkForms:
                 f"model is a {type(model).__name__} without a linear or convolutional layer that "
                 "aihwkit converts to analog."
             )
-        return cls(model, analog)
+        return cls(model, analog, is_converted=True)
+
+    @contextmanager
+    def setting_input_ranges(self) -> Iterator[None]:
+        """Sets the tiles' input ranges to the largest inputs that the digital layers get inside.
+
+        Hardware with input ranges (such as ``StandardHWATrainingPreset``) clips inputs beyond them.
+        Hardware-aware training learns the ranges; after a conversion they are aihwkit's initial
+        guess, which has nothing to do with the network. Networks that came as analog ones, and
+        hardware without input ranges, are left alone.
+        """
+        tiles = [
+            tile
+            for tile in analog_tiles(self.analog)
+            if self.is_converted and getattr(tile.tile, "input_range", None) is not None
+        ]
+        largest = dict.fromkeys((tile.layer for tile in tiles), 0.0)
+        with ExitStack() as stack:
+            for layer in largest:
+
+                def observe(_: nn.Module, inputs: tuple[Any, ...], layer: str = layer) -> None:
+                    largest[layer] = max(largest[layer], float(inputs[0].abs().max()))
+
+                assert self.digital is not None
+                module = self.digital.get_submodule(layer)
+                stack.callback(module.register_forward_pre_hook(observe).remove)
+            yield
+        for tile in tiles:
+            if largest[tile.layer] > 0:
+                tile.tile.set_input_range(largest[tile.layer])
 
 
 @torch.no_grad()

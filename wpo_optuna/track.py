@@ -19,6 +19,8 @@ from wpo_optuna.errors import InvalidArgument, WeightProgrammingError
 if TYPE_CHECKING:
     from optuna import Study
 
+    from wpo_optuna.delivery.messages import Extra
+
 PROGRAM = "python -m wpo_optuna.track"
 INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
 
@@ -80,8 +82,13 @@ def load_study(storage: str, study_name: str) -> Study:
         ) from None
 
 
-def deliver(study: Study, destination: Destination) -> str:
+def deliver(study: Study, destination: Destination, extras: Sequence[Extra] = ()) -> str:
     """Brings everything of a study to MLflow, and says where it is.
+
+    Args:
+        study: the study.
+        destination: where it goes.
+        extras: what else is kept with the study's run.
 
     Raises:
         WeightProgrammingError: MLflow does not take it.
@@ -92,6 +99,8 @@ def deliver(study: Study, destination: Destination) -> str:
 
     state = DeliveryState.read(study)
     feeder = Feeder(study, destination)
+    for extra in extras:
+        feeder.put_extra(extra)
     feeder.finish((state and state.status) or "FINISHED")
     wait_for_end(feeder, show_progress_bar=True)
     if not feeder.is_complete:

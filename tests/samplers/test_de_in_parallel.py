@@ -68,7 +68,31 @@ def test_processes_share_the_candidates_out_among_themselves(
         assert process.exitcode == 0
     study = load(storage)
     check_candidates(study)
+    assert all(trial.system_attrs[CLAIM_KEY]["space"] for trial in study.trials)
     assert len({trial.system_attrs[CLAIM_KEY]["owner"][4] for trial in completed(study)}) > 1
+
+
+def test_processes_find_out_the_search_space_together(tmp_path: Path) -> None:
+    storage = SQLiteStorage(tmp_path / "study.db")
+    optuna.create_study(storage=storage, study_name=STUDY)
+    processes = [
+        start(
+            work,
+            lambda: SQLiteStorage(tmp_path / "study.db"),
+            4 * SIZE,
+            slowly,
+            search_space=None,
+        )
+        for _ in range(3)
+    ]
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    study = load(storage, search_space=None)
+    check_candidates(study)
+    draws = [trial for trial in study.trials if not trial.system_attrs[CLAIM_KEY]["space"]]
+    assert 1 <= len(draws) <= 6
+    assert len({trial.params["x0"] for trial in draws}) == len(draws)
 
 
 def test_processes_that_end_or_die_do_not_stop_the_others(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from optuna.storages._cached_storage import _CachedStorage
 
+from wpo_optuna.sqlite import SQLiteStorage
+
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
@@ -46,6 +48,9 @@ def read_trials(
     Raises:
         KeyError: the study or a known trial is gone.
     """
+    if isinstance(storage, SQLiteStorage):
+        ids = [position.trial_id for position in known]
+        return storage.read_trials(study_id, ids, first_unread)
     if isinstance(storage, _CachedStorage):
         return _read_from_cache(storage, study_id, known, first_unread)
     trials = [storage.get_trial(position.trial_id) for position in known]

@@ -1,0 +1,283 @@
+"""``python -m wpo_optuna.study``, as a user runs it: real processes, files and stores."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import optuna
+import pytest
+import yaml
+from optuna.trial import TrialState
+
+from wpo_optuna import ProgrammingStrategy
+
+ROOT = Path(__file__).parents[2]
+
+# A tile so small that scoring through aihwkit takes little time.
+HARDWARE = """
+from aihwkit.inference import GlobalDriftCompensation, PCMLikeNoiseModel
+from aihwkit.simulator.configs import InferenceRPUConfig
+from aihwkit.simulator.parameters import MappingParameter
+
+
+def small():
+    return InferenceRPUConfig(
+        noise_model=PCMLikeNoiseModel(),
+        drift_compensation=GlobalDriftCompensation(),
+        mapping=MappingParameter(max_input_size=48),
+    )
+"""
+SMALL = ("--rpu-config", "hardware.py:small", "--test-out-features", "8", "--t-steps", "1s,1h")
+QUICK = (*SMALL, "--no-self-check", "--finalists", "2", "--seed", "3")
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    (tmp_path / "hardware.py").write_text(HARDWARE)
+    return tmp_path
+
+
+def study(directory: Path, *words: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*words),
+        cwd=directory,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "wpo_optuna.study", *words]
+
+
+def environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW")}
+    return kept | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def written(directory: Path) -> list[str]:
+    return sorted(
+        p.name for p in directory.iterdir() if p.name not in ("hardware.py", "__pycache__")
+    )
+
+
+def test_a_study_runs_is_recorded_everywhere_and_resumes_with_the_same_command(
+    directory: Path,
+) -> None:
+    first = study(directory, *QUICK, "--n-trials", "120")
+    assert first.returncode == 0, first.stderr
+    for word in (
+        "baseline TNMSE", "best TNMSE", "95 % interval", "improvement", "f_lst", "digits-de",
+        "sqlite:///wpo.db", "mlflow ui", "strategy.json", "--n-trials 240",
+    ):  # fmt: skip
+        assert word in first.stdout
+    assert "\r" not in first.stderr, "a progress bar where stderr is no terminal"
+
+    stored = optuna.load_study(study_name="digits-de", storage=f"sqlite:///{directory}/wpo.db")
+    complete = stored.get_trials(states=(TrialState.COMPLETE,))
+    assert len(complete) == 120
+    assert {"tnmse", "baseline", "f_lst", "g_lst", "k_w"} <= complete[0].user_attrs.keys()
+
+    client = mlflow.MlflowClient(f"sqlite:///{directory}/mlflow.db")
+    experiment = client.get_experiment_by_name("wpo")
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    assert len(children) == 120
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert parent.info.run_name == "digits-de"
+    assert parent.info.status == "FINISHED"
+    artifacts = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
+    assert {"strategy.json", "settings.yaml"} <= artifacts
+
+    again = study(directory, *QUICK, "--n-trials", "120")
+    assert again.returncode == 0, again.stderr
+    assert "0 of them new" in again.stdout
+    more = study(directory, *QUICK, "--n-trials", "150")
+    assert more.returncode == 0, more.stderr
+    assert "30 of them new" in more.stdout
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    assert len(runs) == 151
+
+
+def test_the_saved_settings_repeat_the_study_and_the_strategy_is_the_one_scored(
+    directory: Path,
+) -> None:
+    first = study(directory, *QUICK, "--n-trials", "60", "--tracking-uri", "none")
+    assert first.returncode == 0, first.stderr
+    results = directory / "wpo_results" / "digits-de"
+    saved = yaml.safe_load((results / "settings.yaml").read_text())
+    assert saved["test_out_features"] == 8
+
+    other = directory / "other"
+    other.mkdir()
+    shutil.copy(directory / "hardware.py", other)
+    config = str(results / "settings.yaml")
+    second = study(other, "--config", config)
+    assert second.returncode == 0, second.stderr
+    repeated = other / "wpo_results" / "digits-de" / "strategy.json"
+    strategy = ProgrammingStrategy.load(results / "strategy.json")
+    assert ProgrammingStrategy.load(repeated) == strategy
+
+    stored = optuna.load_study(study_name="digits-de", storage=f"sqlite:///{directory}/wpo.db")
+    winner = stored.trials[strategy.provenance["trial_number"]]
+    assert [list(curve) for curve in strategy.g_lst] == winner.user_attrs["g_lst"]
+    np.testing.assert_array_equal(strategy.to_converter().f_lst, winner.user_attrs["f_lst"])
+    told = re.search(r"best TNMSE\s+([\d.]+)", first.stdout)
+    assert told is not None
+    assert float(told[1]) == pytest.approx(strategy.provenance["tnmse"]["mean"], abs=1e-5)
+
+
+def test_what_a_study_writes_is_what_mlruns_gitignore_lists(directory: Path) -> None:
+    ignored = ROOT / "mlruns.gitignore"
+    git = ["git", "-c", f"core.excludesFile={ignored}"]
+    (directory / ".gitignore").write_text("hardware.py\n__pycache__/\n.gitignore\n")
+    subprocess.run([*git, "init", "-q"], cwd=directory, check=True)
+    result = study(directory, *QUICK, "--n-trials", "30")
+    assert result.returncode == 0, result.stderr
+    assert {"wpo.db", "mlflow.db", "wpo_results"} <= set(written(directory))
+    status = subprocess.run(
+        [*git, "status", "--porcelain"], cwd=directory, capture_output=True, text=True, check=True
+    )
+    assert status.stdout == ""
+
+    own = (ROOT / ".gitignore").read_text().splitlines()
+    patterns = [line for line in ignored.read_text().splitlines() if line and line[0] != "#"]
+    assert set(patterns) <= set(own)
+
+
+def test_ctrl_c_saves_what_is_finished_and_the_study_goes_on_from_there(directory: Path) -> None:
+    words = (*QUICK, "--tracking-uri", "none", "--engine", "aihwkit", "--n-trials")
+    process = subprocess.Popen(
+        command(*words, "5000"),
+        cwd=directory,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    url = f"sqlite:///{directory}/wpo.db"
+    while _n_complete(url) < 20:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "To go on" in output
+    assert "--n-trials 5000" in output
+    assert "Traceback" not in errors
+    states = {t.state for t in optuna.load_study(study_name="digits-de", storage=url).trials}
+    assert states == {TrialState.COMPLETE}
+
+    n_before = _n_complete(url)
+    total = str(n_before + 10)
+    resumed = study(directory, *words, total)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "10 of them new" in resumed.stdout
+
+
+def _n_complete(url: str) -> int:
+    try:
+        study = optuna.load_study(study_name="digits-de", storage=url)
+        return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+    except Exception:  # the file or the study does not exist yet
+        return 0
+
+
+def test_a_study_of_another_problem_is_refused_and_the_difference_is_told(directory: Path) -> None:
+    words = (*QUICK, "--tracking-uri", "none", "--n-trials", "30")
+    assert study(directory, *words).returncode == 0
+    before = (directory / "wpo.db").read_bytes()
+    refused = study(directory, *words, "--nbins", "5")
+    assert refused.returncode == 1
+    assert refused.stderr.count("\n") == 1
+    assert "nbins was 6" in refused.stderr
+    assert "now 5" in refused.stderr
+    assert (directory / "wpo.db").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--f-lst", "1,0"], ["f_lst", "0.0", "positive"]),
+        (["--f-lst", "1,two"], ["f_lst", "'two'", "none"]),
+        (["--t-steps", "1h,1s"], ["t_steps", "ascend"]),
+        (["--rpu-config", "reram-wan", "--t-steps", "1s,1h"], ["t_steps", "3600", "ReRamWan"]),
+        (["--g-min", "30"], ["g_min", "30", "g_max"]),
+        (["--nbins", "1"], ["nbins", "1", "at least 2"]),
+        (["--weights", "absent.safetensors"], ["absent.safetensors"]),
+        (["--weights", "nan.npy"], ["nan.npy", "NaN"]),
+        (["--baseline", "triple:1"], ["baseline", "triple:1", "npair"]),
+        (["--storage", "sqlite:////proc/none/wpo.db"], ["sqlite:////proc/none/wpo.db"]),
+        (["--storage", "sqlite:///text.db"], ["text.db"]),
+        (["--config", "absent.yaml"], ["absent.yaml"]),
+        (["--sampler", "tpe", "--popsize", "3"], ["popsize", "differential"]),
+        (["--n-trials", "0"], ["n_trials", "0", "at least 1"]),
+    ],
+)
+def test_bad_input_is_one_sentence_and_nothing_is_written(
+    directory: Path, words: list[str], told: list[str], capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from wpo_optuna.study import main
+
+    (directory / "text.db").write_text("no database\n" * 100)
+    np.save(directory / "nan.npy", np.array([[1.0, np.nan]]))
+    before = written(directory)
+    monkeypatch.chdir(directory)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert main(words) == 1
+    captured = capfd.readouterr()
+    assert captured.err.count("\n") == 1, captured.err
+    assert captured.err.startswith("error: ")
+    assert "Traceback" not in captured.err
+    for piece in told:
+        assert piece in captured.err
+    assert written(directory) == before
+
+
+def test_wrong_usage_exits_with_2_and_writes_nothing(directory: Path) -> None:
+    for words in (["--no-such-option"], ["--sampler", "annealing"], ["--n-trials", "many"]):
+        result = study(directory, *words)
+        assert result.returncode == 2
+        assert words[0] in result.stderr
+        assert "Traceback" not in result.stderr
+    assert written(directory) == []
+
+
+def test_help_and_the_list_of_hardware_need_no_study(directory: Path) -> None:
+    assert "--sampler" in study(directory, "--help").stdout
+    listed = study(directory, "--list-rpu-configs").stdout
+    for name in ("pcm", "standard-hwa", "reram-wan", "reram-cmo", "hermes"):
+        assert name in listed
+    assert written(directory) == []
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, wpo_optuna.study as s\n"
+        "try: s.main(['--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'aihwkit', 'mlflow', 'optuna', 'scipy', 'numpy'} & set(sys.modules)\n"
+        "print(sorted(heavy), file=sys.stderr)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True
+    )
+    assert json.loads(result.stderr.replace("'", '"')) == []
+
+
+def test_debug_shows_where_an_error_came_from(directory: Path) -> None:
+    result = study(directory, "--nbins", "1", "--debug")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr

@@ -252,6 +252,9 @@ class SeveralConnections(RuleBasedStateMachine):
         assert [_contents(storage.get_trial(t._trial_id)) for t in seen] == [
             _contents(trial) for trial in expected
         ]
+        odd = [trial._trial_id for trial in seen if trial.number % 2]
+        again = storage.read_trials(study_id, odd, len(seen) // 2)
+        assert again == [*seen[1::2], *seen[len(seen) // 2 :]]
         for state in TrialState:
             chosen = [trial.number for trial in expected if trial.state == state]
             asked = storage.get_all_trials(study_id, deepcopy=False, states=(state,))

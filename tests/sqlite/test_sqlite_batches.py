@@ -83,12 +83,14 @@ def test_an_exception_undoes_the_batch_in_the_file_and_in_memory(
 ) -> None:
     kept = storage.create_new_trial(study_id)
     before = storage.get_all_trials(study_id)
+    assert storage.rollbacks == 0
     with pytest.raises(error), storage.batch(study_id):
         storage.set_trial_user_attr(kept, "undone", 1)
         storage.set_trial_state_values(kept, TrialState.COMPLETE, [1.0])
         storage.create_new_trial(study_id)
         storage.set_study_user_attr(study_id, "undone", 1)
         raise error
+    assert storage.rollbacks == 1
     assert storage.get_all_trials(study_id) == before
     assert storage.get_study_user_attrs(study_id) == {}
     with pytest.raises(ValueError):

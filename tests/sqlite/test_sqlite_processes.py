@@ -8,6 +8,7 @@ import pickle
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import optuna
@@ -17,7 +18,7 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from wpo_optuna.sqlite import SQLiteStorage
+from wpo_optuna.sqlite import SQLiteStorage, StorageError
 
 MINIMIZE = [StudyDirection.MINIMIZE]
 UNIT = FloatDistribution(0, 1)
@@ -178,6 +179,35 @@ def test_a_process_forked_inside_a_batch_is_refused_and_the_batch_is_whole(
         _run_all(write)
         storage.create_new_trial(1)
     assert SQLiteStorage(storage.path).get_n_trials(1) == 2
+
+
+def test_opening_the_file_again_does_not_drop_the_locks_of_a_batch(
+    storage: SQLiteStorage,
+) -> None:
+    """A process loses all its locks on a file when it closes any descriptor of it."""
+    storage.create_new_study(MINIMIZE)
+
+    def try_to_write() -> None:
+        impatient = SQLiteStorage(storage.path, busy_timeout=0.2)
+        with pytest.raises(StorageError, match="locked"):
+            impatient.create_new_trial(1)
+
+    other = FORK.Process(target=_after, args=(opened := FORK.Event(), try_to_write))
+    other.start()
+    with storage.batch(1):
+        storage.create_new_trial(1)
+        again = SQLiteStorage(storage.path)
+        assert again.get_n_trials(1) == 0
+        again.close()
+        opened.set()
+        other.join()
+    assert other.exitcode == 0
+    assert again.get_n_trials(1) == 1
+
+
+def _after(event: Event, action: Callable[[], None]) -> None:
+    assert event.wait(timeout=30)
+    action()
 
 
 def test_threads_of_one_study_share_the_storage(storage: SQLiteStorage) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Container, Iterable
 
 from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
@@ -60,6 +60,18 @@ class StudyCache:
             return open_trial.copied()
         return self._trials[self.positions[trial_id]]
 
+    def shared(self, trial_ids: Iterable[int], first_number: int) -> list[FrozenTrial]:
+        """These trials and all from a number on, open ones as copies shared until they change.
+
+        Raises:
+            KeyError: If one of the ids is not of this study.
+        """
+        positions = [self.positions[trial_id] for trial_id in trial_ids]
+        positions += range(first_number, len(self._trials))
+        for trial_id in self._outdated & {self._trial_ids[position] for position in positions}:
+            self._current(self.open[trial_id])
+        return [self._trials[position] for position in positions]
+
     def trial_id_of(self, number: int) -> int:
         """The id of the trial with this number.
 
@@ -89,6 +101,7 @@ class StudyCache:
             count for state, count in self._counts.items() if states is None or state in states
         )
 
+    @property
     def best(self) -> FrozenTrial | None:
         """The completed trial with the best first value; the earliest of equals."""
         return self._best

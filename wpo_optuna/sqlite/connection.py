@@ -41,7 +41,7 @@ def explain(error: sqlite3.Error, path: Path, waited_s: float) -> str:
         "SQLITE_CORRUPT": "the file is damaged; `sqlite3 FILE .recover` may save its contents",
     }
     reason = next((text for prefix, text in reasons.items() if code.startswith(prefix)), str(error))
-    return f"SQLite database {path}: {reason}"
+    return f"storage 'sqlite:///{path}': {reason}"
 
 
 def connect(path: Path, busy_timeout: float) -> sqlite3.Connection:

@@ -9,10 +9,9 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from optuna.exceptions import OptunaError
 
@@ -93,13 +92,6 @@ class Database:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
 
-    def query(self, statement: str, arguments: Sequence[Any] = ()) -> list[tuple]:
-        """All rows of one SELECT, those of the running transaction included."""
-        with self.locked():
-            if self._depth:
-                self.pending.flush(self._open())
-            return self._open().execute(statement, arguments).fetchall()
-
     def version(self) -> tuple[int, int]:
         """A value that differs once any other connection has committed; the caller locks.
 
@@ -148,7 +140,7 @@ class Database:
                 self._roll_back()
                 if error is None:
                     raise StorageError(
-                        f"SQLite database {self.path}: the batch was undone because a write in "
+                        f"{self._name}: the batch was undone because a write in "
                         f"it had failed ({self._nested_error})"
                     ) from self._nested_error
             if isinstance(error, sqlite3.Error):
@@ -232,7 +224,7 @@ class Database:
         # Twice the timeout: the thread that holds the lock may itself be waiting for the file.
         if not self._lock.acquire(timeout=2 * self.busy_timeout + 1):
             raise StorageError(
-                f"SQLite database {self.path}: another thread of this process has kept a batch "
+                f"{self._name}: another thread of this process has kept a batch "
                 f"open for {2 * self.busy_timeout:g} s"
             )
 
@@ -240,7 +232,7 @@ class Database:
         if self._connection is None:
             if self._forked_in_transaction:
                 raise StorageError(
-                    f"SQLite database {self.path}: this process was forked while a batch was "
+                    f"{self._name}: this process was forked while a batch was "
                     "open; start processes before or after a batch"
                 )
             self._connection = connect(self.path, self.busy_timeout)
@@ -253,6 +245,10 @@ class Database:
             self._finalizer()
         self._connection = None
         self._finalizer = None
+
+    @property
+    def _name(self) -> str:
+        return f"storage 'sqlite:///{self.path}'"
 
     def _failure(self, error: sqlite3.Error) -> StorageError:
         return StorageError(explain(error, self.path, self.busy_timeout))
@@ -290,11 +286,14 @@ def _is_refusal(error: BaseException) -> bool:
 
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 _connections_of_the_parent: list[sqlite3.Connection] = []
+# Threads fork one after the other: each must find its own list when it comes back.
+_fork_lock = threading.Lock()
 _forking: list[Database] = []
 
 
 def _before_fork() -> None:
-    _forking[:] = sorted(_databases, key=id)
+    _fork_lock.acquire()
+    _forking[:] = _databases
     for database in _forking:
         database._before_fork()
 
@@ -302,11 +301,13 @@ def _before_fork() -> None:
 def _after_fork_in_parent() -> None:
     while _forking:
         _forking.pop()._after_fork_in_parent()
+    _fork_lock.release()
 
 
 def _after_fork_in_child() -> None:
     while _forking:
         _forking.pop()._after_fork_in_child()
+    _fork_lock.release()
 
 
 if hasattr(os, "register_at_fork"):

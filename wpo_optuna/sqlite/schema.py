@@ -19,7 +19,7 @@ from wpo_optuna.sqlite.connection import StorageError, explain
 #: The head of Optuna's schema migrations whose tables this package reads and writes.
 KNOWN_SCHEMA_VERSIONS = frozenset({"v3.2.0.a"})
 
-_SQLITE_HEADER = b"SQLite format 3\x00"
+_SMALLEST_DATABASE_BYTES = 512
 
 
 class UnknownSchemaError(WeightProgrammingError):
@@ -111,11 +111,13 @@ def refuse_foreign(path: Path, busy_timeout: float) -> bool:
         StorageError: If it is locked for longer, or cannot be read.
     """
     check_path(path, _url(path))
-    if not path.exists() or path.stat().st_size == 0:
+    size = path.stat().st_size if path.exists() else 0
+    if size == 0:
         return False
-    with path.open("rb") as file:
-        if file.read(len(_SQLITE_HEADER)) != _SQLITE_HEADER:
-            raise _refusal(path, "it is not an SQLite database")
+    # The file itself is left to SQLite: closing it elsewhere in this process would take away the
+    # locks of every connection to it. SQLite takes a file of one byte for an empty one.
+    if size < _SMALLEST_DATABASE_BYTES:
+        raise _refusal(path, "it is not an SQLite database")
     # Closing the last writable connection empties a write-ahead log into the file, which is for
     # its owner to do; where there is no log, a read-only connection would leave an empty one.
     mode = "ro" if Path(f"{path}-wal").exists() else "rw"
@@ -204,6 +206,8 @@ def _connection(path: Path, busy_timeout: float, mode: str = "rwc") -> Iterator[
         with contextlib.closing(connection):
             yield connection
     except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorname", None) == "SQLITE_NOTADB":
+            raise _refusal(path, "it is not an SQLite database") from error
         waited = round(time.monotonic() - started, 1)
         raise StorageError(explain(error, path, waited)) from error
 

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import threading
 import uuid
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,10 @@ StaleTrialCallback = Callable[["optuna.study.Study", FrozenTrial], None]
 class SQLiteStorage(BaseStorage, BaseHeartbeat):
     """Optuna's SQLite schema in plain SQL, with whole batches of trials in one transaction.
 
-    The file is an ordinary Optuna database: ``optuna.load_study(storage="sqlite:///…")``, the
-    ``optuna`` command, optuna-dashboard and :class:`optuna.storages.RDBStorage` read it and may
-    write it at the same time. What differs is the cost: trials are kept in memory once read, only
-    changes of other processes are read again, and inside :meth:`batch` all writes of the calling
-    thread become one transaction.
+    The file is an ordinary Optuna database: the ``optuna`` command, optuna-dashboard and
+    :class:`optuna.storages.RDBStorage` read it and may write it at the same time. What differs is
+    the cost: trials are kept in memory once read, only changes of other processes are read again,
+    and inside :meth:`batch` all writes of the calling thread become one transaction.
 
     Outside a batch every write is a transaction of its own and durable when the call returns.
     The object may be shared by threads, pickled, and used on in forked processes.
@@ -75,12 +74,12 @@ class SQLiteStorage(BaseStorage, BaseHeartbeat):
         ):
             if value is not None and not value > 0:
                 raise InvalidArgument(f"{name}: {value} s; accepted is a positive number")
+        schema.check_schema_is_known()
         self._path = Path(path).absolute()
         self._busy_timeout = busy_timeout
         self._heartbeat_interval = heartbeat_interval
         self._grace_period = grace_period
         self._heartbeat_stale_trial_callback = heartbeat_stale_trial_callback
-        schema.check_schema_is_known()
         schema.prepare(self._path, busy_timeout)
         self._start_empty()
 
@@ -157,12 +156,13 @@ class SQLiteStorage(BaseStorage, BaseHeartbeat):
         self, directions: Sequence[StudyDirection], study_name: str | None = None
     ) -> int:
         """Make a study; see :meth:`optuna.storages.BaseStorage.create_new_study`."""
-        name = DEFAULT_STUDY_NAME_PREFIX + str(uuid.uuid4()) if study_name is None else study_name
+        if study_name is None:
+            study_name = DEFAULT_STUDY_NAME_PREFIX + str(uuid.uuid4())
         with self._database as connection:
-            if studies.find_id(connection, name) is not None:
-                raise DuplicatedStudyError(f"A study named {name!r} exists in {self._path}.")
+            if studies.find_id(connection, study_name) is not None:
+                raise DuplicatedStudyError(f"A study named {study_name!r} exists in {self._path}.")
             self._database.changed = True
-            study_id = studies.create(connection, name, directions)
+            study_id = studies.create(connection, study_name, directions)
             self._studies.pop(study_id, None)
             return study_id
 
@@ -300,6 +300,25 @@ class SQLiteStorage(BaseStorage, BaseHeartbeat):
             trials = self._study(study_id).trials(states)
         return copy.deepcopy(trials) if deepcopy else trials
 
+    def read_trials(
+        self, study_id: int, trial_ids: Iterable[int], first_number: int
+    ) -> list[FrozenTrial]:
+        """Some trials, and all that came after them; the cost does not grow with the study.
+
+        Args:
+            study_id: The study.
+            trial_ids: Ids of trials to read, for example of those that ran when last seen.
+            first_number: All trials with this number or a larger one are read as well.
+
+        Returns:
+            The trials by ``trial_ids``, then those by number; not to be changed.
+
+        Raises:
+            KeyError: If the study or one of the trials is gone.
+        """
+        with self._database.locked():
+            return self._study(study_id).shared(trial_ids, first_number)
+
     def get_n_trials(
         self, study_id: int, state: tuple[TrialState, ...] | TrialState | None = None
     ) -> int:
@@ -311,14 +330,11 @@ class SQLiteStorage(BaseStorage, BaseHeartbeat):
         """The completed trial with the best value; the earliest of equals."""
         with self._database.locked():
             study = self._study(study_id)
-            best = study.best()
             if len(study.directions) > 1:
-                raise RuntimeError(
-                    "Best trial can be obtained only for single-objective optimization."
-                )
-        if best is None:
-            raise ValueError("No trials are completed yet.")
-        return best
+                raise RuntimeError("Only a study of a single objective has a best trial.")
+            if study.best is None:
+                raise ValueError("No trials are completed yet.")
+            return study.best
 
     # Heartbeats
 
@@ -384,7 +400,6 @@ class SQLiteStorage(BaseStorage, BaseHeartbeat):
         trial = study.open.get(trial_id)
         if trial is None:
             number = study.trial(trial_id).number
-            raise UpdateFinishedTrialError(
-                f"Trial#{number} has already finished and can not be updated."
-            )
+            message = f"Trial#{number} has already finished and can not be updated."
+            raise UpdateFinishedTrialError(message)
         return study, trial

@@ -304,6 +304,7 @@ def test_what_aihwkits_tile_refuses_is_refused_in_one_sentence() -> None:
         ({"seed": "x"}, "seed = 'x'"),
         ({"device": "gpu"}, "device = 'gpu'"),
         ({"device": "cuda:99"}, "device = 'cuda:99'"),
+        ({"device": "meta"}, "device = 'meta'"),
     ],
 )
 def test_bad_options_are_named(

@@ -212,11 +212,14 @@ def _checked_device(device: str | torch.device) -> torch.device:
     try:
         checked = torch.device(device)
         torch.empty(0, device=checked)
+        reason = None if checked.type in ("cpu", "cuda") else "the engine was not made for it"
     except (RuntimeError, AssertionError) as error:
+        reason = first_line(error)
+    if reason is not None:
         raise InvalidArgument(
-            f"device = {str(device)!r} cannot be used ({first_line(error)}): give cpu, or cuda "
-            "where torch finds a GPU."
-        ) from error
+            f"device = {str(device)!r} cannot be used ({reason}): give cpu, or cuda where torch "
+            "finds a GPU."
+        )
     return checked
 
 

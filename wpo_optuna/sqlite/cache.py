@@ -85,6 +85,9 @@ class StudyCache:
     def trials(self, states: Container[TrialState] | None) -> list[FrozenTrial]:
         """The trials in any of these states, or all, in order of their numbers."""
         wanted = {state for state in TrialState if states is None or state in states}
+        # Study.ask looks for waiting trials each time, and seldom are there any.
+        if not any(self._counts[state] for state in wanted):
+            return []
         if not wanted & _FINISHED:
             chosen = [trial for trial in self.open.values() if trial.state in wanted]
             chosen.sort(key=lambda trial: trial.position)

@@ -1,0 +1,97 @@
+"""Search along the gradient of a deterministic loss, inside the unit cube."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize
+
+FloatArray = NDArray[np.float64]
+
+# Adam's step sizes, in units of the cube's edge: large enough to cross it, then fine.
+_FIRST_STEP, _LAST_STEP = 0.05, 0.002
+_DECAY_MEAN, _DECAY_SQUARE = 0.9, 0.99
+
+
+class Differentiable(Protocol):
+    """A loss with a gradient."""
+
+    def value_and_grad(self, x: ArrayLike) -> tuple[FloatArray, FloatArray]:
+        """Values ``(n,)`` and gradients ``(n, d)`` at points ``(n, d)``."""
+
+
+def polish(
+    engine: Differentiable, x0: ArrayLike, max_iterations: int = 200
+) -> tuple[FloatArray, FloatArray]:
+    """Refines points by bounded L-BFGS, each on its own.
+
+    Args:
+        engine: the loss.
+        x0: points ``(n, d)``.
+        max_iterations: most iterations of each.
+
+    Returns:
+        points ``(n, d)`` and their values ``(n,)``, none worse than its start.
+    """
+    starts = np.atleast_2d(np.asarray(x0, dtype=np.float64))
+    values, _ = engine.value_and_grad(starts)
+    points = starts.copy()
+
+    def value_and_grad(x: FloatArray) -> tuple[float, FloatArray]:
+        value, gradient = engine.value_and_grad(x[None])
+        return float(value[0]), gradient[0]
+
+    for i, start in enumerate(starts):
+        found = minimize(
+            value_and_grad,
+            start,
+            jac=True,
+            method="L-BFGS-B",
+            bounds=[(0.0, 1.0)] * len(start),
+            options={"maxiter": max_iterations, "ftol": 1e-9, "gtol": 1e-9},
+        )
+        if found.fun < values[i]:
+            points[i], values[i] = np.clip(found.x, 0.0, 1.0), found.fun
+    return points, values
+
+
+def multi_start(
+    engine: Differentiable, starts: ArrayLike, steps: int
+) -> Iterator[tuple[FloatArray, FloatArray]]:
+    """Descends from many starts in one batch, by Adam projected onto the cube.
+
+    The step size falls along a cosine from 5 % to 0.2 % of the cube's edge.
+
+    Source: D. Kingma and J. Ba, "Adam: a method for stochastic optimization", 2015.
+
+    Args:
+        engine: the loss.
+        starts: points ``(n, d)``.
+        steps: number of steps.
+
+    Yields:
+        the points ``(n, d)`` before each step, and finally after the last, with their values
+        ``(n,)``.
+    """
+    x = np.atleast_2d(np.array(starts, dtype=np.float64))
+    mean, square = np.zeros_like(x), np.zeros_like(x)
+    for step in range(1, steps + 1):
+        values, gradient = engine.value_and_grad(x)
+        yield x.copy(), values
+        # Where conductances are clipped, a gradient can be infinite; that start stays.
+        gradient = np.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+        mean = _DECAY_MEAN * mean + (1 - _DECAY_MEAN) * gradient
+        square = _DECAY_SQUARE * square + (1 - _DECAY_SQUARE) * gradient**2
+        direction = (mean / (1 - _DECAY_MEAN**step)) / (
+            np.sqrt(square / (1 - _DECAY_SQUARE**step)) + 1e-12
+        )
+        x = np.clip(x - _step_size(step, steps) * direction, 0.0, 1.0)
+    yield x.copy(), engine.value_and_grad(x)[0]
+
+
+def _step_size(step: int, steps: int) -> float:
+    progress = (step - 1) / max(1, steps - 1)
+    return _LAST_STEP + (_FIRST_STEP - _LAST_STEP) * 0.5 * (1 + np.cos(np.pi * progress))

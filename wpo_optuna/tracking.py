@@ -111,7 +111,7 @@ class MlflowTracker:
         if feeder is None:
             return None
         end = time.monotonic() + _FIRST_CONTACT_S
-        while not (feeder.away or feeder.problem or feeder.has_ended.is_set()):
+        while not (feeder.stuck_since or feeder.has_ended.is_set()):
             if feeder.has_opened.wait(0.05) or time.monotonic() > end:
                 break
         return feeder.run_id

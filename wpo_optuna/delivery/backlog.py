@@ -33,12 +33,18 @@ class Backlog:
 
     Args:
         study: the study.
+
+    Attributes:
+        has_foreign: whether trials were met that were not put: MLflow may get them, or have got
+            them, from another process.
     """
 
     def __init__(self, study: Study) -> None:
+        self.has_foreign = False
         self._study = study
         self._began = datetime.datetime.now()
         self._lock = threading.Lock()
+        self._own: set[int] = set()
         self._waiting: dict[int, FrozenTrial] = {}
         self._left_out: set[int] = set()
         self._frontier = 0
@@ -52,6 +58,7 @@ class Backlog:
     def put(self, trial: FrozenTrial) -> None:
         """Takes a finished trial."""
         with self._lock:
+            self._own.add(trial.number)
             if len(self._waiting) < MOST_WAITING:
                 self._waiting[trial.number] = trial
             else:
@@ -80,8 +87,11 @@ class Backlog:
     def give_back(self, trials: Iterable[FrozenTrial]) -> None:
         """Takes back trials that were not delivered."""
         for trial in trials:
+            is_own = trial.number in self._own
             self._sent.discard(trial.number)
             self.put(trial)
+            if not is_own:
+                self._own.discard(trial.number)
 
     def next_own(self, size: int) -> list[FrozenTrial]:
         """Trials to be delivered, at most ``size``, in order."""
@@ -108,6 +118,7 @@ class Backlog:
         if not self._foreign and self._is_time_to_look():
             self._look()
         trials, self._foreign = self._foreign[:size], self._foreign[size:]
+        self.has_foreign |= bool(trials)
         self._sent.update(trial.number for trial in trials)
         return trials
 
@@ -123,6 +134,7 @@ class Backlog:
                 if trial.state.is_finished() and trial.number not in brought:
                     waiting[trial.number] = trial
         self._sent.update(waiting)
+        self.has_foreign |= not waiting.keys() <= self._own
         return [waiting[number] for number in sorted(waiting)]
 
     def _is_settled(self, number: int) -> bool:

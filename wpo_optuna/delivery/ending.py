@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from tqdm import tqdm
 
-# How long to wait for an MLflow that does not take anything, and for one that says nothing: one
-# request may take 20 s.
-_AWAY_S = 5.0
+# How long to wait for an MLflow that takes nothing, and for a sign of anything: one request may
+# take 20 s, and a delivering process that died is started again.
+_AWAY_S = 8.0
 _SILENCE_S = 60.0
 _SHOW_PROGRESS_AFTER_S = 2.0
 _POLL_S = 0.05
@@ -60,8 +60,8 @@ def wait_for_end(feeder: Feeder, show_progress_bar: bool) -> None:
 
 
 def _is_hopeless(feeder: Feeder, began: float, now: float) -> bool:
-    if feeder.away or feeder.problem:
-        return now > began + _AWAY_S
+    if feeder.stuck_since is not None:
+        return now > max(began, feeder.stuck_since) + _AWAY_S
     return not feeder.is_reading and now > max(began, feeder.last_sign) + _SILENCE_S
 
 
@@ -93,7 +93,7 @@ def undelivered(feeder: Feeder) -> str | None:
 
 def reason_of_failure(feeder: Feeder) -> str:
     """Why MLflow lacks something, as a phrase."""
-    return feeder.away or feeder.problem or "stopped before everything was delivered"
+    return feeder.reason or "stopped before everything was delivered"
 
 
 def _track_command(feeder: Feeder, storage: str) -> str:

@@ -16,7 +16,6 @@ from wpo_optuna.delivery.description import DeliveryState, describe
 from wpo_optuna.delivery.destination import Destination
 from wpo_optuna.delivery.messages import (
     Away,
-    Back,
     Command,
     Deliver,
     DeliverExtra,
@@ -67,8 +66,9 @@ class Feeder:
         has_ended: set once nothing more will happen.
         experiment_id: the run's experiment; None before ``has_opened``.
         run_id: the study's run; None before ``has_opened``.
-        away: why MLflow does not take anything; None while it does.
-        problem: why the delivery failed on this side, not at MLflow; None if it did not.
+        stuck_since: ``time.monotonic()`` since when MLflow takes nothing, or the study's storage
+            cannot be read; None while it goes on.
+        reason: why it did not go on when last it did not.
         n_delivered: trials that MLflow has got.
         last_sign: ``time.monotonic()`` of the last sign that something moves.
         is_reading: whether the study's storage is being read.
@@ -80,8 +80,8 @@ class Feeder:
         self.has_ended = threading.Event()
         self.experiment_id: str | None = None
         self.run_id: str | None = None
-        self.away: str | None = None
-        self.problem: str | None = None
+        self.stuck_since: float | None = None
+        self.reason: str | None = None
         self.n_delivered = 0
         self.last_sign = time.monotonic()
         self.is_reading = False
@@ -94,7 +94,6 @@ class Feeder:
         self._status: str | None = None
         self._n_rest = 0
         self._has_finished = False
-        self._must_reopen = False
         self._has_warned = False
         self._wake = threading.Event()
         self._is_abandoned = threading.Event()
@@ -142,7 +141,7 @@ class Feeder:
                 with contextlib.closing(self._commands()) as commands:
                     for command in commands:
                         self._carry_out(command)
-                        wait, self.problem = _FIRST_WAIT_S, None
+                        wait = _FIRST_WAIT_S
                         if self._is_abandoned.is_set():
                             break
             except Exception as error:  # of the storage, or the delivering process died
@@ -156,11 +155,14 @@ class Feeder:
         yield self._open()
         while not self.is_finishing:
             yield from self._live()
-        if self._must_reopen:
+        rest = self._read_rest()
+        if self._backlog.has_foreign and self.destination.is_live:
             yield self._open()
+        yield from self._deliver_rest(rest)
         yield from self._deliver_extras()
-        yield from self._deliver_rest()
-        yield from self._deliver_extras()
+        if self._backlog.has_foreign:
+            # Whichever process is last finds what two have written, and leaves one of it.
+            yield self._open()
         yield Finish(self._status or "FINISHED", keep_end=not self.destination.is_live)
         self._has_finished = True
 
@@ -173,8 +175,6 @@ class Feeder:
         yield from self._deliver_extras()
         foreign = self._backlog.next_foreign(_BATCH)
         if foreign:
-            # They are delivered at the end if whoever ran them did not.
-            self._must_reopen = True
             yield Regard(_records(foreign))
         own = self._backlog.next_own(_BATCH)
         if own:
@@ -190,19 +190,21 @@ class Feeder:
             raise
         self._backlog.acknowledge(trials)
 
-    def _deliver_rest(self) -> Iterator[Command]:
+    def _read_rest(self) -> list[FrozenTrial]:
         self.is_reading = True
         try:
             rest = self._backlog.rest()
         finally:
             self.is_reading = False
-        try:
-            while rest:
-                self._n_rest = len(rest) - _BATCH
-                batch, rest = rest[:_BATCH], rest[_BATCH:]
-                yield from self._deliver(batch)
-        finally:
-            self._n_rest = max(0, len(rest))
+        self._n_rest = len(rest)
+        return rest
+
+    def _deliver_rest(self, rest: list[FrozenTrial]) -> Iterator[Command]:
+        """Delivers what is left, trials of other processes included, if those did not."""
+        while rest:
+            batch, rest = rest[:_BATCH], rest[_BATCH:]
+            self._n_rest = len(rest)
+            yield from self._deliver(batch)
 
     def _deliver_extras(self) -> Iterator[Command]:
         while self._extras:
@@ -225,12 +227,13 @@ class Feeder:
         while not self._is_abandoned.is_set():
             reply = self._worker.receive(_TICK_S)
             if reply is None:
-                if self.is_finishing and self.away and not has_hurried:
+                if self.is_finishing and self.stuck_since and not has_hurried:
                     self._worker.send(Hurry())
                     has_hurried = True
                 continue
             self.last_sign = time.monotonic()
             if isinstance(reply, Done):
+                self.stuck_since = None
                 return
             self._take(reply)
 
@@ -239,14 +242,13 @@ class Feeder:
             self._take_opened(reply)
         elif isinstance(reply, Progress):
             self.n_delivered += reply.trials
+            self.stuck_since = None
         elif isinstance(reply, Away):
-            self.away = reply.reason
+            self._note_failure(reply.reason, is_stuck=True)
             self._warn(
                 f"MLflow does not take the study ({reply.reason}); the study goes on, and what "
                 "MLflow lacks is delivered when it is back"
             )
-        elif isinstance(reply, Back):
-            self.away = None
         elif isinstance(reply, Refused):
             warnings.warn(
                 f"MLflow does not take {reply.what} ({reply.reason})", TrackingWarning, stacklevel=2
@@ -268,15 +270,21 @@ class Feeder:
 
     def _recover(self, error: Exception, wait: float) -> None:
         """Gets ready to begin again after a failure on this side."""
-        self.problem = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, WorkerLostError) and self._worker is not None:
             self._worker.kill()
             self._worker = None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        self._note_failure(reason, is_stuck=not isinstance(error, WorkerLostError))
         self._warn(
-            f"the delivery to MLflow was interrupted ({self.problem}); the study goes on, and "
-            "what MLflow lacks is delivered later"
+            f"the delivery to MLflow was interrupted ({reason}); the study goes on, and what "
+            "MLflow lacks is delivered later"
         )
         self._is_abandoned.wait(wait)
+
+    def _note_failure(self, reason: str, is_stuck: bool) -> None:
+        self.reason = reason
+        if is_stuck and self.stuck_since is None:
+            self.stuck_since = time.monotonic()
 
     def _warn(self, sentence: str) -> None:
         if self.destination.is_live and not self._has_warned:
@@ -292,7 +300,8 @@ class Feeder:
         try:
             self._remember()
         except Exception as error:  # the storage may be what failed
-            self.problem = " ".join(str(error).split())
+            self._has_finished = False
+            self._note_failure(" ".join(str(error).split()), is_stuck=True)
         self.has_ended.set()
 
     def _remember(self) -> None:

@@ -266,14 +266,9 @@ class Done:
 
 @dataclass(frozen=True)
 class Away:
-    """MLflow does not take it; tried again until it does."""
+    """MLflow did not take it; it is tried again until it does."""
 
     reason: str
-
-
-@dataclass(frozen=True)
-class Back:
-    """MLflow takes it again."""
 
 
 @dataclass(frozen=True)
@@ -284,4 +279,4 @@ class Refused:
     reason: str
 
 
-Reply = Opened | Progress | Done | Away | Back | Refused
+Reply = Opened | Progress | Done | Away | Refused

@@ -13,13 +13,13 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 from wpo_optuna.delivery import sqlite_store
 from wpo_optuna.delivery.best import BestSoFar
 from wpo_optuna.delivery.messages import (
     Away,
-    Back,
     Command,
     Deliver,
     DeliverExtra,
@@ -58,6 +58,7 @@ _REQUEST_FAILURES = {
     "NewConnectionError": "cannot be reached",
     "ConnectTimeoutError": "cannot be reached: no answer",
     "timeout exception": "does not answer in time",
+    "ReadTimeoutError": "does not answer in time",
     "RemoteDisconnected": "breaks off connections",
     "Connection reset": "breaks off connections",
     "error responses": "answers with server errors",
@@ -83,6 +84,7 @@ class Worker:
         self._tracking_uri: str | None = None
         self._table = TrialTable()
         self._best = BestSoFar()
+        self._n_reported = 0
         self._has_finished = False
 
     def serve(self) -> None:
@@ -115,7 +117,8 @@ class Worker:
     def _carry_out(self, command: Command) -> None:
         if isinstance(command, Open):
             self._description, self._run = command.description, None
-        wait, is_away = _FIRST_WAIT_S, False
+        wait, n_before = _FIRST_WAIT_S, 0
+        self._n_reported = 0
         while True:
             try:
                 self._try(command)
@@ -125,19 +128,17 @@ class Worker:
             except Exception as error:
                 # What failed may have been carried out all the same: ask again what is there.
                 self._run = None
-                if not is_away:
-                    self._channel.send(Away(_reason(error, self._tracking_uri)))
-                    is_away = True
+                self._channel.send(Away(_reason(error, self._tracking_uri)))
+                if self._n_reported > n_before:
+                    wait, n_before = _FIRST_WAIT_S, self._n_reported
                 hurried = self._receive(wait) is not None
                 wait = _FIRST_WAIT_S if hurried else min(2 * wait, _LONGEST_WAIT_S)
-        if is_away:
-            self._channel.send(Back())
         self._channel.send(Done())
 
     def _try(self, command: Command) -> None:
         run = self._opened()
         if isinstance(command, Deliver):
-            run.deliver(command.records, self._report)
+            run.deliver(command.records, self._reporter())
         elif isinstance(command, Regard):
             run.regard(command.records)
         elif isinstance(command, DeliverExtra):
@@ -162,8 +163,18 @@ class Worker:
             )
         return self._run
 
-    def _report(self, trials: int) -> None:
-        self._channel.send(Progress(trials))
+    def _reporter(self) -> Callable[[int], None]:
+        """Tells of a command's trials once, however often the command is tried."""
+        n_done = 0
+
+        def report(trials: int) -> None:
+            nonlocal n_done
+            n_done += trials
+            if n_done > self._n_reported:
+                self._channel.send(Progress(n_done - self._n_reported))
+                self._n_reported = n_done
+
+        return report
 
     def _deliver_extra(self, run: StudyRun, command: DeliverExtra) -> None:
         from mlflow.exceptions import MlflowException
@@ -193,6 +204,7 @@ def _is_final(error: Exception) -> bool:
 def _reason(error: Exception, tracking_uri: str | None) -> str:
     """Why MLflow did not take something, as a phrase."""
     text = " ".join(str(error).split()) or type(error).__name__
+    text = text.partition(" [SQL: ")[0]
     for sign, reason in _REQUEST_FAILURES.items():
         if sign in text:
             return f"{tracking_uri} {reason}"

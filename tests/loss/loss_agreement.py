@@ -141,13 +141,14 @@ class Means:
     tested: float
     reference_error: float
     tested_error: float
+    n_draws: int
 
     @property
     def z(self) -> float:
-        """Difference of the means in standard errors."""
-        return (self.tested - self.reference) / float(
-            np.hypot(self.reference_error, self.tested_error)
-        )
+        """Difference of the means in standard errors, made normal from Student's t."""
+        error = float(np.hypot(self.reference_error, self.tested_error))
+        t = (self.tested - self.reference) / error
+        return float(-np.sign(t) * stats.norm.ppf(stats.t.cdf(-abs(t), 2 * self.n_draws - 2)))
 
 
 def compare(
@@ -167,7 +168,7 @@ def compare(
             for engine, s in zip((reference, tested), seeds, strict=True)
         ]
         (a, b), errors = values, [v.std(ddof=1) / np.sqrt(n_draws) for v in values]
-        compared.append(Means(f"{label}, strategy {i}", a.mean(), b.mean(), *errors))
+        compared.append(Means(f"{label}, strategy {i}", a.mean(), b.mean(), *errors, n_draws))
     return compared
 
 

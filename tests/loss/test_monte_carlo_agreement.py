@@ -52,13 +52,13 @@ SPREAD = (
 
 
 def test_a_spread_of_hardware_agrees_with_aihwkit() -> None:
-    # 7 cells of 5 strategies, 60 draws each; false-alarm rate 10^-4. Torch's noise is seeded on
+    # 7 cells of 5 strategies, 40 draws each; false-alarm rate 10^-4. Torch's noise is seeded on
     # both sides, that of the reference's compiled tile is not: the rate is one of repeated runs.
     compared: list[Means] = []
     for seed, (devices, compensation, n_pairs, symmetric) in enumerate(SPREAD):
         problem = comparison_problem(devices, compensation, n_pairs, symmetric)
         label = f"{devices}, {compensation}, {n_pairs} pairs"
-        compared += compare_strategies(problem, 60, label, seed)
+        compared += compare_strategies(problem, 40, label, seed)
     assert len(compared) == 35
     assert_means_agree(compared)
 
@@ -105,7 +105,7 @@ PERIPHERIES: dict[str, dict[str, Any]] = {
 
 
 def test_other_peripheries_agree_with_aihwkit() -> None:
-    # 11 peripheries, 4 strategies of 50 draws each; false-alarm rate 10^-4.
+    # 11 peripheries, 4 strategies of 30 draws each; false-alarm rate 10^-4.
     compared: list[Means] = []
     for seed, (name, changes) in enumerate(PERIPHERIES.items()):
         compensation = ("global", "per column")[seed % 2]
@@ -113,5 +113,5 @@ def test_other_peripheries_agree_with_aihwkit() -> None:
             "state-independent", compensation, periphery=PERIPHERY | changes, t_steps=[DAY]
         )
         label = f"{name}, {compensation}"
-        compared += compare_strategies(problem, 50, label, 100 + seed, n_random=1)
+        compared += compare_strategies(problem, 30, label, 100 + seed, n_random=1)
     assert_means_agree(compared)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -287,10 +287,15 @@ class ClaimBook:
     def _note_first(self, claim: Claim) -> None:
         evolution = claim.candidate.evolution
         key = (evolution.seed, evolution.settings)
-        new = FirstOf(claim.trial_number, evolution, claim.definition)
-        known = self._firsts.get(key, new)
-        first = min(known, new, key=lambda one: one.trial_number)
-        self._firsts[key] = replace(first, definition=known.definition or new.definition)
+        known = self._firsts.get(key)
+        if known is None:
+            self._firsts[key] = FirstOf(claim.trial_number, evolution, claim.definition)
+        elif claim.trial_number < known.trial_number or (claim.definition and not known.definition):
+            self._firsts[key] = FirstOf(
+                min(claim.trial_number, known.trial_number),
+                evolution,
+                known.definition or claim.definition,
+            )
 
     def _narrow_space(self, trial: FrozenTrial) -> None:
         if self.space is None:

@@ -165,7 +165,7 @@ class ClaimDesk:
             self._read(study, in_full=in_full)
 
     def _read(self, study: Study, *, in_full: bool) -> None:
-        for _ in range(_MAX_READINGS):
+        for n_left in reversed(range(_MAX_READINGS)):
             with self.lock:
                 book = self._valid_book(study)
                 positions = [book.running[number].position for number in self._to_read(in_full)]
@@ -174,15 +174,25 @@ class ClaimDesk:
                 first_unread = book.first_unread
             try:
                 trials = read_trials(study._storage, study._study_id, positions, first_unread)
-                with self.lock:
-                    if book is self.book:
-                        book.take_in([trial for trial in trials if self._is_news(trial)])
-                        return
-            except (KeyError, TrialsChangedError):
-                with self.lock:
-                    if book is self.book:
-                        self._start_empty()
+            except KeyError:
+                if n_left == 0:
+                    raise
+                self._forget(book)
+                continue
+            with self.lock:
+                if book is not self.book:
+                    continue
+                try:
+                    book.take_in([trial for trial in trials if self._is_news(trial)])
+                    return
+                except TrialsChangedError:
+                    self._start_empty()
         raise RuntimeError(f"The trials of study {study.study_name!r} change without end.")
+
+    def _forget(self, book: ClaimBook) -> None:
+        with self.lock:
+            if book is self.book:
+                self._start_empty()
 
     def _valid_book(self, study: Study) -> ClaimBook:
         # A storage that writes batches in transactions counts those that were undone: what was

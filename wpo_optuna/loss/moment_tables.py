@@ -1,0 +1,279 @@
+"""Moments of a single device, tabulated once from the noise model.
+
+A device is programmed to a target g and read at time t, when its conductance starts from g' (the
+value re-derived from the weight that was actually programmed) and decays with a drift coefficient
+that was drawn at the target. Needed are, for any g, g' in the range of the devices,
+
+* mean and variance of the conductance right after programming, functions of g;
+* mean of the conductance G_t at each t, and its second moment relative to the squared mean,
+  functions of both:
+
+      E[G_t | g', g] = sum_r present_1r(g', t) target_1r(g, t),
+      E[G_t^2 | g', g] / E[G_t | g', g]^2 = sum_r present_2r(g', t) target_2r(g, t).
+
+The sums are skeleton decompositions; one term is exact where drift and read noise multiply
+(PCM-like models: the target decides the drift, the present value the read noise) or where only one
+of the two matters (ReRAM), which is every noise model aihwkit has. More terms are taken for a model
+that needs them. The relative second moment, unlike the second moment, varies slowly with g, so that
+interpolating it does not add to the variance.
+
+The expectations are quasi-Monte Carlo averages over the noise model's own methods, so any noise
+model will do whose methods act on each device by itself; that is checked here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from aihwkit.inference.noise.base import BaseNoiseModel
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.loss.low_discrepancy import LowDiscrepancyNoise
+
+FloatArray = NDArray[np.float64]
+
+_GRID_POINTS = 129
+_COARSE_GRID_POINTS = 9
+_LOG2_SAMPLES = 11
+_MOST_TERMS = 4
+
+# The devices of one evaluation reach about 4.5 standard deviations: values that are undefined out
+# there (a logarithm of a negative conductance) make the loss infinite. A short sequence, stretched,
+# reaches as far.
+_LOG2_TAIL_SAMPLES = 7
+_TAIL_STRETCH = 1.75
+
+# A conductance of zero has no relative second moment; it is sampled at this fraction of the
+# highest conductance instead.
+_LOWEST_FRACTION = 1e-6
+
+# A decomposition is exact enough once it misses the mean by less than this fraction of the
+# standard deviation, and the variance by this fraction of itself.
+_MEAN_TOLERANCE = 0.005
+_VARIANCE_TOLERANCE = 0.01
+
+
+@dataclass(frozen=True)
+class DeviceMoments:
+    """Tabulated moments of one device; linear interpolation in g between grid points.
+
+    Attributes:
+        g_us: grid of conductances in µS, ``(G,)``, denser towards the lowest (there drift and read
+            noise of phase-change memory vary fastest): ``g_us[i] = low + (high - low)(i/(G-1))^2``.
+        programmed_mean: mean conductance in µS after programming to each target, ``(G,)``.
+        programmed_variance: its variance in µS², ``(G,)``.
+        target: factors that depend on the target, ``(G, 2, R, T)``: mean or relative second
+            moment, term, time.
+        present: factors that depend on the present conductance, same shape; those of the mean in
+            µS. NaN where the noise model's result is undefined.
+    """
+
+    g_us: FloatArray
+    programmed_mean: FloatArray
+    programmed_variance: FloatArray
+    target: FloatArray
+    present: FloatArray
+
+    @property
+    def n_terms(self) -> int:
+        """Number R of terms of the decomposition."""
+        return self.target.shape[2]
+
+    @property
+    def n_times(self) -> int:
+        """Number T of times."""
+        return self.target.shape[3]
+
+
+def tabulate_device_moments(
+    noise_model: BaseNoiseModel,
+    t_steps: Sequence[float],
+    g_low: float,
+    g_high: float,
+    seed: int = 0,
+) -> DeviceMoments:
+    """Samples the moments of one device for conductances from g_low to g_high.
+
+    The global random states of torch and numpy stay as they are.
+
+    Args:
+        noise_model: any of aihwkit's inference noise models.
+        t_steps: times after programming in s.
+        g_low: lowest conductance in µS.
+        g_high: highest conductance in µS.
+        seed: seed of the low-discrepancy sequence.
+
+    Raises:
+        InvalidArgument: the noise model's methods do not act on each device by itself, or its
+            moments at a time t are no short sum of products.
+    """
+    sampler = _Sampler(noise_model, seed)
+    grid = _grid(g_low, g_high, _GRID_POINTS)
+    _refuse_coupled_devices(sampler, t_steps, grid)
+    programmed = sampler.programmed(grid)
+    factors = [_moments_at(sampler, t, grid) for t in t_steps]
+    n_terms = max(target.shape[2] for target, _ in factors)
+    target, present = (
+        np.stack([_pad_terms(pair[which], n_terms) for pair in factors], axis=-1)
+        for which in (0, 1)
+    )
+    return DeviceMoments(
+        g_us=grid.numpy(),
+        programmed_mean=programmed.mean(dim=0).numpy(),
+        programmed_variance=programmed.var(dim=0, unbiased=False).numpy(),
+        target=target,
+        present=present,
+    )
+
+
+def _grid(low: float, high: float, n_points: int) -> Tensor:
+    """Conductances (n_points,) in µS, denser towards the lowest."""
+    return low + (high - low) * torch.linspace(0, 1, n_points, dtype=torch.float64) ** 2
+
+
+class _Sampler:
+    """Calls a noise model's methods with evenly spread noise, samples along the first axis."""
+
+    def __init__(self, noise_model: BaseNoiseModel, seed: int) -> None:
+        self._model = noise_model
+        self._noise = LowDiscrepancyNoise(_LOG2_SAMPLES, seed)
+        self._tails = LowDiscrepancyNoise(_LOG2_TAIL_SAMPLES, seed, stretch=_TAIL_STRETCH)
+
+    def programmed(self, g: Tensor) -> Tensor:
+        """Conductances (S, G) right after programming to the targets g (G,)."""
+        with self._noise as noise:
+            return self._model.apply_programming_noise_to_conductance(_repeated(g, noise))
+
+    def at_time(self, t: float, present: Tensor, target: Tensor) -> Tensor:
+        """Conductances (S, G) at time t, for the present and target conductances (G,)."""
+        return self._drifted(self._noise, t, present, target)
+
+    def moments(self, t: float, present: Tensor, target: Tensor) -> Tensor:
+        """Mean and relative second moment (2, G); NaN where the noise model can return NaN."""
+        sample = self.at_time(t, present, target)
+        mean = sample.mean(dim=0)
+        relative = torch.where(mean == 0, 1.0, (sample**2).mean(dim=0) / mean**2)
+        undefined = self._drifted(self._tails, t, present, target).isnan().any(dim=0)
+        return torch.stack([mean, relative]).masked_fill(undefined, torch.nan)
+
+    def _drifted(
+        self, noise: LowDiscrepancyNoise, t: float, present: Tensor, target: Tensor
+    ) -> Tensor:
+        with noise:
+            nu = self._model.generate_drift_coefficients(_repeated(target, noise))
+            return self._model.apply_drift_noise_to_conductance(_repeated(present, noise), nu, t)
+
+
+def _repeated(g: Tensor, noise: LowDiscrepancyNoise) -> Tensor:
+    # A copy, not a view: noise models change their arguments in place.
+    return g.expand(noise.n_samples, -1).clone()
+
+
+def _refuse_coupled_devices(sampler: _Sampler, t_steps: Sequence[float], grid: Tensor) -> None:
+    """Raises unless the noise of some devices is the same whether others are there or not."""
+    few = grid[:: len(grid) // 4]
+    mirrored = few.flip(0)
+    alone = [sampler.programmed(few[1:2])]
+    among_others = [sampler.programmed(few)[:, 1:2]]
+    for t in t_steps:
+        alone.append(sampler.at_time(t, few[1:2], mirrored[1:2]))
+        among_others.append(sampler.at_time(t, few, mirrored)[:, 1:2])
+    if not all(
+        torch.allclose(a, b, rtol=1e-6, atol=1e-9, equal_nan=True)
+        for a, b in zip(alone, among_others, strict=True)
+    ):
+        raise InvalidArgument(
+            "engine = 'expected' needs a noise model that acts on each device by itself, and this "
+            "one does not: use engine = 'aihwkit'."
+        )
+
+
+@dataclass(frozen=True)
+class _Pivots:
+    """Rows and columns of a coarse table whose outer products make up the whole of it."""
+
+    rows: list[int]
+    columns: list[int]
+
+    def core_inverse(self, table: Tensor) -> Tensor:
+        """Inverse of the entries where the rows and columns of ``table`` cross."""
+        return torch.linalg.pinv(table[self.rows][:, self.columns])
+
+    def approximate(self, table: Tensor) -> Tensor:
+        """What the decomposition makes of ``table``."""
+        return table[:, self.columns] @ self.core_inverse(table) @ table[self.rows]
+
+
+def _moments_at(sampler: _Sampler, t: float, grid: Tensor) -> tuple[FloatArray, FloatArray]:
+    """Factors of the target and of the present conductance at time t, each (G, 2, R)."""
+    n = _COARSE_GRID_POINTS
+    fine = grid.clamp(min=_LOWEST_FRACTION * float(grid[-1]))
+    coarse = fine[:: (len(grid) - 1) // (n - 1)]
+    present, target = torch.meshgrid(coarse, coarse, indexing="ij")
+    sampled = sampler.moments(t, present.flatten(), target.flatten()).reshape(2, n, n)
+    for n_terms in range(1, _MOST_TERMS + 1):
+        pivots = _pivots(sampled[0], n_terms)
+        if _is_exact_enough(torch.stack([pivots.approximate(table) for table in sampled]), sampled):
+            return _factors(sampler, t, fine, coarse, sampled, pivots)
+    raise InvalidArgument(
+        f"engine = 'expected' needs a noise model whose moments are sums of at most {_MOST_TERMS} "
+        f"products of a function of the target and one of the present conductance, which this one "
+        f"is not at t = {t:g} s: use engine = 'montecarlo'."
+    )
+
+
+def _pivots(table: Tensor, n_terms: int) -> _Pivots:
+    """Complete pivoting; undefined entries (NaN) are no pivots."""
+    rest = table.clone()
+    pivots = _Pivots([], [])
+    for _ in range(n_terms):
+        size = rest.abs().nan_to_num(0.0)
+        row, column = divmod(int(size.argmax()), rest.shape[1])
+        if size[row, column] == 0:
+            break
+        pivots.rows.append(row)
+        pivots.columns.append(column)
+        rest = rest - rest[:, column, None] * rest[row] / rest[row, column]
+    return pivots
+
+
+def _is_exact_enough(approximated: Tensor, sampled: Tensor) -> bool:
+    """Whether mean and variance of all entries are met where they are defined."""
+    variance = _variance(sampled)
+    error_of_mean = (approximated[0] - sampled[0]).abs().nan_to_num(0.0).max()
+    error_of_variance = (_variance(approximated) - variance).abs().nan_to_num(0.0).max()
+    largest_variance = variance.nan_to_num(0.0).max()
+    rounding = 1e-9 * (sampled[0] ** 2).nan_to_num(0.0).max()
+    return bool(
+        error_of_mean <= _MEAN_TOLERANCE * largest_variance.sqrt() + rounding.sqrt()
+        and error_of_variance <= _VARIANCE_TOLERANCE * largest_variance + rounding
+    )
+
+
+def _variance(moments: Tensor) -> Tensor:
+    return moments[0] ** 2 * (moments[1] - 1)
+
+
+def _factors(
+    sampler: _Sampler, t: float, fine: Tensor, coarse: Tensor, sampled: Tensor, pivots: _Pivots
+) -> tuple[FloatArray, FloatArray]:
+    """Factors on the fine grid, (G, 2, R) each, from the rows and columns of the pivots."""
+    n = len(fine)
+    of_target = [sampler.moments(t, coarse[row].expand(n), fine) for row in pivots.rows]
+    of_present = [sampler.moments(t, fine, coarse[column].expand(n)) for column in pivots.columns]
+    if not of_target:
+        return np.zeros((n, 2, 1)), np.zeros((n, 2, 1))
+    target, present = torch.stack(of_target, dim=2), torch.stack(of_present, dim=2)
+    present = torch.stack(
+        [present[k] @ pivots.core_inverse(table) for k, table in enumerate(sampled)]
+    )
+    return target.transpose(0, 1).numpy(), present.transpose(0, 1).numpy()
+
+
+def _pad_terms(factors: FloatArray, n_terms: int) -> FloatArray:
+    return np.pad(factors, [(0, 0), (0, 0), (0, n_terms - factors.shape[2])])

@@ -1,0 +1,141 @@
+"""The test matrix as a few weights with shares, for integrals over its entries.
+
+Two integrals run over the entries of the test matrix W. The mean over all entries becomes a Gauss
+rule for the distribution of the entries themselves between each two neighbouring knots of the
+curves: there a strategy's conductances are linear in the weight, and what is made of them is smooth,
+so that a few nodes do. The largest programmed weight depends on the entries near the extremes, which
+enter one by one, and on all others in groups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+
+# Nodes for a pair of knots that holds all entries; fewer hold fewer, by the square root.
+_NODES_OF_ALL = 12
+_FEWEST_NODES = 2
+
+# How many of the largest and smallest entries enter the largest programmed weight one by one; the
+# groups of the others grow by this factor.
+_SINGLE_EXTREMES = 8
+_GROUP_GROWTH = 1.5
+
+
+@dataclass(frozen=True)
+class WeightNodes:
+    """Entries of the test matrix, represented.
+
+    Attributes:
+        weights: nodes ``(Q,)``, unitless, ascending.
+        shares: share of the entries that each node stands for ``(Q,)``; they add up to 1.
+        extremes: entries or means of groups of entries ``(J,)``.
+        counts: number of entries that each of the extremes stands for ``(J,)``.
+        largest: largest absolute entry.
+        n_rows: rows of the matrix (inputs of the tile).
+        n_columns: columns of the matrix (outputs of the tile).
+    """
+
+    weights: FloatArray
+    shares: FloatArray
+    extremes: FloatArray
+    counts: FloatArray
+    largest: float
+    n_rows: int
+    n_columns: int
+
+    @property
+    def mean_square(self) -> float:
+        """Mean of the squared entries."""
+        return float(self.shares @ self.weights**2)
+
+    @property
+    def mean_absolute(self) -> float:
+        """Mean of the absolute entries."""
+        return float(self.shares @ np.abs(self.weights))
+
+
+def weight_nodes(matrix: FloatArray, n_knots: int) -> WeightNodes:
+    """Nodes for strategies whose curves have evenly spaced knots.
+
+    Args:
+        matrix: the test matrix ``(rows, columns)``, unitless, not all zero.
+        n_knots: number K of knots over [-m, m], m being the largest absolute entry.
+    """
+    entries = np.sort(matrix.astype(np.float64), axis=None)
+    largest = float(np.abs(entries).max())
+    # An entry at an inner knot belongs to the interval on its right.
+    inner_knots = np.linspace(-largest, largest, n_knots)[1:-1]
+    pieces = np.split(entries, np.searchsorted(entries, inner_knots))
+    rules = [
+        (nodes, shares * len(piece) / len(entries))
+        for piece in pieces
+        if len(piece)
+        for nodes, shares in [gauss_rule(piece, _n_nodes(len(piece) / len(entries)))]
+    ]
+    extremes, counts = _extremes(entries)
+    return WeightNodes(
+        weights=np.concatenate([nodes for nodes, _ in rules]),
+        shares=np.concatenate([shares for _, shares in rules]),
+        extremes=extremes,
+        counts=counts,
+        largest=largest,
+        n_rows=matrix.shape[0],
+        n_columns=matrix.shape[1],
+    )
+
+
+def _n_nodes(share: float) -> int:
+    return max(_FEWEST_NODES, round(_NODES_OF_ALL * share**0.5))
+
+
+def gauss_rule(values: FloatArray, n_nodes: int) -> tuple[FloatArray, FloatArray]:
+    """Gauss rule of the distribution that gives each of the values the same probability.
+
+    It integrates polynomials up to degree 2 n_nodes - 1 exactly. The recurrence of the orthogonal
+    polynomials is built by Stieltjes' procedure, and the rule is read off its Jacobi matrix (Golub
+    and Welsch, 1969).
+
+    Args:
+        values: ascending values ``(n,)``.
+        n_nodes: number of nodes; fewer are returned where there are fewer distinct values.
+
+    Returns:
+        Nodes, ascending, and their probabilities.
+    """
+    distinct, counts = np.unique(values, return_counts=True)
+    if len(distinct) <= n_nodes:
+        return distinct, counts / len(values)
+    centre, half_width = values.mean(), np.ptp(values) / 2
+    x = (values - centre) / half_width
+    previous, current = np.zeros_like(x), np.full_like(x, len(x) ** -0.5)
+    diagonal, off_diagonal = [], [0.0]
+    for _ in range(n_nodes):
+        diagonal.append(current @ (x * current))
+        following = (x - diagonal[-1]) * current - off_diagonal[-1] * previous
+        off_diagonal.append(float(np.linalg.norm(following)))
+        previous, current = current, following / off_diagonal[-1]
+    jacobi = np.diag(diagonal) + np.diag(off_diagonal[1:-1], 1) + np.diag(off_diagonal[1:-1], -1)
+    nodes, vectors = np.linalg.eigh(jacobi)
+    return centre + half_width * nodes, vectors[0] ** 2
+
+
+def _extremes(entries: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Means and sizes of groups of the ascending entries, the outermost ones alone."""
+    half = len(entries) // 2
+    sizes: list[int] = []
+    while sum(sizes) < half:
+        next_size = 1 if len(sizes) < _SINGLE_EXTREMES else int(sizes[-1] * _GROUP_GROWTH) + 1
+        sizes.append(min(next_size, half - sum(sizes)))
+    from_below = np.cumsum(sizes)
+    # An odd number of entries leaves one in the middle.
+    bounds = np.concatenate([from_below, len(entries) - from_below[::-1]])
+    groups = [group for group in np.split(entries, np.unique(bounds)) if len(group)]
+    return (
+        np.array([group.mean() for group in groups]),
+        np.array([float(len(group)) for group in groups]),
+    )

@@ -51,8 +51,7 @@ class CurveConversion:
     def to_conductances(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`Conversion.to_conductances`; scales ``(n,)`` in µS per unit weight."""
         flat = weights.flatten(1)
-        lowest, highest = flat.aminmax(dim=1)
-        max_weight = torch.maximum(-lowest, highest).clamp(min=_SMALLEST_MAX_WEIGHT)
+        max_weight = flat.abs().amax(dim=1).clamp(min=_SMALLEST_MAX_WEIGHT)
         u = flat / max_weight[:, None]
         conductances = evaluate_curves(self._curves, u)
         scales = self._max_weight_us / max_weight

@@ -24,9 +24,9 @@ def evaluate_curves(curves: Tensor, u: Tensor) -> Tensor:
     n = max(len(curves), len(u))
     position = (u + 1) * ((n_knots - 1) / 2)
     # An index made of NaN would lie anywhere.
-    segment = position.detach().clamp(0, n_knots - 2).nan_to_num_(0.0).long()
+    segment = position.detach().clamp(0, n_knots - 2).nan_to_num_(0.0).floor_()
     fraction = position - segment
-    index = segment[:, None, :].expand(n, n_curves, -1)
+    index = segment.long()[:, None, :].expand(n, n_curves, -1)
     start = torch.gather(curves.expand(n, -1, -1), 2, index)
     rise = torch.gather(curves.diff(dim=2).expand(n, -1, -1), 2, index)
     return torch.addcmul(start, rise, fraction[:, None, :])

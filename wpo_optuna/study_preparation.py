@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from wpo_optuna.problem import WeightProgrammingProblem
 
+_NO_LIMIT = 1_000_000
+
 
 def prepare(
     problem: WeightProgrammingProblem, storage: BaseStorage, study_name: str, plan: StudyPlan
@@ -91,6 +93,10 @@ def _sampler(
 ) -> BaseSampler | None:
     if plan.sampler == GRADIENT:
         return None
+    if plan.sampler == "de":
+        # The loss of a point is never undefined: an engine that fails has lost its device or its
+        # memory, which says nothing against the candidates of that batch.
+        options = {"max_attempts": _NO_LIMIT} | dict(options)
     n_earlier = 0 if study is None else len(study.get_trials(deepcopy=False))
     return make_sampler(
         plan.sampler,

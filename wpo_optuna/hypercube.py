@@ -27,7 +27,7 @@ from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.strategy import ProgrammingStrategy
 
 if TYPE_CHECKING:
-    from optuna.distributions import FloatDistribution
+    from optuna.distributions import BaseDistribution
 
 FloatArray = NDArray[np.float64]
 
@@ -120,7 +120,7 @@ class Hypercube:
         """Bounds of each coordinate, as scipy's optimisers take them."""
         return ((0.0, 1.0),) * self.dimension
 
-    def distributions(self) -> dict[str, FloatDistribution]:
+    def distributions(self) -> dict[str, BaseDistribution]:
         """Optuna's distribution of each coordinate, by name and in order."""
         from optuna.distributions import FloatDistribution
 

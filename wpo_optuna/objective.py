@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -104,7 +103,7 @@ class HypercubeObjective:
         """The point ``(d,)`` that a trial's parameters stand for."""
         return [float(params[name]) for name in self.distributions]
 
-    def evaluate(self, x: ArrayLike, tnmse: Sequence[float] | None = None) -> list[Evaluation]:
+    def evaluate(self, x: ArrayLike, tnmse: ArrayLike | None = None) -> list[Evaluation]:
         """Evaluates points ``(n, d)`` at once.
 
         Args:

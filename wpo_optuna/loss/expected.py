@@ -162,6 +162,7 @@ class ExpectedEngine(LossEngine):
             measures_reference=kind is not GlobalDriftCompensationWithExactReference,
             exact_reference=nodes.mean_absolute,
             group_size=nodes.n_rows * (1 if per_column else nodes.n_columns),
+            n_columns=1 if per_column else nodes.n_columns,
         )
 
 

@@ -7,14 +7,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from wpo_optuna.loss.gamma_excess import gamma_excess_table
 from wpo_optuna.loss.moment_tables import DeviceMoments
 from wpo_optuna.loss.readout_table import ReadoutTable
 from wpo_optuna.loss.weight_nodes import WeightNodes
 
 FloatArray = NDArray[np.float64]
-
-# Vector registers hold eight double precision numbers: times are padded to a multiple.
-TIMES_PER_BLOCK = 8
 
 # Nodes for the weight after programming.
 _HERMITE_NODES = 3
@@ -29,12 +27,14 @@ class Compensation(NamedTuple):
             otherwise it is ``exact_reference``.
         exact_reference: mean absolute target weight.
         group_size: number of read-outs that are averaged, a tile's or a column's.
+        n_columns: number of columns they are in.
     """
 
     is_on: bool
     measures_reference: bool
     exact_reference: float
     group_size: int
+    n_columns: int
 
 
 class ExpectedTables(NamedTuple):
@@ -51,14 +51,14 @@ class ExpectedTables(NamedTuple):
         normalisation: weight that errors are divided by, largest of the whole test matrix.
         g_us: grid of conductances ``(G,)`` in µS, denser towards the lowest.
         programmed: mean and variance after programming ``(G, 2)``.
-        target, present: factors of the moments at the times ``(G, 2R, T')``, R for the mean, then
-            R for the relative second moment; T' is T padded.
-        n_times: number T of times.
+        target, present: factors of the moments at the times ``(G, T, 2R)``, R for the mean, then R
+            for the relative second moment.
         readout: response, slope, second moment ``(M, V, 3)``.
         readout_largest_mean: its means span ``[-readout_largest_mean, readout_largest_mean]``.
         readout_largest_deviation: see :class:`ReadoutTable`.
         readout_variance_per_square, readout_added_variance: see :class:`ReadoutTable`.
         hermite_nodes, hermite_shares: Gauss-Hermite rule for the programmed weight ``(H,)``.
+        gamma_excess: see :mod:`wpo_optuna.loss.gamma_excess`.
         span_nodes, span_shares: rule for the largest programmed weight, in standard deviations.
         compensation: drift compensation.
     """
@@ -77,7 +77,6 @@ class ExpectedTables(NamedTuple):
     programmed: FloatArray
     target: FloatArray
     present: FloatArray
-    n_times: int
     readout: FloatArray
     readout_largest_mean: float
     readout_largest_deviation: float
@@ -85,6 +84,7 @@ class ExpectedTables(NamedTuple):
     readout_added_variance: float
     hermite_nodes: FloatArray
     hermite_shares: FloatArray
+    gamma_excess: FloatArray
     span_nodes: FloatArray
     span_shares: FloatArray
     compensation: Compensation
@@ -127,9 +127,8 @@ def expected_tables(
         normalisation=normalisation,
         g_us=devices.g_us,
         programmed=np.stack([devices.programmed_mean, devices.programmed_variance], axis=1),
-        target=_padded(devices.target),
-        present=_padded(devices.present),
-        n_times=devices.n_times,
+        target=_by_time(devices.target),
+        present=_by_time(devices.present),
         readout=readout.values,
         readout_largest_mean=readout.largest_mean,
         readout_largest_deviation=readout.largest_deviation,
@@ -137,6 +136,7 @@ def expected_tables(
         readout_added_variance=readout.added_variance,
         hermite_nodes=hermite_nodes,
         hermite_shares=hermite_shares,
+        gamma_excess=gamma_excess_table(),
         span_nodes=span_nodes,
         span_shares=span_shares,
         compensation=compensation,
@@ -158,9 +158,8 @@ def _hermite_rule(n_nodes: int) -> tuple[FloatArray, FloatArray]:
     return nodes, shares / shares.sum()
 
 
-def _padded(factors: FloatArray) -> FloatArray:
-    """Factors (G, 2, R, T) as (G, 2R, T'), padded with those of the last time."""
-    n_times = factors.shape[3]
-    missing = -n_times % TIMES_PER_BLOCK
-    padded = np.pad(factors, [(0, 0), (0, 0), (0, 0), (0, missing)], mode="edge")
-    return np.ascontiguousarray(padded.reshape(len(factors), -1, n_times + missing))
+def _by_time(factors: FloatArray) -> FloatArray:
+    """Factors (G, 2, R, T) as (G, T, 2R)."""
+    n_grid, n_moments, n_terms, n_times = factors.shape
+    by_time = np.moveaxis(factors, 3, 1).reshape(n_grid, n_times, n_moments * n_terms)
+    return np.ascontiguousarray(by_time)

@@ -11,9 +11,17 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from wpo_optuna.loss.expected_tables import ExpectedTables
+from wpo_optuna.loss.gamma_excess import (
+    ASYMMETRY_POINTS,
+    HALF_SCALE,
+    SCALE_POINTS,
+    Z_LARGEST,
+    Z_POINTS,
+)
 
 # Places in the trapezoidal rule for the largest programmed weight, and how many standard
 # deviations it reaches below and above the extremes.
@@ -22,6 +30,10 @@ SPAN_BELOW, SPAN_ABOVE = 3.5, 5.5
 
 # aihwkit's lower bound of a drift read-out.
 SMALLEST_READOUT = 1e-4
+
+# Below these, a variance counts as zero, and a distribution as normal.
+SMALLEST_VARIANCE = 1e-30
+SMALLEST_RELATIVE_CUMULANT = 1e-6
 
 
 def expected_tnmse(coefficients: Tensor, curves: Tensor, tables: ExpectedTables) -> Tensor:
@@ -82,7 +94,7 @@ class _Strategies:
     def span_deviation(self) -> Tensor:
         """Standard deviation of m', (n,)."""
         mean, mean_square = self._span_moments
-        return (mean_square - mean**2).clamp(min=1e-30).sqrt()
+        return (mean_square - mean**2).clamp(min=SMALLEST_VARIANCE).sqrt()
 
     def _programmed_from(self, targets: Tensor) -> tuple[Tensor, Tensor]:
         moments = _interpolated(self.tables.programmed, self.tables.g_us, targets)
@@ -90,6 +102,34 @@ class _Strategies:
         a = self.coefficients[:, :, None]
         mean = (a * moments[..., 0]).sum(dim=1) * scale
         return mean, (a**2 * moments[..., 1]).sum(dim=1) * scale**2
+
+
+def _moments_of_largest(mean: Tensor, variance: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and mean square (n,) of the largest absolute value of normal variables.
+
+    From the product of their distribution functions, by the trapezoidal rule.
+
+    Args:
+        mean: means (n, J).
+        variance: variances (n, J).
+        counts: how many variables share each mean and variance (J,).
+    """
+    deviation = variance.clamp(min=SMALLEST_VARIANCE).sqrt()
+    size = mean.abs()
+    lowest = (size - SPAN_BELOW * deviation).amax(dim=1).clamp(min=0).detach()
+    highest = (size + SPAN_ABOVE * deviation).amax(dim=1).detach()
+    step = (highest - lowest) / (SPAN_POINTS - 1)
+    x = lowest[:, None] + step[:, None] * torch.arange(SPAN_POINTS, dtype=torch.float64)
+    within = sum(
+        torch.special.log_ndtr((x[:, :, None] + sign * size[:, None]) / deviation[:, None])
+        for sign in (-1.0, 1.0)
+    )
+    beyond = 1 - torch.exp((counts * within).sum(dim=2))
+    ends = torch.ones(SPAN_POINTS, dtype=torch.float64)
+    ends[0] = ends[-1] = 0.5
+    beyond = beyond * ends
+    first = lowest + step * beyond.sum(dim=1)
+    return first, lowest**2 + 2 * step * (beyond * x).sum(dim=1)
 
 
 @dataclass
@@ -100,13 +140,15 @@ class _Moments:
         mean: E w_t.
         mean_square: E w_t².
         covariance: Cov(ŵ, w_t).
+        third: third cumulant of w_t.
+        fourth: fourth cumulant of w_t.
     """
 
     mean: Tensor
     mean_square: Tensor
     covariance: Tensor
-    third_cumulant: Tensor
-    fourth_cumulant: Tensor
+    third: Tensor
+    fourth: Tensor
 
     @property
     def variance(self) -> Tensor:
@@ -120,51 +162,57 @@ def _mean_squared_error(strategies: _Strategies, span: Tensor) -> Tensor:
     if not tables.compensation.is_on:
         compensated = torch.ones((), dtype=torch.float64)
         return _error_before_fluctuations(moments, compensated, tables).mean(dim=1)
-    reference, drifted = _read(strategies, moments)
+    reference, drifted = _read_both(strategies, moments)
     factor = reference.mean / drifted.mean
     error = _error_before_fluctuations(moments, factor, tables)
     return (error + _effect_of_fluctuations(moments, reference, drifted, tables)).mean(dim=1)
 
 
 def _moments_in_time(strategies: _Strategies, span: Tensor) -> _Moments:
-    tables = strategies.tables
+    """Moments of the weights in time, averaged over the programmed weight."""
     mean, variance = strategies.programmed
-    deviation = variance.clamp(min=1e-30).sqrt()
-    nodes = torch.from_numpy(tables.hermite_nodes)
-    shares = torch.from_numpy(tables.hermite_shares)[:, None]
+    deviation = variance.clamp(min=SMALLEST_VARIANCE).sqrt()
+    nodes = torch.from_numpy(strategies.tables.hermite_nodes)
+    shares = torch.from_numpy(strategies.tables.hermite_shares)[:, None]
     programmed = mean[:, :, None] + deviation[:, :, None] * nodes
+    c1, c2, c3, c4 = _cumulants_given(strategies, programmed, span)
 
-    present = _at_weights(strategies.curves, programmed / span[:, None, None])
-    n_terms = tables.target.shape[1] // 2
-    times = slice(0, tables.n_times)
-    by_target = _interpolated(tables.target[..., times], tables.g_us, strategies.targets)
-    by_present = _interpolated(tables.present[..., times], tables.g_us, present)
-    terms = by_target[:, :, :, None] * by_present  # (n, D, Q, H, 2R, T)
-    device_mean = terms[..., :n_terms, :].sum(dim=-2)
-    excess = terms[..., n_terms:, :].sum(dim=-2) - 1
-    device_variance = device_mean**2 * excess
-
-    scale = (span / strategies.max_weight_us)[:, None, None, None]
-    a = strategies.coefficients[:, :, None, None, None]
-    given = (a * device_mean).sum(dim=1) * scale
-    spread = (a**2 * device_variance).sum(dim=1) * scale**2
+    total = (shares * c1).sum(dim=2)
+    square = (shares * (c2 + c1**2)).sum(dim=2)
+    d = c1 - total[:, :, None]
+    third = (shares * (c3 + 3 * c2 * d + d**3)).sum(dim=2)
+    fourth = (shares * (c4 + 3 * c2**2 + 4 * c3 * d + 6 * c2 * d**2 + d**4)).sum(dim=2)
     offset = (deviation[:, :, None] * nodes)[..., None]
-    mu = a * device_mean * scale[:, None]
-    dv = a**2 * device_variance * scale[:, None] ** 2
-    tt = mu * excess
-    k3h = (2 * dv * tt).sum(dim=1)
-    k4h = (6 * dv * tt**2).sum(dim=1)
-    mm = (shares * given).sum(dim=2, keepdim=True)
-    dl = given - mm
-    k3 = (shares * (k3h + 3 * spread * dl + dl**3)).sum(dim=2)
-    mu4 = (shares * (k4h + 3 * spread**2 + 4 * k3h * dl + 6 * spread * dl**2 + dl**4)).sum(dim=2)
-    vv = (shares * (spread + dl**2)).sum(dim=2)
-    k4 = (mu4 - 3 * vv**2).clamp(min=0)
     return _Moments(
-        mean=(shares * given).sum(dim=2),
-        mean_square=(shares * (spread + given**2)).sum(dim=2),
-        covariance=(shares * offset * given).sum(dim=2),
-        third_cumulant=k3, fourth_cumulant=k4,
+        mean=total,
+        mean_square=square,
+        covariance=(shares * offset * c1).sum(dim=2),
+        third=third,
+        fourth=(fourth - 3 * (square - total**2) ** 2).clamp(min=0),
+    )
+
+
+def _cumulants_given(
+    strategies: _Strategies, programmed: Tensor, span: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """First four cumulants of the weights in time (n, Q, H, T), given the programmed weights.
+
+    Devices are independent then; for the third and fourth, they are gamma variables.
+    """
+    tables = strategies.tables
+    present = _at_weights(strategies.curves, programmed / span[:, None, None])
+    by_target = _interpolated(tables.target, tables.g_us, strategies.targets)
+    by_present = _interpolated(tables.present, tables.g_us, present)
+    terms = by_target[:, :, :, None] * by_present  # (n, D, Q, H, T, 2R)
+    n_terms = terms.shape[-1] // 2
+    scale = (span / strategies.max_weight_us)[:, None] * strategies.coefficients
+    mean = scale[:, :, None, None, None] * terms[..., :n_terms].sum(dim=-1)
+    ratio = mean * (terms[..., n_terms:].sum(dim=-1) - 1)  # variance over mean
+    return (
+        mean.sum(dim=1),
+        (mean * ratio).sum(dim=1),
+        (2 * mean * ratio**2).sum(dim=1),
+        (6 * mean * ratio**3).sum(dim=1),
     )
 
 
@@ -175,7 +223,8 @@ class _Readout:
     Attributes:
         mean: E r, (n, T) or (n, 1).
         slope: derivative of each node's expected read-out in its weight, (n, Q, T) or (n, Q, 1).
-        variance: variance of each node's read-out, same shape.
+        variance: what each node contributes to the variance of r, times the number of read-outs
+            that are averaged, same shape.
     """
 
     mean: Tensor
@@ -183,31 +232,32 @@ class _Readout:
     variance: Tensor
 
 
-def _read(strategies: _Strategies, moments: _Moments) -> tuple[_Readout, _Readout]:
+def _read_both(strategies: _Strategies, moments: _Moments) -> tuple[_Readout, _Readout]:
+    """The reference read-out, and that of the weights in time."""
     tables = strategies.tables
-    drifted = _read_weights(moments.mean, moments.variance, moments.mean_square, tables, moments.third_cumulant, moments.fourth_cumulant)
-    if tables.compensation.measures_reference:
-        mean, variance = (x[:, :, None] for x in strategies.programmed)
-        return _read_weights(mean, variance, mean**2 + variance, tables), drifted
-    exact = torch.full_like(drifted.mean[:, :1], tables.compensation.exact_reference)
-    nothing = torch.zeros_like(drifted.slope[:, :, :1])
-    return _Readout(exact.clamp(min=SMALLEST_READOUT), nothing, nothing), drifted
+    drifted = _read(moments, tables)
+    if not tables.compensation.measures_reference:
+        exact = torch.full_like(drifted.mean[:, :1], tables.compensation.exact_reference)
+        nothing = torch.zeros_like(drifted.slope[:, :, :1])
+        return _Readout(exact.clamp(min=SMALLEST_READOUT), nothing, nothing), drifted
+    mean, variance = (moment[:, :, None] for moment in strategies.programmed)
+    normal = torch.zeros_like(mean)
+    return _read(_Moments(mean, mean**2 + variance, variance, normal, normal), tables), drifted
 
 
-def _read_weights(
-    mean: Tensor, variance: Tensor, mean_square: Tensor, tables: ExpectedTables, k3=None, k4=None
-) -> _Readout:
-    shares = torch.from_numpy(tables.shares)[:, None]
-    of_inputs = (shares * mean_square).sum(dim=1, keepdim=True)
+def _read(moments: _Moments, tables: ExpectedTables) -> _Readout:
+    shares, _ = _node_columns(tables)
+    of_inputs = (shares * moments.mean_square).sum(dim=1, keepdim=True)
     added = tables.readout_variance_per_square * of_inputs + tables.readout_added_variance
-    values = _bilinear(mean, variance + added, tables)
+    values = _bilinear(moments.mean, moments.variance + added, tables)
     response, slope, second_moment = values.unbind(dim=-1)
-    if k3 is not None:
-        response = response + _excess(mean, (second_moment - mean**2).clamp(min=1e-12), k3, k4)
+    total = (second_moment - moments.mean**2).clamp(min=SMALLEST_VARIANCE)
+    response = response + _gamma_excess(moments, total, tables)
+    shared = (tables.compensation.n_columns - 1) * added * slope**2
     return _Readout(
         mean=(shares * response).sum(dim=1).clamp(min=SMALLEST_READOUT),
         slope=slope,
-        variance=second_moment - response**2,
+        variance=second_moment - response**2 + shared,
     )
 
 
@@ -237,7 +287,7 @@ def _effect_of_fluctuations(
     variance = of_reference + of_drifted - 2 * of_both
     bias = of_drifted - of_both
 
-    # Covariance of the read-outs with w_t, and with its square.
+    # Covariance of the relative read-outs with w_t; with its square, 2 E w_t times that.
     follows = reference.slope * moments.covariance / r0[:, None]
     follows = follows - drifted.slope * moments.variance / r[:, None]
     sensitivity = 2 * factor[:, None] ** 2 * moments.mean - factor[:, None] * weights
@@ -251,7 +301,7 @@ def _node_columns(tables: ExpectedTables) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(tables.shares)[:, None], torch.from_numpy(tables.weights)[:, None]
 
 
-def _at_nodes(curves: Tensor, segments: object, fractions: object) -> Tensor:
+def _at_nodes(curves: Tensor, segments: ArrayLike, fractions: ArrayLike) -> Tensor:
     """Curves (n, D, K) at fixed places, (n, D, N)."""
     left = torch.as_tensor(segments)
     part = torch.as_tensor(fractions)
@@ -269,13 +319,12 @@ def _at_weights(curves: Tensor, relative: Tensor) -> Tensor:
     return (below * (1 - part) + above * part).unflatten(2, relative.shape[1:])
 
 
-def _interpolated(table: object, grid: object, g: Tensor) -> Tensor:
+def _interpolated(table: ArrayLike, grid: ArrayLike, g: Tensor) -> Tensor:
     """Table (G, ...) at conductances of any shape, (*g.shape, ...)."""
     values, knots = torch.as_tensor(table), torch.as_tensor(grid)
-    n_grid = len(knots)
-    low, high = float(knots[0]), float(knots[-1])
-    relative = ((g.detach() - low) / (high - low)).clamp(min=0)
-    left = (relative.sqrt() * (n_grid - 1)).floor().clamp(0, n_grid - 2).long()
+    n_cells = len(knots) - 1
+    relative = ((g.detach() - knots[0]) / (knots[-1] - knots[0])).clamp(min=0)
+    left = (relative.sqrt() * n_cells).floor().clamp(0, n_cells - 1).long()
     part = (g - knots[left]) / (knots[left + 1] - knots[left])
     part = part.reshape(*g.shape, *(1,) * (values.ndim - 1))
     return values[left] * (1 - part) + values[left + 1] * part
@@ -287,15 +336,13 @@ def _bilinear(mean: Tensor, variance: Tensor, tables: ExpectedTables) -> Tensor:
     Beyond the table, its outermost cells are continued.
     """
     values = torch.from_numpy(tables.readout)
-    n_means, n_variances = values.shape[:2]
-    largest = tables.readout_largest_mean
-    position = (mean / largest + 1) * ((n_means - 1) / 2)
-    row = position.detach().floor().clamp(0, n_means - 2).long()
-    largest_deviation = tables.readout_largest_deviation
-    relative = variance.detach().clamp(min=0).sqrt() / largest_deviation
-    n_cells = n_variances - 1
-    column = (relative.sqrt() * n_cells).floor().clamp(0, n_cells - 1).long()
-    lower, upper = ((largest_deviation * ((column + k) / n_cells) ** 2) ** 2 for k in (0, 1))
+    n_rows, n_columns = values.shape[0] - 1, values.shape[1] - 1
+    position = (mean / tables.readout_largest_mean + 1) * (n_rows / 2)
+    row = position.detach().floor().clamp(0, n_rows - 1).long()
+    largest = tables.readout_largest_deviation
+    relative = variance.detach().clamp(min=0).sqrt() / largest
+    column = (relative.sqrt() * n_columns).floor().clamp(0, n_columns - 1).long()
+    lower, upper = ((largest * ((column + k) / n_columns) ** 2) ** 2 for k in (0, 1))
     x = (position - row)[..., None]
     y = ((variance - lower) / (upper - lower))[..., None]
     below = values[row, column] * (1 - x) + values[row + 1, column] * x
@@ -303,48 +350,38 @@ def _bilinear(mean: Tensor, variance: Tensor, tables: ExpectedTables) -> Tensor:
     return below * (1 - y) + above * y
 
 
-def _moments_of_largest(mean: Tensor, variance: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and mean square (n,) of the largest absolute value of normal variables.
-
-    From the product of their distribution functions, by the trapezoidal rule.
+def _gamma_excess(moments: _Moments, variance: Tensor, tables: ExpectedTables) -> Tensor:
+    """What the read-out of a skewed, peaked weight has more than a normal one's.
 
     Args:
-        mean: means (n, J).
-        variance: variances (n, J).
-        counts: how many variables share each mean and variance (J,).
+        moments: of the weights.
+        variance: of the outputs, noise of the read-out included.
+        tables: tables of the tile.
     """
-    deviation = variance.clamp(min=1e-30).sqrt()
-    size = mean.abs()
-    lowest = (size - SPAN_BELOW * deviation).amax(dim=1).clamp(min=0).detach()
-    highest = (size + SPAN_ABOVE * deviation).amax(dim=1).detach()
-    step = (highest - lowest) / (SPAN_POINTS - 1)
-    x = lowest[:, None] + step[:, None] * torch.arange(SPAN_POINTS, dtype=torch.float64)
-    within = sum(
-        torch.special.log_ndtr((x[:, :, None] + sign * size[:, None]) / deviation[:, None])
-        for sign in (-1.0, 1.0)
+    is_normal = moments.fourth <= SMALLEST_RELATIVE_CUMULANT * variance**2
+    fourth = torch.where(is_normal, torch.ones_like(variance), moments.fourth)
+    deviation = variance.sqrt()
+    z = moments.mean.abs() / deviation
+    widths = (fourth / 6).sqrt()
+    asymmetry = moments.mean.sign() * moments.third / (2 * deviation * widths)
+    scale = widths / variance
+
+    values = torch.from_numpy(tables.gamma_excess)
+    positions = (
+        (z / Z_LARGEST).clamp(max=1) * (Z_POINTS - 1),
+        (asymmetry.clamp(-1, 1) + 1) * ((ASYMMETRY_POINTS - 1) / 2),
+        (scale / (scale + HALF_SCALE) * SCALE_POINTS).clamp(max=SCALE_POINTS - 1),
     )
-    beyond = 1 - torch.exp((counts * within).sum(dim=2))
-    ends = torch.ones(SPAN_POINTS, dtype=torch.float64)
-    ends[0] = ends[-1] = 0.5
-    beyond = beyond * ends
-    first = lowest + step * beyond.sum(dim=1)
-    return first, lowest**2 + 2 * step * (beyond * x).sum(dim=1)
-
-
-def _excess(mean, variance, k3, k4):
-    from wpo_optuna.loss.gamma_excess import gamma_excess_table, HALF_SCALE, Z_LARGEST, Z_POINTS, ASYMMETRY_POINTS, SCALE_POINTS
-    T = torch.tensor(gamma_excess_table())
-    sd = variance.sqrt()
-    z = (mean.abs() / sd).clamp(max=Z_LARGEST)
-    sc = (k4 / 6).clamp(min=1e-30).sqrt() / variance
-    asym = (torch.sign(mean) * k3 / sd**3 / (2 * sc)).clamp(-1, 1)
-    p = [z / Z_LARGEST * (Z_POINTS - 1), (asym + 1) / 2 * (ASYMMETRY_POINTS - 1), (sc / (sc + HALF_SCALE) * SCALE_POINTS).clamp(max=SCALE_POINTS - 1)]
-    i = [q.detach().floor().clamp(0, n - 2).long() for q, n in zip(p, T.shape)]
-    f = [q - k for q, k in zip(p, i)]
-    out = 0
-    for a in (0, 1):
-        for b in (0, 1):
-            for c in (0, 1):
-                w = (f[0] if a else 1 - f[0]) * (f[1] if b else 1 - f[1]) * (f[2] if c else 1 - f[2])
-                out = out + w * T[i[0] + a, i[1] + b, i[2] + c]
-    return sd * out
+    cells = [
+        p.detach().nan_to_num().floor().clamp(0, n - 2).long()
+        for p, n in zip(positions, values.shape, strict=True)
+    ]
+    x, y, w = (p - c for p, c in zip(positions, cells, strict=True))
+    i, j, k = cells
+    total = torch.zeros_like(z)
+    for p in (0, 1):
+        for q in (0, 1):
+            weight = (x if p else 1 - x) * (y if q else 1 - y)
+            low, high = values[i + p, j + q, k], values[i + p, j + q, k + 1]
+            total = total + weight * (low * (1 - w) + high * w)
+    return torch.where(is_normal, torch.zeros_like(total), deviation * total)

@@ -22,8 +22,8 @@ FloatArray = NDArray[np.float64]
 
 # The table's axes: |μ|/√v from 0 to Z_LARGEST; asymmetry from -1 to 1; the common scale s of the
 # gamma variables (kurtosis = 6 s²) as s/(s + HALF_SCALE), by steps of 1/SCALE_POINTS from 0.
-Z_LARGEST = 6.0
-Z_POINTS = 31
+Z_LARGEST = 8.0
+Z_POINTS = 41
 ASYMMETRY_POINTS = 9
 SCALE_POINTS = 13
 HALF_SCALE = 0.7
@@ -50,6 +50,8 @@ def gamma_excess_table() -> FloatArray:
         for row, asymmetry in enumerate(asymmetries):
             missing = np.exp(-(u**2) / 2) - _characteristic_function(u, asymmetry, scale)
             table[:, row, column] = 2 / np.pi * ((missing * du / u**2) @ phases).real
+    # Continuous where it ends.
+    table[-1] = 0.0
     table.setflags(write=False)
     return table
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 
 # Nodes for a pair of knots that holds all entries; fewer hold fewer, by the square root.
-_NODES_OF_ALL = 12
-_FEWEST_NODES = 2
+_NODES_OF_ALL = 20
+_FEWEST_NODES = 3
 
 # How many of the largest and smallest entries enter the largest programmed weight one by one; the
 # groups of the others grow by this factor.

@@ -5,26 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from wpo_optuna.finalists import Scores, score_finalists, strategy_of
+from wpo_optuna.finalists import score_finalists, strategy_of
 from wpo_optuna.loss.expected import ExpectedEngine
 from wpo_optuna.loss.parallel import ParallelEngine
 from wpo_optuna.objective import HypercubeObjective
 from wpo_optuna.optimize import Interruption, interruptible
 from wpo_optuna.progress import Progress
+from wpo_optuna.reporting.measurements import keep_measurements
 from wpo_optuna.search import Budget, default_batch_size, polish_best, sample, search_by_gradient
 from wpo_optuna.storage import open_storage
-from wpo_optuna.strategy import ProgrammingStrategy
+from wpo_optuna.study_output import STRATEGY_FILE, hand_to_mlflow, with_provenance, write_files
 from wpo_optuna.study_plan import GRADIENT, TRIAL_RUNS, StudyPlan, check_choice
 from wpo_optuna.study_preparation import prepare
 from wpo_optuna.study_result import StudyResult
 from wpo_optuna.tracking import MlflowTracker
-from wpo_optuna.versions import versions
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -232,54 +231,31 @@ class _Run:
         """Scores the finalists and writes down the winner."""
         scores = score_finalists(self.study, self.objective, self.plan.n_finalists, self.progress)
         winner = self.study.get_trials(deepcopy=False)[scores.winning_trial]
-        strategy = self._with_provenance(strategy_of(self.objective, winner), scores)
-        path = None
+        strategy = with_provenance(
+            strategy_of(self.objective, winner), self.study, self.objective, scores
+        )
+        keep_measurements(self.study, self.objective, scores, strategy, self.progress)
+        files = None
         if self.plan.output is not None:
             directory = self.plan.output / self.study.study_name
-            path = strategy.save(directory / "strategy.json")
-            for name, text in self.plan.attachments.items():
-                (directory / name).write_text(text, encoding="utf-8")
+            files = write_files(directory, self.study, strategy, self.plan.attachments)
         if self.tracker is not None:
-            self._track(self.tracker, scores, strategy)
+            texts = {STRATEGY_FILE: strategy.to_json(), **self.plan.attachments}
+            report = None if files is None else files.report
+            hand_to_mlflow(self.tracker, scores, self.search_time, texts, report)
         return StudyResult(
-            self.study, self.objective, scores, strategy, self.search_time, self.n_new,
-            self.tracker.run_id if self.tracker is not None else None, path,
-        )  # fmt: skip
+            self.study,
+            self.objective,
+            scores,
+            strategy,
+            self.search_time,
+            self.n_new,
+            run_id=None if self.tracker is None else self.tracker.run_id,
+            files=files,
+        )
 
     def _best_value(self) -> float:
         try:
             return float(self.study.best_value)
         except ValueError:  # no trial yet
             return float("inf")
-
-    def _with_provenance(
-        self, strategy: ProgrammingStrategy, scores: Scores
-    ) -> ProgrammingStrategy:
-        return replace(
-            strategy,
-            provenance={
-                "study_name": self.study.study_name,
-                "trial_number": scores.winning_trial,
-                "problem_fingerprint": self.objective.problem.fingerprint,
-                "tnmse": scores.winner.to_json(),
-                "baseline": scores.baseline.to_json(),
-                "engine": self.objective.engine.name,
-                "engine_bias": scores.engine_bias,
-                "versions": versions(),
-            },
-        )
-
-    def _track(self, tracker: MlflowTracker, scores: Scores, strategy: ProgrammingStrategy) -> None:
-        """Hands the scores to MLflow; the strategy is delivered with the study."""
-        metrics = {"improvement_percent": 100 * scores.improvement}
-        for name, estimate in (("winner", scores.winner), ("scored_baseline", scores.baseline)):
-            metrics[f"{name}_tnmse"] = estimate.mean
-            metrics[f"{name}_tnmse_low"] = estimate.low
-            metrics[f"{name}_tnmse_high"] = estimate.high
-            metrics[f"{name}_draws"] = float(estimate.draws)
-        metrics["engine_bias_percent"] = 100 * scores.engine_bias
-        metrics["search_time_s"] = self.search_time
-        tracker.log_metrics(metrics)
-        tracker.log_text(strategy.to_json(), "strategy.json")
-        for name, text in self.plan.attachments.items():
-            tracker.log_text(text, name)

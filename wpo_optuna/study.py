@@ -193,7 +193,7 @@ def _describe(settings: Settings, result: StudyResult, resume: str) -> str:
         "",
         f"study            {result.study.study_name} in {masked_url(settings.storage)}",
         f"MLflow           {tracking}, experiment {settings.experiment}",
-        f"strategy         {result.strategy_path}",
+        *_file_lines(result),
         "",
         "To look at it:",
         f"  {look}    (then open http://127.0.0.1:5000)",
@@ -201,6 +201,15 @@ def _describe(settings: Settings, result: StudyResult, resume: str) -> str:
         f"  {resume}",
     ]
     return "\n".join(lines)
+
+
+def _file_lines(result: StudyResult) -> list[str]:
+    if result.files is None:
+        return []
+    lines = [f"strategy         {result.files.strategy}"]
+    if result.files.report is not None:
+        lines.append(f"report           {result.files.report.page}")
+    return lines
 
 
 def _resume_command(given: Sequence[str], n_trials: int, result: StudyResult) -> str:

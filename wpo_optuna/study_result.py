@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     from wpo_optuna.objective import HypercubeObjective
     from wpo_optuna.rescoring import Estimate
     from wpo_optuna.strategy import ProgrammingStrategy
+    from wpo_optuna.study_output import StudyFiles
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ class StudyResult:
         search_time: seconds this run spent searching (sampling, evaluating, storing, polishing).
         n_new_trials: trials that this run completed.
         run_id: the MLflow run of the study; None without tracking, or while MLflow is away.
-        strategy_path: where the strategy was written; None if nowhere.
+        files: the files that were written; None if none.
     """
 
     study: Study
@@ -40,7 +40,7 @@ class StudyResult:
     search_time: float
     n_new_trials: int
     run_id: str | None = None
-    strategy_path: Path | None = None
+    files: StudyFiles | None = None
 
     @property
     def interrupted(self) -> bool:

@@ -1,0 +1,201 @@
+"""Studies through the Python API: search, polish, scores, resuming, the choice of the engine."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from analytic_engine import AnalyticEngine
+from optuna.trial import TrialState
+from small_problems import small_problem, small_rpu_config
+
+from wpo_optuna import run_study
+from wpo_optuna.engine_choice import EngineWarning, choose_engine
+from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.finalists import SCORES, Scores
+from wpo_optuna.loss import make_engine
+from wpo_optuna.loss.reference import ReferenceEngine
+from wpo_optuna.loss.self_check import SelfCheck, check_engine
+from wpo_optuna.optimize import PHASE
+from wpo_optuna.problem import WeightProgrammingProblem
+from wpo_optuna.rescoring import RELATIVE_WIDTH
+from wpo_optuna.search import GRADIENT_START, GRADIENT_STEP, POLISH, Budget
+
+QUIET = {"tracking_uri": False, "self_check": False, "n_finalists": 2}
+
+
+def phases(study) -> list[str]:
+    return [trial.user_attrs.get(PHASE, "sampled") for trial in study.trials]
+
+
+def test_a_study_ends_with_a_scored_strategy_better_than_what_it_started_from(
+    problem: WeightProgrammingProblem,
+) -> None:
+    result = run_study(problem, n_trials=140, storage="memory", **QUIET)
+    assert len(result.study.trials) == 140
+    assert phases(result.study) == ["sampled"] * 135 + [POLISH] * 5
+
+    sampled = min(t.user_attrs["tnmse"] for t in result.study.trials if PHASE not in t.user_attrs)
+    polished = min(t.user_attrs["tnmse"] for t in result.study.trials if PHASE in t.user_attrs)
+    assert polished < sampled
+
+    assert result.scores is not None
+    for estimate in (result.tnmse, result.baseline):
+        # A tile of 24 x 8 is so noisy that the most draws there are may be needed.
+        assert estimate.relative_width < RELATIVE_WIDTH or estimate.draws == 400
+        assert estimate.low < estimate.mean < estimate.high
+    assert result.scores.finalists[0].tnmse.mean == min(
+        finalist.tnmse.mean for finalist in result.scores.finalists
+    )
+    winner = result.study.trials[result.scores.winning_trial]
+    assert [list(curve) for curve in result.strategy.g_lst] == winner.user_attrs["g_lst"]
+    # The engine's mean and the tile's agree within what a small tile's expectation neglects.
+    assert abs(result.scores.engine_bias) < 0.03
+    assert result.success == (result.scores.improvement > problem.loss_margin)
+
+
+def test_scores_are_kept_with_the_study_and_not_drawn_again_without_need(
+    problem: WeightProgrammingProblem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path}/wpo.db"
+    first = run_study(problem, n_trials=30, storage=url, study_name="s", **QUIET)
+    assert Scores.from_json(first.study.user_attrs[SCORES]) == first.scores
+    monkeypatch.setattr(ReferenceEngine, "tnmse_of", lambda *_: pytest.fail("drawn again"))
+    again = run_study(problem, n_trials=30, storage=url, study_name="s", **QUIET)
+    assert again.scores == first.scores
+    assert again.n_new_trials == 0
+
+
+def test_a_gradient_search_records_steps_and_starts_and_resumes_where_it_was_cut(
+    problem: WeightProgrammingProblem, tmp_path: Path
+) -> None:
+    whole = run_study(problem, sampler="gradient", n_trials=60, storage="memory", **QUIET)
+    assert phases(whole.study) == [GRADIENT_STEP] * 49 + [GRADIENT_START] * 11
+    steps = [t.value for t in whole.study.trials if t.user_attrs[PHASE] == GRADIENT_STEP]
+    assert steps == sorted(steps, reverse=True)
+    assert steps[-1] < steps[0]
+
+    url = f"sqlite:///{tmp_path}/wpo.db"
+    n_seen = 0
+
+    def stop_after_20(study, trial) -> None:
+        nonlocal n_seen
+        n_seen += 1
+        if n_seen == 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(problem, "gradient", 60, "g", url, callbacks=[stop_after_20], **QUIET)
+    resumed = run_study(problem, "gradient", 60, "g", url, **QUIET)
+    assert resumed.n_new_trials == 40
+    assert [t.value for t in resumed.study.trials] == [t.value for t in whole.study.trials]
+
+
+def test_stopping_at_the_margin_ends_the_study_early(
+    problem: WeightProgrammingProblem,
+) -> None:
+    easy = small_problem(loss_margin=-50.0)  # nearly anything beats the baseline by that
+    result = run_study(easy, n_trials=5000, storage="memory", stop_at_margin=True, **QUIET)
+    assert len(result.study.trials) < 1000
+    assert result.study.best_value < 0
+
+
+def test_workers_give_the_trials_of_a_single_process(problem: WeightProgrammingProblem) -> None:
+    options = {**QUIET, "n_trials": 40, "storage": "memory", "engine": "montecarlo"}
+    alone = run_study(problem, **options)
+    shared = run_study(problem, workers=2, **options)
+    assert [t.value for t in shared.study.trials] == [t.value for t in alone.study.trials]
+
+
+def test_trials_of_one_engine_are_not_continued_with_another(
+    problem: WeightProgrammingProblem, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/wpo.db"
+    run_study(problem, "random", 10, "s", url, engine="montecarlo", **QUIET)
+    with pytest.raises(InvalidArgument, match=r"engine = 'expected'.*'montecarlo'"):
+        run_study(problem, "random", 20, "s", url, engine="expected", **QUIET)
+    result = run_study(problem, "random", 20, "s", url, **QUIET)
+    assert result.objective.engine.name == "montecarlo"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"sampler": "tpe"}, r"sampler was de, now tpe"),
+        ({"seed": 8}, r"seed was 100, now 8"),
+        ({"sampler_options": {"popsize": 3}}, r"popsize"),
+    ],
+)
+def test_a_study_is_not_continued_with_another_search(
+    problem: WeightProgrammingProblem, tmp_path: Path, change: dict, told: str
+) -> None:
+    url = f"sqlite:///{tmp_path}/wpo.db"
+    options = {"n_trials": 10, "study_name": "s", "storage": url, "engine": "montecarlo", **QUIET}
+    result = run_study(problem, **options)
+    with pytest.raises(InvalidArgument, match=told):
+        run_study(problem, **(options | {"n_trials": 20} | change))
+    assert len(result.study.get_trials(states=(TrialState.COMPLETE,))) == 10
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("sampler", "annealing"), ("engine", "exact"), ("n_trials", 0), ("batch_size", 0),
+        ("n_finalists", 0), ("workers", -2), ("trial_runs", "some"), ("seed", -1),
+    ],
+)  # fmt: skip
+def test_a_bad_argument_is_named_and_no_study_is_made(
+    problem: WeightProgrammingProblem, tmp_path: Path, argument: str, value: object
+) -> None:
+    with pytest.raises(InvalidArgument, match=argument):
+        run_study(problem, storage=f"sqlite:///{tmp_path}/wpo.db", **{argument: value})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_expected_engine_is_taken_where_it_agrees_with_the_tile() -> None:
+    problem = small_problem(rpu_config=small_rpu_config(max_input_size=256))
+    chosen = choose_engine(problem)
+    assert chosen.engine.name == "expected"
+    assert chosen.self_check is not None
+    assert chosen.self_check.worst <= 0.03
+    assert len(chosen.self_check.deviations) >= 4
+
+
+def test_an_engine_that_deviates_is_passed_over_with_a_warning(
+    problem: WeightProgrammingProblem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = SelfCheck((0.08, 0.01), (0.005, 0.005), 8)
+    monkeypatch.setattr("wpo_optuna.engine_choice.check_engine", lambda *_, **__: wrong)
+    with pytest.warns(EngineWarning, match=r"expected engine deviates by 7\.0%"):
+        assert choose_engine(problem).engine.name == "montecarlo"
+    assert choose_engine(problem, "expected").engine.name == "expected"
+
+
+def test_hardware_that_no_fast_engine_knows_goes_to_the_tile_with_a_reason() -> None:
+    problem = small_problem(rpu_config=small_rpu_config(ir_drop=1.0))
+    with pytest.warns(EngineWarning, match="aihwkit"):
+        assert choose_engine(problem).engine.name == "aihwkit"
+
+
+def test_the_self_check_sees_a_wrong_engine_and_passes_a_right_one(
+    problem: WeightProgrammingProblem,
+) -> None:
+    points = np.random.default_rng(0).random((3, problem.hypercube.dimension))
+    reference = ReferenceEngine(problem)
+    # Three deviations of the right engine all beyond 2 s.e. + 10 %: practically impossible.
+    right = check_engine(make_engine("montecarlo", problem, draws=50), reference, points, draws=50)
+    wrong = check_engine(AnalyticEngine(problem), reference, points, draws=50)
+    assert right.worst < 0.1
+    assert wrong.worst > 0.3
+    assert dataclasses.asdict(right).items() <= right.to_json().items()
+
+
+@pytest.mark.parametrize(
+    ("n_trials", "n_polished"), [(1, 0), (19, 0), (20, 1), (100, 5), (9999, 5)]
+)
+def test_polishing_takes_a_small_part_of_the_total(n_trials: int, n_polished: int) -> None:
+    budget = Budget.of(n_trials, polished=True)
+    assert (budget.sampled, budget.polished) == (n_trials - n_polished, n_polished)
+    assert Budget.of(n_trials, polished=False) == Budget(n_trials, 0)

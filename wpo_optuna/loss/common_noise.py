@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import IntEnum
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -28,6 +29,16 @@ class Use(IntEnum):
     DRIFT = 3
     DRIFTED_READOUT = 4
     OUTPUT_LINES = 5
+
+
+class RandomNumbers(Protocol):
+    """What a computation draws its random numbers from, by key."""
+
+    def normal(self, key: Key, shape: Shape, device: torch.device) -> Tensor:
+        """Standard normal numbers ``(R, *shape)`` in float32; not to be changed."""
+
+    def uniform(self, key: Key, shape: Shape, device: torch.device) -> Tensor:
+        """Numbers ``(R, *shape)`` in float32, uniform in [0, 1); not to be changed."""
 
 
 class CommonNoise:

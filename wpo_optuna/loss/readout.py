@@ -22,7 +22,7 @@ from aihwkit.simulator.parameters.io import IOParameters, IOParametersIRDropT
 from torch import Tensor
 
 from wpo_optuna.errors import InvalidArgument
-from wpo_optuna.loss.common_noise import CommonNoise, Key
+from wpo_optuna.loss.common_noise import Key, RandomNumbers
 
 # nm_assumed_wmax of the compiled tile, which aihwkit's Python side cannot change.
 _ASSUMED_MAX_WEIGHT = np.float32(0.6)
@@ -53,7 +53,7 @@ class AnalogReadout:
         self._out_bound = _bound(io.out_bound)
 
     def line_noise(
-        self, n_outputs: int, noise: CommonNoise, key: Key, device: torch.device
+        self, n_outputs: int, noise: RandomNumbers, key: Key, device: torch.device
     ) -> Tensor:
         """Standard deviation of each output line's noise ``(R, out, 1)``; a tile keeps its own."""
         io = self._io
@@ -62,7 +62,9 @@ class AnalogReadout:
             std = std * (1 + io.out_noise_std * noise.normal(key, (n_outputs, 1), device))
         return std.abs_()
 
-    def outputs(self, weights: Tensor, line_noise: Tensor, noise: CommonNoise, key: Key) -> Tensor:
+    def outputs(
+        self, weights: Tensor, line_noise: Tensor, noise: RandomNumbers, key: Key
+    ) -> Tensor:
         """Outputs for every unit vector.
 
         Args:
@@ -92,7 +94,12 @@ class AnalogReadout:
         return outputs
 
     def _pass(
-        self, weights: Tensor, divisor: np.float32, line_noise: Tensor, noise: CommonNoise, key: Key
+        self,
+        weights: Tensor,
+        divisor: np.float32,
+        line_noise: Tensor,
+        noise: RandomNumbers,
+        key: Key,
     ) -> tuple[Tensor, Tensor]:
         """One pass with inputs divided by divisor.
 
@@ -118,7 +125,7 @@ class AnalogReadout:
         return values.mul_(factor) if factor != 1 else values, exceeds
 
     def _product(
-        self, weights: Tensor, divisor: np.float32, noise: CommonNoise, key: Key
+        self, weights: Tensor, divisor: np.float32, noise: RandomNumbers, key: Key
     ) -> tuple[Tensor, Tensor | None]:
         """Product of inputs and weights (n, out, in), and variance of its weight noise."""
         io = self._io
@@ -139,7 +146,7 @@ class AnalogReadout:
         return signal, weights.abs().mul_(norm * io.w_noise**2)
 
     def _converted_input(
-        self, divisor: np.float32, weights: Tensor, noise: CommonNoise, key: Key
+        self, divisor: np.float32, weights: Tensor, noise: RandomNumbers, key: Key
     ) -> Tensor:
         """What the DAC makes of each unit input, ``(R, in)``."""
         io = self._io
@@ -153,7 +160,7 @@ class AnalogReadout:
             x = steps.round() * self._inp_res
         return x.clamp(-self._inp_bound, self._inp_bound)
 
-    def _noisy_inputs(self, x: Tensor, weights: Tensor, noise: CommonNoise, key: Key) -> Tensor:
+    def _noisy_inputs(self, x: Tensor, weights: Tensor, noise: RandomNumbers, key: Key) -> Tensor:
         """The inputs (rows) with input noise, ``(R, in, in)``."""
         io = self._io
         n_inputs = weights.shape[2]
@@ -161,7 +168,7 @@ class AnalogReadout:
         inputs = torch.diag_embed(x) + io.inp_noise * xi
         return torch.where(inputs < 0, inputs * (1 - io.inp_asymmetry), inputs)
 
-    def _converted(self, values: Tensor, noise: CommonNoise, key: Key) -> Tensor:
+    def _converted(self, values: Tensor, noise: RandomNumbers, key: Key) -> Tensor:
         """What the ADC makes of the outputs, before its bound."""
         if self._out_res <= 0:
             return values

@@ -96,8 +96,8 @@ class RecordedStudy:
     trials: dict[int, RecordedRun]
 
 
-# The time at which a run was made, and the id of the parent.
-_OWN_TAGS = ("wpo.created_ns", "mlflow.parentRunId", "mlflow.source.name")
+# When and beside how many others a run was made, by which program, and the id of the parent.
+_OWN_TAGS = ("wpo.created_ns", "mlflow.runColor", "mlflow.source.name", "mlflow.parentRunId")
 
 
 def recorded(client: MlflowClient, study_name: str, experiment: str = "wpo") -> RecordedStudy:

@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from wpo_optuna.delivery.description import flatten
 from wpo_optuna.delivery.destination import Destination, check_tags
 from wpo_optuna.delivery.ending import end_at_exit, undelivered, wait_for_end
 from wpo_optuna.delivery.feeder import Feeder, TrackingWarning
 from wpo_optuna.delivery.messages import Artifact, Extra, Metrics, Tags, Text
+from wpo_optuna.delivery.study_run import STUDIES_FILTER
 from wpo_optuna.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -91,6 +93,7 @@ class MlflowTracker:
         self._show_progress_bar = show_progress_bar
         self._lock = threading.Lock()
         self._feeder: Feeder | None = None
+        self._ended: Feeder | None = None
         self._early_extras: list[Extra] = []
         self._status = "FINISHED"
         #: What MLflow lacks after :meth:`close`, and how to deliver it; None if nothing.
@@ -107,7 +110,7 @@ class MlflowTracker:
 
         Right after the first trial it waits for MLflow, up to some seconds.
         """
-        feeder = self._feeder
+        feeder = self._feeder or self._ended
         if feeder is None:
             return None
         end = time.monotonic() + _FIRST_CONTACT_S
@@ -119,7 +122,22 @@ class MlflowTracker:
     @property
     def experiment_id(self) -> str | None:
         """The experiment of the study's run; None while MLflow is away. Waits like `run_id`."""
-        return self._feeder.experiment_id if self.run_id and self._feeder else None
+        feeder = self._feeder or self._ended
+        return feeder.experiment_id if feeder is not None and self.run_id else None
+
+    def page(self, server: str = "http://127.0.0.1:5000") -> str | None:
+        """Page of MLflow's UI where the experiment's studies are compared; None like `run_id`.
+
+        Without the filter that it contains, MLflow lists the latest trials' runs, a hundred at a
+        time, and studies come into view as they are reached.
+
+        Args:
+            server: address of the UI, for instance of ``mlflow ui``.
+        """
+        if self.experiment_id is None:
+            return None
+        query = urlencode({"searchFilter": STUDIES_FILTER, "compareRunsMode": "CHART"})
+        return f"{server.rstrip('/')}/#/experiments/{self.experiment_id}/runs?{query}"
 
     def attach(self, study: Study) -> None:
         """Begins the study's run, or goes on with it, before the first trial.
@@ -203,6 +221,7 @@ class MlflowTracker:
         if status is not None:
             self.set_status(status)
         feeder, self._feeder = self._feeder, None
+        self._ended = feeder or self._ended
         if feeder is None:
             return self.undelivered is None
         feeder.finish(self._status)

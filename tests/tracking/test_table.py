@@ -79,24 +79,40 @@ def test_every_trial_is_in_the_table_once_at_full_precision_and_in_order(
     assert [row[0] for row in shown["data"]] == sorted(first)
 
 
-def test_the_shown_table_rounds_numbers_and_the_hash_tells_tables_apart(tmp_path: Path) -> None:
-    record = TrialRecord(
-        0, "COMPLETE", 0.0594123456789, -0.485, 0.1524, (1.0, 1 / 3), ((0.0, 25 / 3),), 12.5,
-        (0.123456789,), ("f_1",), None, 0, 1,
+def record_of(number: int, phase: str | None = None) -> TrialRecord:
+    return TrialRecord(
+        number, "COMPLETE", 0.0594123456789, -0.485, 0.1524, (1.0, 1 / 3), ((0.0, 25 / 3),), 12.5,
+        (0.123456789,), ("f_1",), phase, 0, 1,
     )  # fmt: skip
+
+
+def test_the_shown_table_rounds_numbers_and_leaves_cells_without_a_value_empty(
+    tmp_path: Path,
+) -> None:
     table = TrialTable()
-    empty = table.write(tmp_path / "t.parquet", tmp_path / "t.json")
-    table.add([record])
-    one = table.write(tmp_path / "t.parquet", tmp_path / "t.json")
-    assert one != empty
-    assert table.write(tmp_path / "t.parquet", tmp_path / "t.json") == one
-    shown = json.loads((tmp_path / "t.json").read_text())
+    table.add([record_of(0)])
+    (file,) = table.write(tmp_path / "t.parquet", tmp_path / "t.json")
+    shown = json.loads(file.read_text())
     row = dict(zip(shown["columns"], shown["data"][0], strict=True))
     assert row["tnmse"] == 0.0594123
-    assert row["f_lst"] == "[1.0, 0.333333]"
-    assert row["g_lst"] == "[[0.0, 8.33333]]"
+    assert row["f_lst"] == "[1, 0.333333]"
+    assert row["g_lst"] == "[[0, 8.33333]]"
+    assert row["phase"] == ""
     metadata = pq.read_schema(tmp_path / "t.parquet").metadata
     assert json.loads(metadata[b"x_names"]) == ["f_1"]
+
+
+def test_a_table_too_large_for_the_ui_is_shown_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table_module, "_MOST_CHARACTERS_SHOWN", 1000)
+    table = TrialTable()
+    table.add([record_of(number) for number in range(30)])
+    files = table.write(tmp_path / "trials.parquet", tmp_path / "trials.json")
+    assert [file.name for file in files[:3]] == ["trials.json", "trials_2.json", "trials_3.json"]
+    assert all(file.stat().st_size < 1200 for file in files)
+    rows = [row for file in files for row in json.loads(file.read_text())["data"]]
+    assert [row[0] for row in rows] == list(range(30))
 
 
 @given(

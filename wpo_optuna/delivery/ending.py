@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # How long to wait for an MLflow that takes nothing, and for a sign of anything: one request may
 # take 20 s, and a delivering process that died is started again.
 _AWAY_S = 8.0
-_SILENCE_S = 60.0
+_SILENCE_S = 120.0
 _SHOW_PROGRESS_AFTER_S = 2.0
 _POLL_S = 0.05
 

@@ -8,6 +8,7 @@ alone, so that a metric written twice is one and the same row of MLflow's databa
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 import time
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 STUDY_TAG = "wpo.study_id"
 KIND_TAG = "wpo.kind"
+STUDIES_FILTER = f"tags.`{KIND_TAG}` = 'study'"
 _CREATED_TAG = "wpo.created_ns"
 _TABLE_TAG = "wpo.table_sha256"
 
@@ -42,6 +44,17 @@ TABLE_FILE = "trials.json"
 PARQUET_FILE = "trials.parquet"
 BEST_TRIAL_FILE = "best_trial.json"
 PARAMETERS_FILE = "parameters.json"
+
+# The UI's own choice of colours may give two studies nearly the same.
+_COLOURS = (
+    "#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f",
+    "#bcbd22", "#17becf",
+)  # fmt: skip
+_EXPERIMENT_NOTE = (
+    "Weight programming studies. The runs of their trials fold away under each study; to list "
+    f"studies alone, search for ``{STUDIES_FILTER}``. The chart view lays the studies' "
+    "series over each other; `best_tnmse` shows which one got further."
+)
 
 _SERIES = ("tnmse", "loss", "baseline", "best_tnmse")
 _TRIALS_PER_BATCH = limits.MAX_METRICS_PER_BATCH // len(_SERIES)
@@ -153,14 +166,7 @@ class StudyRun:
             keep_end: leave a run that has ended as it ended.
         """
         with tempfile.TemporaryDirectory(prefix="wpo_table_") as directory:
-            parquet, shown = Path(directory, PARQUET_FILE), Path(directory, TABLE_FILE)
-            contents = self._table.write(parquet, shown)
-            if self._tags.get(_TABLE_TAG) != contents:
-                self._client.log_artifact(self.run_id, str(parquet))
-                self._client.log_artifact(self.run_id, str(shown))
-                self._log_best_trial()
-                listed = json.dumps([{"path": TABLE_FILE, "type": "table"}])
-                self._set_tags({"mlflow.loggedArtifacts": listed, _TABLE_TAG: contents})
+            self._log_table(Path(directory))
         self.end(self._status if keep_end and self._status != "RUNNING" else status)
 
     def end(self, status: str) -> None:
@@ -175,9 +181,11 @@ class StudyRun:
         experiment = self._client.get_experiment_by_name(name)
         if experiment is None:
             # The kind spares the UI's user the question which of its views is the right one.
-            return self._client.create_experiment(
-                name, tags={"mlflow.experimentKind": "custom_model_development"}
-            )
+            tags = {
+                "mlflow.experimentKind": "custom_model_development",
+                "mlflow.note.content": _EXPERIMENT_NOTE,
+            }
+            return self._client.create_experiment(name, tags=tags)
         if experiment.lifecycle_stage != "active":
             raise MlflowException(
                 f"experiment '{name}' is deleted; restore it with 'mlflow experiments restore "
@@ -188,6 +196,7 @@ class StudyRun:
     def _find_or_create_run(self) -> Run:
         runs = self._study_runs()
         if not runs:
+            n_studies = len(self._search(STUDIES_FILTER))
             self._client.create_run(
                 self.experiment_id,
                 run_name=self.description.name,
@@ -196,6 +205,7 @@ class StudyRun:
                     STUDY_TAG: self.description.identity,
                     KIND_TAG: "study",
                     _CREATED_TAG: str(time.time_ns()),
+                    "mlflow.runColor": _COLOURS[n_studies % len(_COLOURS)],
                 },
             )
             runs = self._study_runs()
@@ -206,20 +216,18 @@ class StudyRun:
 
     def _study_runs(self) -> list[Run]:
         """The study's runs, first the one that every process agrees on."""
-        runs = limits.search_runs(
-            self._client,
-            self.experiment_id,
-            f"tags.`{STUDY_TAG}` = '{self.description.identity}' and tags.`{KIND_TAG}` = 'study'",
+        runs = self._search(
+            f"tags.`{STUDY_TAG}` = '{self.description.identity}' and {STUDIES_FILTER}"
         )
         return sorted(
             runs, key=lambda run: (int(run.data.tags.get(_CREATED_TAG, 0)), run.info.run_id)
         )
 
+    def _search(self, filter_string: str) -> list[Run]:
+        return limits.search_runs(self._client, self.experiment_id, filter_string)
+
     def _delete(self, run_id: str) -> None:
-        trial_runs = limits.search_runs(
-            self._client, self.experiment_id, f"tags.`{PARENT_TAG}` = '{run_id}'"
-        )
-        for trial_run in trial_runs:
+        for trial_run in self._search(f"tags.`{PARENT_TAG}` = '{run_id}'"):
             self._client.delete_run(trial_run.info.run_id)
         self._client.delete_run(run_id)
 
@@ -270,6 +278,22 @@ class StudyRun:
             dict(zip(_SERIES, values, strict=True)), record.finished_ms, record.number
         )
 
+    def _log_table(self, directory: Path) -> None:
+        """Writes the table of all trials, and the best of them, unless MLflow has just that."""
+        parquet = directory / PARQUET_FILE
+        shown = self._table.write(parquet, directory / TABLE_FILE)
+        digest = hashlib.sha256()
+        for file in shown:
+            digest.update(file.read_bytes())
+        contents = digest.hexdigest()[:16]
+        if self._tags.get(_TABLE_TAG) == contents:
+            return
+        for file in (parquet, *shown):
+            self._client.log_artifact(self.run_id, str(file))
+        self._log_best_trial()
+        listed = json.dumps([{"path": file.name, "type": "table"} for file in shown])
+        self._set_tags({"mlflow.loggedArtifacts": listed, _TABLE_TAG: contents})
+
     def _log_best_trial(self) -> None:
         best = self._table.best
         if best is None:
@@ -286,12 +310,9 @@ class StudyRun:
             "parameters": dict(zip(best.x_names, best.x, strict=True)),
         }
         self._client.log_dict(self.run_id, document, BEST_TRIAL_FILE)
-        self._client.log_batch(
-            self.run_id,
-            metrics=limits.metrics(
-                {"improvement": best.improvement}, best.finished_ms, best.number
-            ),
-        )
+        # At step 0 the UI compares studies by bars.
+        improvement = limits.metrics({"improvement": best.improvement}, best.finished_ms, step=0)
+        self._client.log_batch(self.run_id, metrics=improvement)
         note = (
             f"Best trial {best.number}: TNMSE {best.tnmse:.6g}, {best.improvement:.2f} % below "
             f"the baseline's {best.baseline:.6g}.\n\n"

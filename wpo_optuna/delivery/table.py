@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import tempfile
@@ -15,15 +14,18 @@ from wpo_optuna.delivery.messages import TrialRecord
 if TYPE_CHECKING:
     import pyarrow
 
+# MLflow's UI compares runs by the second column, until told otherwise.
 COLUMNS = (
-    "number", "state", "tnmse", "loss", "baseline", "improvement", "phase", "k_w", "f_lst",
+    "number", "tnmse", "loss", "baseline", "improvement", "state", "phase", "k_w", "f_lst",
     "g_lst", "x",
 )  # fmt: skip
 
 # Rows gathered before they go to disk.
 _ROWS_IN_MEMORY = 2000
-# Digits of the numbers in the table for the UI; the Parquet file has all.
-_SHOWN_DIGITS = 6
+# The UI's table has six digits, the Parquet file all. The UI shows no file of more than 50 MB, so
+# that a table of some 60 000 trials or more is shown in parts.
+_SHOWN = ".6g"
+_MOST_CHARACTERS_SHOWN = 40_000_000
 
 
 def schema() -> pyarrow.Schema:
@@ -34,11 +36,11 @@ def schema() -> pyarrow.Schema:
     return pa.schema(
         [
             ("number", pa.int64()),
-            ("state", pa.string()),
             ("tnmse", pa.float64()),
             ("loss", pa.float64()),
             ("baseline", pa.float64()),
             ("improvement", pa.float64()),
+            ("state", pa.string()),
             ("phase", pa.string()),
             ("k_w", pa.float64()),
             ("f_lst", numbers),
@@ -87,24 +89,29 @@ class TrialTable:
         """Removes what it keeps on disk."""
         self._directory.cleanup()
 
-    def write(self, parquet: Path, shown: Path) -> str:
-        """Writes the table, sorted by number, and returns a hash of what it says.
+    def write(self, parquet: Path, shown: Path) -> list[Path]:
+        """Writes the table, sorted by number.
 
         Args:
             parquet: file for everything, at full precision.
-            shown: file for MLflow's UI: JSON in pandas' "split" orientation.
+            shown: file for MLflow's UI: JSON in pandas' "split" orientation. What is too much for
+                one file goes on in ``NAME_2.json`` and so forth.
+
+        Returns:
+            the files for the UI.
         """
         import pyarrow.parquet as pq
 
         table = self._sorted()
         table = table.replace_schema_metadata({"x_names": json.dumps(self._x_names)})
         pq.write_table(table, parquet, compression="zstd")
-        with shown.open("w", encoding="utf-8") as file:
-            file.write(json.dumps({"columns": list(COLUMNS)})[:-1] + ', "data": [')
-            for position, row in enumerate(_shown_rows(table)):
-                file.write((",\n" if position else "\n") + json.dumps(row))
-            file.write("\n]}\n")
-        return hashlib.sha256(shown.read_bytes()).hexdigest()[:16]
+        files = []
+        for number, rows in enumerate(_parts(_shown_rows(table)), start=1):
+            file = shown if number == 1 else shown.with_stem(f"{shown.stem}_{number}")
+            header = json.dumps({"columns": list(COLUMNS)})[:-1] + ', "data": [\n'
+            file.write_text(header + ",\n".join(rows) + "\n]}\n", encoding="utf-8")
+            files.append(file)
+        return files
 
     def _spill(self) -> None:
         import pyarrow as pa
@@ -138,11 +145,11 @@ def _batch(records: Sequence[TrialRecord]) -> pyarrow.RecordBatch:
 
     rows = {
         "number": [record.number for record in records],
-        "state": [record.state for record in records],
         "tnmse": [_or_null(record.tnmse) for record in records],
         "loss": [_or_null(record.loss) for record in records],
         "baseline": [_or_null(record.baseline) for record in records],
         "improvement": [_or_null(record.improvement) for record in records],
+        "state": [record.state for record in records],
         "phase": [record.phase for record in records],
         "k_w": [_or_null(record.k_w) for record in records],
         "f_lst": [record.f_lst or None for record in records],
@@ -156,22 +163,38 @@ def _or_null(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _shown_rows(table: pyarrow.Table) -> Iterator[list[Any]]:
+def _shown_rows(table: pyarrow.Table) -> Iterator[str]:
     for batch in table.to_batches(max_chunksize=1000):
         for row in batch.to_pylist():
-            yield [_shown(row[column]) for column in COLUMNS]
+            yield json.dumps([_shown(row[column]) for column in COLUMNS])
+
+
+def _parts(rows: Iterator[str]) -> Iterator[list[str]]:
+    """Rows put together to files, at least one."""
+    part: list[str] = []
+    n_characters = 0
+    for row in rows:
+        if n_characters + len(row) > _MOST_CHARACTERS_SHOWN and part:
+            yield part
+            part, n_characters = [], 0
+        part.append(row)
+        n_characters += len(row) + 2
+    yield part
 
 
 def _shown(value: Any) -> Any:
     """A cell of the UI's table: JSON knows no infinity, and lists are shown as text."""
+    if value is None:
+        return ""
     if isinstance(value, float):
-        return float(f"{value:.{_SHOWN_DIGITS}g}") if math.isfinite(value) else str(value)
+        text = format(value, _SHOWN)
+        return float(text) if math.isfinite(value) else text
     if isinstance(value, list):
-        return json.dumps(_rounded(value))
+        return _list_text(value)
     return value
 
 
-def _rounded(values: Any) -> Any:
-    if isinstance(values, list):
-        return [_rounded(value) for value in values]
-    return float(f"{values:.{_SHOWN_DIGITS}g}")
+def _list_text(values: list[Any]) -> str:
+    if values and isinstance(values[0], list):
+        return "[" + ", ".join(_list_text(curve) for curve in values) + "]"
+    return "[" + ", ".join([format(value, _SHOWN) for value in values]) + "]"

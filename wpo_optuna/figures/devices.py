@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wpo_optuna.durations import format_duration
-from wpo_optuna.figures import colours
+from wpo_optuna.figures import colours, time_axis
 from wpo_optuna.figures.drawing import Illustration, Omission, Width, legend_above, panels
 
 if TYPE_CHECKING:
@@ -28,6 +27,8 @@ def illustrate(record: StudyRecord) -> Illustration | Omission:
     if record.measurements is None:
         return Omission(TITLE, "The devices are sampled when a study has been scored.")
     devices = record.measurements.problem.devices
+    if devices is None:
+        return Omission(TITLE, "The noise model cannot be sampled apart from a tile.")
     model = record.problem.get("noise_model", "the noise model")
     caption = (
         f"Devices of {model}, sampled over their range of conductance. Programming error: mean "
@@ -50,7 +51,7 @@ def _draw(devices: DeviceModel, width: Width) -> Figure:
     for (t, colour), mean, deviation in zip(
         times, devices.mean_us, devices.read_std_us, strict=True
     ):
-        drift.plot(g, 100 * mean / kept, color=colour, label=format_duration(float(t)))
+        drift.plot(g, 100 * mean / kept, color=colour, label=time_axis.name(float(t)))
         noise.plot(g, deviation, color=colour)
     drift.set_title("drift")
     drift.set_ylabel("conductance kept (%)")

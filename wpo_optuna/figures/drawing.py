@@ -132,7 +132,7 @@ def panels(
 
     n_columns = min(n, columns[0] if width is Width.WIDE else columns[1])
     n_rows = -(-n // n_columns)
-    figure = Figure(figsize=(width.inches, height * n_rows + 0.3), layout="constrained")
+    figure = Figure(figsize=(width.inches, height * n_rows), layout="constrained")
     grid = figure.subplots(n_rows, n_columns, squeeze=False, sharex=share_x, sharey=share_y)
     axes = list(grid.flat)
     for superfluous in axes[n:]:
@@ -144,13 +144,15 @@ def panels(
 
 
 def legend_above(figure: Figure, axes: Axes) -> None:
-    """Names what the axes show, above all of the figure's panels."""
+    """Names what the axes show, above all of the figure's panels, which keep their height."""
     handles, labels = axes.get_legend_handles_labels()
     entry_inches = 0.45 + 0.085 * max(map(len, labels))
+    n_columns = max(1, min(len(labels), int(figure.get_figwidth() / entry_inches)))
+    n_rows = -(-len(labels) // n_columns)
+    figure.set_figheight(figure.get_figheight() + 0.1 + 0.19 * n_rows)
     figure.legend(
-        handles, labels, loc="outside upper left",
-        ncols=max(1, min(len(labels), int(figure.get_figwidth() / entry_inches))),
-        handlelength=1.6, columnspacing=1.2, borderaxespad=0.0,
+        handles, labels, loc="outside upper left", ncols=n_columns, handlelength=1.6,
+        columnspacing=1.2, borderaxespad=0.0,
     )  # fmt: skip
 
 
@@ -169,7 +171,8 @@ def _settle_layout(figure: Figure) -> None:
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)
-    figure.set_layout_engine("none")
+    # With "none" in place of None, savefig would draw everything twice.
+    figure.set_layout_engine(None)
 
 
 def _bytes(figure: Figure, kind: str) -> bytes:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wpo_optuna.durations import format_duration
-from wpo_optuna.figures import colours
+from wpo_optuna.figures import colours, time_axis
 from wpo_optuna.figures.drawing import Illustration, Omission, Width, legend_above, panels
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ def illustrate(record: StudyRecord) -> Illustration | Omission:
     measured = record.measurements
     if measured is None:
         return Omission(TITLE, "Weight errors are measured when a study has been scored.")
-    t_s = [float(t) for t in measured.problem.devices.t_s]
+    t_s = measured.problem.t_s[list(measured.optimised_errors.shown)].tolist()
     caption = (
         "Distribution of the errors of all weights at each time, drift compensated, in percent of "
         "the largest weight. σ is their standard deviation, baseline → optimised."
@@ -47,7 +46,7 @@ def _draw(measured: Measurements, t_s: list[float], width: Width) -> Figure:
             axes.stairs(density, edges, color=colour, label=name, **style)
             axes.stairs(density, edges, fill=True, color=colour, alpha=0.12)
         before, after = (100 * e.standard_deviation[i] for e in (baseline, optimised))
-        axes.set_title(f"{format_duration(t)}: σ {before:.3g} → {after:.3g} %")
+        axes.set_title(f"{time_axis.name(t)}: σ {before:#.3g} → {after:#.3g} %")
         axes.set_ylim(bottom=0)
     figure.supxlabel("error / largest weight (%)", fontsize=10)
     figure.supylabel("% of weights per %", fontsize=10)

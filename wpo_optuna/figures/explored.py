@@ -9,7 +9,7 @@ import numpy as np
 
 from wpo_optuna.figures import colours
 from wpo_optuna.figures.drawing import Illustration, Omission, Width, panels
-from wpo_optuna.figures.search_progress import has_place
+from wpo_optuna.figures.search_progress import has_place, limits
 from wpo_optuna.reporting.stored_numbers import FloatArray
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ TITLE = "Explored factors and scales"
 
 # Few enough that an SVG of single dots stays small.
 _MOST_SINGLE_DOTS = 1000
-_SHOWN_QUANTILE = 0.98
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def illustrate(record: StudyRecord) -> Illustration | Omission:
     caption = (
         "Each dot is a trial: the significance factor of a pair, or the scale k from weights to "
         "conductance, and the TNMSE it led to; the circle is the winner. Later trials are "
-        "lighter. The worst 2 % lie above the figure."
+        "lighter. The worst 5 % lie above the figure."
     )
     return Illustration(
         "explored_factors", TITLE, caption, lambda width: _draw(record, quantities, width)
@@ -79,7 +78,7 @@ def _draw(record: StudyRecord, quantities: list[_Quantity], width: Width) -> Fig
         )  # fmt: skip
         axes.axhline(1, color=colours.NEUTRAL, linewidth=1.1, linestyle="--")
         axes.set_xlabel(quantity.label)
-    _scale(all_axes[0], trials.ratio[shown])
+    _scale(all_axes[0], trials.ratio)
     figure.supylabel("TNMSE / baseline", fontsize=10)
     assert points is not None
     figure.colorbar(points, ax=all_axes, label="trial", aspect=30, pad=0.02)
@@ -87,12 +86,11 @@ def _draw(record: StudyRecord, quantities: list[_Quantity], width: Width) -> Fig
 
 
 def _scale(axes: Axes, ratios: FloatArray) -> None:
-    """A logarithmic axis from below the best trial to above nearly all."""
+    """A logarithmic axis from below the best trial to above nearly all, labelled 1, 2, 5."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    low, high = min(float(ratios.min()), 0.9), float(np.quantile(ratios, _SHOWN_QUANTILE))
     axes.set_yscale("log")
-    axes.set_ylim(low / 1.1, max(high, 1.2) * 1.1)
+    axes.set_ylim(*limits(ratios))
     axis = axes.yaxis
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))

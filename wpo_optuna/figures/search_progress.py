@@ -23,7 +23,9 @@ TITLE = "Loss over trials"
 # Few enough that an SVG of single dots stays small.
 _MOST_SINGLE_DOTS = 1000
 # The worst trials would leave no room for the difference that matters.
-_SHOWN_QUANTILE = 0.98
+_SHOWN_QUANTILE = 0.95
+# Room below the best trial and above the worst one shown, as a fraction of the axis.
+_MARGIN = 0.05
 _LOSS_TICKS = np.array(
     [-0.9, -0.8, -0.7, -0.6, -0.5, -0.4, -0.3, -0.2, -0.1, 0, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100,
      200, 500, 1000]
@@ -38,7 +40,7 @@ def illustrate(records: Sequence[StudyRecord]) -> Illustration | Omission:
         return Omission(TITLE, "No trial has a finite TNMSE.")
     caption = (
         "Each dot is a trial, each line the best so far. Equal distances are equal factors of the "
-        "TNMSE; the worst 2 % of the trials lie above the figure."
+        "TNMSE; the worst 5 % of the trials lie above the figure."
     )
     if any(record.trials.is_polished.any() for record in records):
         caption += " Diamonds are trials that refine the best ones by gradient descent."
@@ -52,7 +54,7 @@ def _draw(records: Sequence[StudyRecord], width: Width) -> Figure:
     for index, record in enumerate(records):
         _plot_study(axes, record, index, len(records) > 1)
     axes.set_yscale("log")
-    axes.set_ylim(*_limits(records))
+    axes.set_ylim(*limits(np.concatenate([record.trials.ratio for record in records])))
     margins = np.concatenate([_margins(record) for record in records])
     margin = float(np.median(margins)) if len(margins) else 0.0
     axes.axhline(1, color=colours.NEUTRAL, linewidth=1.1, linestyle="--", label="baseline")
@@ -102,12 +104,17 @@ def _shortened(name: str, most: int = 28) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
-def _limits(records: Sequence[StudyRecord]) -> tuple[float, float]:
-    ratios = np.concatenate([record.trials.ratio for record in records])
-    ratios = ratios[has_place(ratios)]
-    low = min(float(ratios.min()), 0.9)
-    high = max(float(np.quantile(ratios, _SHOWN_QUANTILE)), 1.2)
-    return low / 1.07, high * 1.07
+def limits(ratios: FloatArray) -> tuple[float, float]:
+    """Ends of a logarithmic axis that shows the baseline and all but the worst trials.
+
+    Args:
+        ratios: TNMSE relative to the baseline ``(n,)``; at least one is finite and positive.
+    """
+    placed = ratios[has_place(ratios)]
+    low = min(float(placed.min()), 0.9)
+    high = max(float(np.quantile(placed, _SHOWN_QUANTILE)), 1.2)
+    room = (high / low) ** _MARGIN
+    return low / room, high * room
 
 
 def _margins(record: StudyRecord) -> FloatArray:

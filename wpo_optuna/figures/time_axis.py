@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wpo_optuna.durations import format_duration
+from wpo_optuna.durations import SECONDS_PER_UNIT, format_duration
 from wpo_optuna.reporting.stored_numbers import FloatArray
 
 if TYPE_CHECKING:
@@ -15,6 +15,17 @@ if TYPE_CHECKING:
 
 # Labels nearer than this fraction of the axis would overlap on a phone.
 _LABEL_WIDTH = 0.11
+_LONGEST_NAME = 6
+
+
+def name(seconds: float) -> str:
+    """A time in few letters, rounded where it is no small number of any unit."""
+    exact = format_duration(seconds)
+    if len(exact) <= _LONGEST_NAME:
+        return exact
+    units = [(size, unit) for unit, size in SECONDS_PER_UNIT.items() if size <= seconds]
+    size, unit = max(units, default=(1.0, "s"))
+    return f"{seconds / size:.3g}{unit}"
 
 
 def places(t_s: Sequence[float]) -> FloatArray:
@@ -31,6 +42,6 @@ def label(axes: Axes, t_s: Sequence[float]) -> None:
     at = places(t_s)
     for place, t in sorted(zip(at, t_s, strict=True), reverse=True):
         if not ticks or ticks[-1][0] - place >= _LABEL_WIDTH * np.ptp(at):
-            ticks.append((place, format_duration(float(t))))
+            ticks.append((place, name(float(t))))
     axes.set_xticks([place for place, _ in ticks], [text for _, text in ticks])
     axes.set_xlabel("time after programming")

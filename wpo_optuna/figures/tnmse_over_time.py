@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,8 +21,7 @@ TITLE = "Error over time"
 def illustrate(record: StudyRecord) -> Illustration | Omission:
     """The figure of a study's baseline and winner."""
     measured = record.measurements
-    t_s: Sequence[float] = record.problem.get("t_steps_s", ())
-    if measured is None or len(t_s) != len(measured.optimised_errors.tnmse):
+    if measured is None:
         return Omission(TITLE, "The error at each time is measured when a study has been scored.")
     draws = measured.optimised_errors.tnmse[0].draws
     caption = (
@@ -31,11 +29,12 @@ def illustrate(record: StudyRecord) -> Illustration | Omission:
         f"and 95 % interval of {draws} draws on aihwkit's tile. The TNMSE is its mean over the "
         "times."
     )
-    return Illustration("tnmse_over_time", TITLE, caption, lambda w: _draw(measured, t_s, w))
+    return Illustration("tnmse_over_time", TITLE, caption, lambda w: _draw(measured, w))
 
 
-def _draw(measured: Measurements, t_s: Sequence[float], width: Width) -> Figure:
+def _draw(measured: Measurements, width: Width) -> Figure:
     figure, (axes,) = panels(1, width, 3.3 if width is Width.WIDE else 3.0)
+    t_s = measured.problem.t_s.tolist()
     at = time_axis.places(t_s)
     for name, errors, colour, marker in (
         ("baseline", measured.problem.baseline_errors, colours.BASELINE, "s"),

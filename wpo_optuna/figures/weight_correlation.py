@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wpo_optuna.durations import format_duration
-from wpo_optuna.figures import colours
+from wpo_optuna.figures import colours, time_axis
 from wpo_optuna.figures.drawing import Illustration, Omission, Width, legend_above, panels
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ def illustrate(record: StudyRecord) -> Illustration | Omission:
     measured = record.measurements
     if measured is None:
         return Omission(TITLE, "The correlation is measured when a study has been scored.")
-    t_s = [float(t) for t in measured.problem.devices.t_s]
+    t_s = measured.problem.t_s[list(measured.optimised_errors.shown)].tolist()
     caption = (
         "Weights as they act at each time after drift compensation, over the weights wanted, both "
         "relative to the largest. The areas hold 95 % of the weights, the lines are their median; "
@@ -51,7 +50,7 @@ def _draw(measured: Measurements, t_s: list[float], width: Width) -> Figure:
                 errors.targets, median, color=colour, linestyle=line, linewidth=1.2, label=name
             )
         before, after = (_four_nines(e.correlation[i]) for e in (baseline, optimised))
-        axes.set_title(f"{format_duration(t)}: r {before} → {after}")
+        axes.set_title(f"{time_axis.name(t)}: r {before} → {after}")
     figure.supxlabel("weight wanted", fontsize=10)
     figure.supylabel("weight acting", fontsize=10)
     legend_above(figure, all_axes[0])

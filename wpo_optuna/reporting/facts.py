@@ -88,7 +88,7 @@ def comparison(records: Sequence[StudyRecord]) -> str:
     sentence = f"Of the same problem, {best.name} found the lowest TNMSE, {_interval(estimate)}"
     if not tied:
         return f"{sentence}; its interval is below all others."
-    return f"{sentence}; within its interval no different from it: {', '.join(tied)}."
+    return f"{sentence}; its interval overlaps that of {' and that of '.join(tied)}."
 
 
 def comparison_table(records: Sequence[StudyRecord]) -> Table:
@@ -142,7 +142,7 @@ def tnmse_table(record: StudyRecord) -> Table | None:
         [format_duration(float(t)), _interval(before), _interval(after),
          f"{100 * (1 - after.mean / before.mean):.1f}"]
         for t, before, after in zip(
-            record.problem["t_steps_s"], measured.problem.baseline_errors.tnmse,
+            measured.problem.t_s, measured.problem.baseline_errors.tnmse,
             measured.optimised_errors.tnmse, strict=True,
         )
     ]  # fmt: skip
@@ -167,8 +167,8 @@ def problem(record: StudyRecord) -> list[Paragraph | Table]:
     rows.append(["options of the sampler", _written(record.settings.get(identity.SAMPLER_OPTIONS))])
     self_check = record.settings.get(identity.SELF_CHECK)
     if self_check is not None:
-        rows.append(["self-check of the engine", f"{100 * self_check['worst']:.2f} % from aihwkit's "
-                     "tile at worst"])  # fmt: skip
+        worst = f"{100 * self_check['worst']:.2f} % from aihwkit's tile at worst"
+        rows.append(["self-check of the engine", worst])
     rows.append(["fingerprint", _written(record.fingerprint)])
     versions = record.settings.get(identity.VERSIONS)
     if versions:

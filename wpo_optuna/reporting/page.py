@@ -34,7 +34,7 @@ table {{ border-collapse: collapse; font-size: .93rem; font-variant-numeric: tab
 th, td {{ padding: .3rem .9rem .3rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid #e2e2e2; }}
 thead th {{ border-bottom: 2px solid #888; white-space: nowrap; }}
-td {{ overflow-wrap: anywhere; min-width: 4.5em; }}
+table.facts td:last-child {{ overflow-wrap: anywhere; min-width: 9em; }}
 td.number, th.number {{ text-align: right; white-space: nowrap; }}
 @media (max-width: {_NARROW_PX}px) {{
   body {{ padding: 1rem .75rem 3rem; }}
@@ -166,7 +166,8 @@ def _table(table: Table) -> str:
 
     head = f"<thead><tr>{cells(table.head, 'th')}</tr></thead>\n" if table.head else ""
     rows = "\n".join(f"<tr>{cells(row, 'td')}</tr>" for row in table.rows)
-    return f'<div class="scroll"><table>\n{head}<tbody>\n{rows}\n</tbody></table></div>'
+    kind = "" if table.head else ' class="facts"'
+    return f'<div class="scroll"><table{kind}>\n{head}<tbody>\n{rows}\n</tbody></table></div>'
 
 
 def _figure(drawn: DrawnFigure) -> str:

@@ -105,7 +105,9 @@ def measure_weight_errors(
 
     tnmse = np.empty((DRAWS, len(engine.problem.t_steps)))
     pooled = np.empty((len(shown), _POOLED_DRAWS, len(target)), dtype=np.float32)
-    for draw, draw_seed in enumerate(np.random.SeedSequence(seed).generate_state(DRAWS)):
+    # The seeds of the engine's own tnmse_of.
+    seeds = np.random.SeedSequence(seed).generate_state(DRAWS, np.uint64)
+    for draw, draw_seed in enumerate(seeds):
         weights = engine.weights_over_time(converter, int(draw_seed))
         for i, acting in enumerate(weights):
             errors = acting.double().numpy().ravel()[order] / m - target

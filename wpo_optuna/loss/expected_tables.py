@@ -37,56 +37,88 @@ class Compensation(NamedTuple):
     n_columns: int
 
 
-class ExpectedTables(NamedTuple):
-    """Tables of one tile; see docs/expected_loss.md for the formulas they serve.
+class Places(NamedTuple):
+    """Target weights and where they lie between the knots of the curves.
 
     Attributes:
-        weights: nodes of the target weights ``(Q,)``.
-        shares: their shares ``(Q,)``.
-        segments: number of the knot on each node's left ``(Q,)``.
-        fractions: where between that knot and the next the node lies ``(Q,)``.
-        extremes, counts: target weights for the largest programmed weight ``(J,)``.
-        extreme_segments, extreme_fractions: their place between the knots ``(J,)``.
-        largest: largest absolute target weight of the tile.
-        normalisation: weight that errors are divided by, largest of the whole test matrix.
-        g_us: grid of conductances ``(G,)`` in µS, denser towards the lowest.
-        programmed: mean and variance after programming ``(G, 2)``.
-        target, present: factors of the moments at the times ``(G, T, 2R)``, R for the mean, then R
-            for the relative second moment.
-        readout: response, slope, second moment ``(M, V, 3)``.
-        readout_largest_mean: its means span ``[-readout_largest_mean, readout_largest_mean]``.
-        readout_largest_deviation: see :class:`ReadoutTable`.
-        readout_variance_per_square, readout_added_variance: see :class:`ReadoutTable`.
-        hermite_nodes, hermite_shares: Gauss-Hermite rule for the programmed weight ``(H,)``.
-        gamma_excess: see :mod:`wpo_optuna.loss.gamma_excess`.
-        span_nodes, span_shares: rule for the largest programmed weight, in standard deviations.
-        compensation: drift compensation.
+        weights: target weights ``(N,)``, unitless.
+        shares: the share, or the number, of the entries that each stands for ``(N,)``.
+        segments: number of the knot on the left ``(N,)``.
+        fractions: place between that knot and the next ``(N,)``.
     """
 
     weights: FloatArray
     shares: FloatArray
     segments: NDArray[np.int64]
     fractions: FloatArray
-    extremes: FloatArray
-    counts: FloatArray
-    extreme_segments: NDArray[np.int64]
-    extreme_fractions: FloatArray
-    largest: float
-    normalisation: float
+
+
+class Rule(NamedTuple):
+    """A Gauss rule for a standard normal variable: nodes and shares ``(H,)``."""
+
+    nodes: FloatArray
+    shares: FloatArray
+
+
+class DeviceTables(NamedTuple):
+    """Moments of a device; see :class:`~wpo_optuna.loss.moment_tables.DeviceMoments`.
+
+    Attributes:
+        g_us: grid of conductances ``(G,)`` in µS, denser towards the lowest.
+        programmed: mean and variance after programming ``(G, 2)``.
+        target: factors of the moments at the times that depend on the target ``(G, T, 2R)``: R
+            for the mean, then R for the relative second moment.
+        present: factors that depend on the present conductance, same shape.
+    """
+
     g_us: FloatArray
     programmed: FloatArray
     target: FloatArray
     present: FloatArray
-    readout: FloatArray
-    readout_largest_mean: float
-    readout_largest_deviation: float
-    readout_variance_per_square: float
-    readout_added_variance: float
-    hermite_nodes: FloatArray
-    hermite_shares: FloatArray
+
+
+class ReadoutTables(NamedTuple):
+    """The averaged read-out; see :class:`~wpo_optuna.loss.readout_table.ReadoutTable`.
+
+    Attributes:
+        values: response, slope, second moment ``(M, V, 3)``.
+        largest_mean: means span ``[-largest_mean, largest_mean]``.
+        largest_deviation: sets the variances.
+        variance_per_square, added_variance: set what input noise adds to the variance.
+        gamma_excess: see :mod:`wpo_optuna.loss.gamma_excess`.
+    """
+
+    values: FloatArray
+    largest_mean: float
+    largest_deviation: float
+    variance_per_square: float
+    added_variance: float
     gamma_excess: FloatArray
-    span_nodes: FloatArray
-    span_shares: FloatArray
+
+
+class ExpectedTables(NamedTuple):
+    """Tables of one tile; see docs/expected_loss.md for the formulas they serve.
+
+    Attributes:
+        nodes: nodes of the target weights, with their shares ``(Q,)``.
+        extremes: target weights for the largest programmed weight, with their numbers ``(J,)``.
+        largest: largest absolute target weight of the tile.
+        normalisation: weight that errors are divided by, largest of the whole test matrix.
+        devices: moments of a device.
+        readout: the averaged read-out.
+        programming: rule for the programmed weight.
+        span: rule for the largest programmed weight.
+        compensation: drift compensation.
+    """
+
+    nodes: Places
+    extremes: Places
+    largest: float
+    normalisation: float
+    devices: DeviceTables
+    readout: ReadoutTables
+    programming: Rule
+    span: Rule
     compensation: Compensation
 
 
@@ -108,54 +140,43 @@ def expected_tables(
         readout: the averaged read-out.
         compensation: drift compensation.
     """
-    segments, fractions = _places(nodes.weights, nodes.largest, n_knots)
-    extreme_segments, extreme_fractions = _places(nodes.extremes, nodes.largest, n_knots)
-    hermite_nodes, hermite_shares = _hermite_rule(_HERMITE_NODES)
-    # Drift compensation makes up for the span of the curves being wide or narrow by chance;
-    # without it, the spread of the largest weight counts.
-    span_nodes, span_shares = _hermite_rule(1 if compensation.is_on else 2)
     return ExpectedTables(
-        weights=nodes.weights,
-        shares=nodes.shares,
-        segments=segments,
-        fractions=fractions,
-        extremes=nodes.extremes,
-        counts=nodes.counts,
-        extreme_segments=extreme_segments,
-        extreme_fractions=extreme_fractions,
+        nodes=_places(nodes.weights, nodes.shares, nodes.largest, n_knots),
+        extremes=_places(nodes.extremes, nodes.counts, nodes.largest, n_knots),
         largest=nodes.largest,
         normalisation=normalisation,
-        g_us=devices.g_us,
-        programmed=np.stack([devices.programmed_mean, devices.programmed_variance], axis=1),
-        target=_by_time(devices.target),
-        present=_by_time(devices.present),
-        readout=readout.values,
-        readout_largest_mean=readout.largest_mean,
-        readout_largest_deviation=readout.largest_deviation,
-        readout_variance_per_square=readout.variance_per_square,
-        readout_added_variance=readout.added_variance,
-        hermite_nodes=hermite_nodes,
-        hermite_shares=hermite_shares,
-        gamma_excess=gamma_excess_table(),
-        span_nodes=span_nodes,
-        span_shares=span_shares,
+        devices=DeviceTables(
+            g_us=devices.g_us,
+            programmed=np.stack([devices.programmed_mean, devices.programmed_variance], axis=1),
+            target=_by_time(devices.target),
+            present=_by_time(devices.present),
+        ),
+        readout=ReadoutTables(
+            values=readout.values,
+            largest_mean=readout.largest_mean,
+            largest_deviation=readout.largest_deviation,
+            variance_per_square=readout.variance_per_square,
+            added_variance=readout.added_variance,
+            gamma_excess=gamma_excess_table(),
+        ),
+        programming=_hermite_rule(_HERMITE_NODES),
+        # Drift compensation makes up for the span of the curves being wide or narrow by chance;
+        # without it, the spread of the largest weight counts.
+        span=_hermite_rule(1 if compensation.is_on else 2),
         compensation=compensation,
     )
 
 
-def _places(
-    weights: FloatArray, largest: float, n_knots: int
-) -> tuple[NDArray[np.int64], FloatArray]:
-    """Segment between knots, and place in it, of weights (N,)."""
+def _places(weights: FloatArray, shares: FloatArray, largest: float, n_knots: int) -> Places:
     position = (weights / largest + 1) * (n_knots - 1) / 2
     segments = np.clip(np.floor(position), 0, n_knots - 2).astype(np.int64)
-    return segments, position - segments
+    return Places(weights, shares, segments, position - segments)
 
 
-def _hermite_rule(n_nodes: int) -> tuple[FloatArray, FloatArray]:
+def _hermite_rule(n_nodes: int) -> Rule:
     """Gauss rule of the standard normal distribution."""
     nodes, shares = np.polynomial.hermite_e.hermegauss(n_nodes)
-    return nodes, shares / shares.sum()
+    return Rule(nodes, shares / shares.sum())
 
 
 def _by_time(factors: FloatArray) -> FloatArray:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from wpo_optuna.loss.expected_tables import ExpectedTables
+from wpo_optuna.loss.expected_tables import ExpectedTables, Places, ReadoutTables
 from wpo_optuna.loss.gamma_excess import (
     ASYMMETRY_POINTS,
     HALF_SCALE,
@@ -49,7 +49,7 @@ def expected_tnmse(coefficients: Tensor, curves: Tensor, tables: ExpectedTables)
     """
     strategies = _Strategies(coefficients, curves, tables)
     total = torch.zeros((), dtype=torch.float64)
-    for node, share in zip(tables.span_nodes, tables.span_shares, strict=True):
+    for node, share in zip(*tables.span, strict=True):
         span = strategies.span_mean + float(node) * strategies.span_deviation
         total = total + float(share) * _mean_squared_error(strategies, span)
     return total * (100 / tables.normalisation**2)
@@ -71,7 +71,7 @@ class _Strategies:
     @cached_property
     def targets(self) -> Tensor:
         """Target conductances at the nodes, (n, D, Q)."""
-        return _at_nodes(self.curves, self.tables.segments, self.tables.fractions)
+        return _at_nodes(self.curves, self.tables.nodes)
 
     @cached_property
     def programmed(self) -> tuple[Tensor, Tensor]:
@@ -81,9 +81,9 @@ class _Strategies:
     @cached_property
     def _span_moments(self) -> tuple[Tensor, Tensor]:
         tables = self.tables
-        targets = _at_nodes(self.curves, tables.extreme_segments, tables.extreme_fractions)
+        targets = _at_nodes(self.curves, tables.extremes)
         mean, variance = self._programmed_from(targets)
-        return _moments_of_largest(mean, variance, torch.from_numpy(tables.counts))
+        return _moments_of_largest(mean, variance, torch.from_numpy(tables.extremes.shares))
 
     @property
     def span_mean(self) -> Tensor:
@@ -97,7 +97,8 @@ class _Strategies:
         return (mean_square - mean**2).clamp(min=SMALLEST_VARIANCE).sqrt()
 
     def _programmed_from(self, targets: Tensor) -> tuple[Tensor, Tensor]:
-        moments = _interpolated(self.tables.programmed, self.tables.g_us, targets)
+        devices = self.tables.devices
+        moments = _interpolated(devices.programmed, devices.g_us, targets)
         scale = (self.tables.largest / self.max_weight_us)[:, None]
         a = self.coefficients[:, :, None]
         mean = (a * moments[..., 0]).sum(dim=1) * scale
@@ -172,8 +173,8 @@ def _moments_in_time(strategies: _Strategies, span: Tensor) -> _Moments:
     """Moments of the weights in time, averaged over the programmed weight."""
     mean, variance = strategies.programmed
     deviation = variance.clamp(min=SMALLEST_VARIANCE).sqrt()
-    nodes = torch.from_numpy(strategies.tables.hermite_nodes)
-    shares = torch.from_numpy(strategies.tables.hermite_shares)[:, None]
+    nodes = torch.from_numpy(strategies.tables.programming.nodes)
+    shares = torch.from_numpy(strategies.tables.programming.shares)[:, None]
     programmed = mean[:, :, None] + deviation[:, :, None] * nodes
     c1, c2, c3, c4 = _cumulants_given(strategies, programmed, span)
 
@@ -199,10 +200,10 @@ def _cumulants_given(
 
     Devices are independent then; for the third and fourth, they are gamma variables.
     """
-    tables = strategies.tables
+    devices = strategies.tables.devices
     present = _at_weights(strategies.curves, programmed / span[:, None, None])
-    by_target = _interpolated(tables.target, tables.g_us, strategies.targets)
-    by_present = _interpolated(tables.present, tables.g_us, present)
+    by_target = _interpolated(devices.target, devices.g_us, strategies.targets)
+    by_present = _interpolated(devices.present, devices.g_us, present)
     terms = by_target[:, :, :, None] * by_present  # (n, D, Q, H, T, 2R)
     n_terms = terms.shape[-1] // 2
     scale = (span / strategies.max_weight_us)[:, None] * strategies.coefficients
@@ -248,11 +249,12 @@ def _read_both(strategies: _Strategies, moments: _Moments) -> tuple[_Readout, _R
 def _read(moments: _Moments, tables: ExpectedTables) -> _Readout:
     shares, _ = _node_columns(tables)
     of_inputs = (shares * moments.mean_square).sum(dim=1, keepdim=True)
-    added = tables.readout_variance_per_square * of_inputs + tables.readout_added_variance
-    values = _bilinear(moments.mean, moments.variance + added, tables)
+    readout = tables.readout
+    added = readout.variance_per_square * of_inputs + readout.added_variance
+    values = _bilinear(moments.mean, moments.variance + added, readout)
     response, slope, second_moment = values.unbind(dim=-1)
     total = (second_moment - moments.mean**2).clamp(min=SMALLEST_VARIANCE)
-    response = response + _gamma_excess(moments, total, tables)
+    response = response + _gamma_excess(moments, total, readout)
     shared = (tables.compensation.n_columns - 1) * added * slope**2
     return _Readout(
         mean=(shares * response).sum(dim=1).clamp(min=SMALLEST_READOUT),
@@ -266,7 +268,7 @@ def _error_before_fluctuations(moments: _Moments, factor: Tensor, tables: Expect
     shares, weights = _node_columns(tables)
     cross = (shares * weights * moments.mean).sum(dim=1)
     square = (shares * moments.mean_square).sum(dim=1)
-    target_square = float(tables.shares @ tables.weights**2)
+    target_square = float(tables.nodes.shares @ tables.nodes.weights**2)
     return factor**2 * square - 2 * factor * cross + target_square
 
 
@@ -298,13 +300,13 @@ def _effect_of_fluctuations(
 
 
 def _node_columns(tables: ExpectedTables) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(tables.shares)[:, None], torch.from_numpy(tables.weights)[:, None]
+    nodes = tables.nodes
+    return torch.from_numpy(nodes.shares)[:, None], torch.from_numpy(nodes.weights)[:, None]
 
 
-def _at_nodes(curves: Tensor, segments: ArrayLike, fractions: ArrayLike) -> Tensor:
+def _at_nodes(curves: Tensor, places: Places) -> Tensor:
     """Curves (n, D, K) at fixed places, (n, D, N)."""
-    left = torch.as_tensor(segments)
-    part = torch.as_tensor(fractions)
+    left, part = torch.from_numpy(places.segments), torch.from_numpy(places.fractions)
     return curves[:, :, left] * (1 - part) + curves[:, :, left + 1] * part
 
 
@@ -330,16 +332,16 @@ def _interpolated(table: ArrayLike, grid: ArrayLike, g: Tensor) -> Tensor:
     return values[left] * (1 - part) + values[left + 1] * part
 
 
-def _bilinear(mean: Tensor, variance: Tensor, tables: ExpectedTables) -> Tensor:
+def _bilinear(mean: Tensor, variance: Tensor, readout: ReadoutTables) -> Tensor:
     """Read-out table at means and variances of any shape, (*shape, 3).
 
     Beyond the table, its outermost cells are continued.
     """
-    values = torch.from_numpy(tables.readout)
+    values = torch.from_numpy(readout.values)
     n_rows, n_columns = values.shape[0] - 1, values.shape[1] - 1
-    position = (mean / tables.readout_largest_mean + 1) * (n_rows / 2)
+    position = (mean / readout.largest_mean + 1) * (n_rows / 2)
     row = position.detach().floor().clamp(0, n_rows - 1).long()
-    largest = tables.readout_largest_deviation
+    largest = readout.largest_deviation
     relative = variance.detach().clamp(min=0).sqrt() / largest
     column = (relative.sqrt() * n_columns).floor().clamp(0, n_columns - 1).long()
     lower, upper = ((largest * ((column + k) / n_columns) ** 2) ** 2 for k in (0, 1))
@@ -350,13 +352,13 @@ def _bilinear(mean: Tensor, variance: Tensor, tables: ExpectedTables) -> Tensor:
     return below * (1 - y) + above * y
 
 
-def _gamma_excess(moments: _Moments, variance: Tensor, tables: ExpectedTables) -> Tensor:
+def _gamma_excess(moments: _Moments, variance: Tensor, readout: ReadoutTables) -> Tensor:
     """What the read-out of a skewed, peaked weight has more than a normal one's.
 
     Args:
         moments: of the weights.
         variance: of the outputs, noise of the read-out included.
-        tables: tables of the tile.
+        readout: holds the table of the excess.
     """
     is_normal = moments.fourth <= SMALLEST_RELATIVE_CUMULANT * variance**2
     fourth = torch.where(is_normal, torch.ones_like(variance), moments.fourth)
@@ -366,7 +368,7 @@ def _gamma_excess(moments: _Moments, variance: Tensor, tables: ExpectedTables) -
     asymmetry = moments.mean.sign() * moments.third / (2 * deviation * widths)
     scale = widths / variance
 
-    values = torch.from_numpy(tables.gamma_excess)
+    values = torch.from_numpy(readout.gamma_excess)
     positions = (
         (z / Z_LARGEST).clamp(max=1) * (Z_POINTS - 1),
         (asymmetry.clamp(-1, 1) + 1) * ((ASYMMETRY_POINTS - 1) / 2),

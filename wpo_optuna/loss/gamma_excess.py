@@ -3,8 +3,8 @@
 A weight in time is a difference of sums of conductances, w = Σ⁺ - Σ⁻. Conductances are positive,
 and of those that spread widely (weak ones, long after programming) the distribution is skewed and
 peaked, so that E|w| near w = 0 is up to 15 % below that of a normal variable of equal mean and
-variance. Taking each conductance for a gamma variable, with its own mean and variance, gives E|w| to
-a few parts in 1000. Its third and fourth cumulant are 2v²/m and 6v³/m²; those of w are the
+variance. Taking each conductance for a gamma variable, with its own mean m and variance v, gives
+E|w| to a few parts in 1000. Its third and fourth cumulant are 2v²/m and 6v³/m²; those of w are the
 (signed) sums. Of the variables with the cumulants of w, the difference of two gamma variables of
 one common scale is tabulated here (variance-gamma distribution; Madan, Carr and Chang, 1998):
 

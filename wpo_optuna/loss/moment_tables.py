@@ -188,8 +188,9 @@ def _refuse_coupled_devices(sampler: _Sampler, t_steps: Sequence[float], grid: T
         for a, b in zip(alone, among_others, strict=True)
     ):
         raise InvalidArgument(
-            "engine = 'expected' needs a noise model that acts on each device by itself, and this "
-            "one does not: use engine = 'aihwkit'."
+            "rpu_config.noise_model does not act on each device by itself with noise from "
+            "torch.randn_like or torch.rand_like, of which alone the expected engine knows the "
+            'expectation: use the engine "montecarlo" or "aihwkit".'
         )
 
 
@@ -221,9 +222,9 @@ def _moments_at(sampler: _Sampler, t: float, grid: Tensor) -> tuple[FloatArray, 
         if _is_exact_enough(torch.stack([pivots.approximate(table) for table in sampled]), sampled):
             return _factors(sampler, t, fine, coarse, sampled, pivots)
     raise InvalidArgument(
-        f"engine = 'expected' needs a noise model whose moments are sums of at most {_MOST_TERMS} "
-        f"products of a function of the target and one of the present conductance, which this one "
-        f"is not at t = {t:g} s: use engine = 'montecarlo'."
+        f"rpu_config.noise_model has moments at t = {t:g} s that are no sum of up to {_MOST_TERMS} "
+        "products of a function of the target and one of the present conductance, which the "
+        'expected engine needs: use the engine "montecarlo".'
     )
 
 

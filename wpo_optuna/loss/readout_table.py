@@ -82,7 +82,9 @@ def tabulate_readout(
     Raises:
         InvalidArgument: the forward pass couples the weights of the tile (IR drop and the like).
     """
-    half = min(math.ceil(_LARGEST_MEAN / _MEAN_STEP * largest_weight / mean_absolute), _MOST_MEANS // 2)
+    half = min(
+        math.ceil(_LARGEST_MEAN / _MEAN_STEP * largest_weight / mean_absolute), _MOST_MEANS // 2
+    )
     mean_step = _LARGEST_MEAN * largest_weight / half
     deviations = _deviations(largest_weight, mean_absolute)
     margin = math.ceil(_REACH * deviations[-1] / mean_step) + 2

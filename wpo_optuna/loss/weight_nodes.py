@@ -2,9 +2,9 @@
 
 Two integrals run over the entries of the test matrix W. The mean over all entries becomes a Gauss
 rule for the distribution of the entries themselves between each two neighbouring knots of the
-curves: there a strategy's conductances are linear in the weight, and what is made of them is smooth,
-so that a few nodes do. The largest programmed weight depends on the entries near the extremes, which
-enter one by one, and on all others in groups.
+curves: there a strategy's conductances are linear in the weight, and what is made of them is
+smooth, so that a few nodes do. The largest programmed weight depends on the entries near the
+extremes, which enter one by one, and on all others in groups.
 """
 
 from __future__ import annotations

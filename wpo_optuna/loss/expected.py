@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from aihwkit.inference.compensation.base import BaseDriftCompensation
 from aihwkit.inference.compensation.drift import (
     GlobalDriftCompensation,
@@ -22,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.loss.base import LossEngine
 from wpo_optuna.loss.converter_curves import curves_of
-from wpo_optuna.loss.differentiable_decode import decode
+from wpo_optuna.loss.differentiable_decode import DecodedForGradient
 from wpo_optuna.loss.expected_gradient import expected_tnmse_and_gradient
 from wpo_optuna.loss.expected_kernel import expected_tnmse
 from wpo_optuna.loss.expected_tables import Compensation, ExpectedTables, expected_tables
@@ -103,23 +102,17 @@ class ExpectedEngine(LossEngine):
         Raises:
             InvalidArgument: x has another number of coordinates or leaves the unit cube.
         """
-        points = torch.from_numpy(self.problem.hypercube.check_points(x)).requires_grad_()
-        f, curves = decode(self.problem.hypercube, points)
-        coefficients = torch.stack([f, -f], dim=2).flatten(1)
-        strategies = coefficients.detach().numpy(), curves.detach().numpy()
-        values = np.zeros(len(points))
+        decoded = DecodedForGradient(self.problem.hypercube, self.problem.hypercube.check_points(x))
+        strategies = _signed(decoded.f), decoded.curves
+        values = np.zeros(len(decoded.f))
         in_coefficients, in_curves = (np.zeros_like(array) for array in strategies)
         for share, tables in self._shares_of_tiles(self._tables):
             of_tile = expected_tnmse_and_gradient(*strategies, tables)
             values += share * of_tile[0]
             in_coefficients += share * of_tile[1]
             in_curves += share * of_tile[2]
-        (gradient,) = torch.autograd.grad(
-            (coefficients, curves),
-            points,
-            (torch.from_numpy(in_coefficients), torch.from_numpy(in_curves)),
-        )
-        return np.where(np.isnan(values), np.inf, values), gradient.numpy()
+        in_f = in_coefficients[:, ::2] - in_coefficients[:, 1::2]
+        return np.where(np.isnan(values), np.inf, values), decoded.pull_back(in_f, in_curves)
 
     def _evaluate(
         self, coefficients: FloatArray, curves: FloatArray, tables: list[ExpectedTables]

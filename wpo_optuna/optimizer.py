@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 # Trials of a search whose budget the user leaves open.
 DEFAULT_N_TRIALS = 2000
 
+# Of noisy trials the best was lucky, and the next ones may be better; the other engines rank
+# trials on equal terms, and further finalists would only cost draws.
+_NOISY_FINALISTS = 5
+
 
 class WeightProgrammingOptimizer(OptimizerOptions):
     """Finds a conductance converter that programs weights better than a baseline.
@@ -159,6 +163,7 @@ class WeightProgrammingOptimizer(OptimizerOptions):
             polish=bool(self.polish),
             workers=self.workers,
             device=str(self.device),
+            n_finalists=_NOISY_FINALISTS if self.engine == "aihwkit" else 1,
             callbacks=[self._generation_callback()],
         )
         if result.interrupted:
@@ -166,7 +171,8 @@ class WeightProgrammingOptimizer(OptimizerOptions):
         self._take_over(result)
         if self.disp:
             print(f"\n\tbest loss = {self.best_loss:f}, loss baseline = {self.loss_baseline:f}\n")
-        return result.converter, result.success
+        assert self.g_converter is not None
+        return self.g_converter, result.success
 
     def __getstate__(self) -> dict[str, Any]:
         # A study holds connections to its storage; everything else is kept.

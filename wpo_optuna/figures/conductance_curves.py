@@ -53,7 +53,7 @@ def _draw(record: StudyRecord, width: Width) -> Figure:
     for pair, axes in enumerate(all_axes):
         if measured is not None:
             _shade_histogram(axes, measured.problem.histogram, g_min, g_max)
-        titles = [f"pair {pair + 1}"]
+        titles = [f"pair {pair}"]
         if pair < len(winner.f):
             _plot_pair(axes, knots, winner.g_us[2 * pair : 2 * pair + 2], 2.4, "optimised ")
             titles.append(f"f = {winner.f[pair]:.3g}")

@@ -41,7 +41,7 @@ def illustrate(record: StudyRecord) -> Illustration | Omission:
     if not quantities:
         return Omission(TITLE, "All trials have the same significance factors and scale.")
     caption = (
-        "Each dot is a trial: the significance factor of a pair, or the scale k from weights to "
+        "Each dot is a trial: the significance factor of a pair, or the scale k_w from weights to "
         "conductance, and the TNMSE it led to; the circle is the winner. Later trials are "
         "lighter. The worst 5 % lie above the figure."
     )
@@ -53,10 +53,10 @@ def illustrate(record: StudyRecord) -> Illustration | Omission:
 def _varying(record: StudyRecord) -> list[_Quantity]:
     trials, winner = record.trials, record.winner
     quantities = [
-        _Quantity(f"factor f of pair {pair + 1}", trials.f[:, pair], float(winner.f[pair]))
+        _Quantity(f"f_{pair}, factor of pair {pair}", trials.f[:, pair], float(winner.f[pair]))
         for pair in range(trials.f.shape[1])
     ]
-    quantities.append(_Quantity("k (µS per unit weight)", trials.k_w, winner.k_w))
+    quantities.append(_Quantity("k_w (µS per unit weight)", trials.k_w, winner.k_w))
     return [q for q in quantities if np.ptp(q.values[np.isfinite(q.values)]) > 0]
 
 

@@ -53,7 +53,7 @@ def illustrate(record: StudyRecord) -> Illustration | Omission:
         "How much each coordinate of the hypercube sets the best tenth of the trials apart from "
         f"the others (PED-ANOVA of Optuna, {of_how_many}): f_p is the factor of pair p, k_w the "
         "scale, g_p_k the place of pair p on its line of equal weight at knot k, delta_g_p_k the "
-        "share of the weight that the pair carries there. Pairs and knots count from 0."
+        "share of the weight that the pair carries there. Pairs and knots are counted from 0."
     )
     shown = dict(list(importance.items())[:_MOST_BARS])
     if len(shown) < len(importance):

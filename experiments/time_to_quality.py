@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs both and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--reference-popsize", type=int, default=10)
-    parser.add_argument("--n-trials", type=int, default=2000, help="of this project's study")
+    parser.add_argument("--n-trials", type=int, default=1000, help="of this project's study")
     parser.add_argument("--output", type=Path, default=Path("benchmark_time_to_quality.json"))
     options = parser.parse_args(arguments)
     problem = reference_problem()

@@ -20,7 +20,7 @@ from wpo_optuna.reporting.measurements import keep_measurements
 from wpo_optuna.search import Budget, default_batch_size, polish_best, sample, search_by_gradient
 from wpo_optuna.storage import open_storage
 from wpo_optuna.study_output import STRATEGY_FILE, hand_to_mlflow, with_provenance, write_files
-from wpo_optuna.study_plan import GRADIENT, TRIAL_RUNS, StudyPlan, check_choice
+from wpo_optuna.study_plan import DEFAULT_N_TRIALS, GRADIENT, TRIAL_RUNS, StudyPlan, check_choice
 from wpo_optuna.study_preparation import prepare
 from wpo_optuna.study_result import StudyResult
 from wpo_optuna.tracking import MlflowTracker
@@ -37,7 +37,7 @@ Callback = Callable[["Study", FrozenTrial], object]
 def run_study(
     problem: WeightProgrammingProblem,
     sampler: str = "de",
-    n_trials: int = 2000,
+    n_trials: int = DEFAULT_N_TRIALS,
     study_name: str | None = None,
     storage: str | BaseStorage = "sqlite:///wpo.db",
     tracking_uri: str | bool | None = None,

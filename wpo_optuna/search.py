@@ -11,7 +11,6 @@ from optuna.samplers import CmaEsSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import qmc
 
-from wpo_optuna.finalists import strategy_of
 from wpo_optuna.loss.expected import ExpectedEngine
 from wpo_optuna.loss.gradient_search import multi_start, polish
 from wpo_optuna.optimize import PHASE, Interruption, optimize, record
@@ -29,7 +28,12 @@ GRADIENT_START = "gradient start"
 # Trials of a study that are set aside for polishing, and what share of it at most.
 N_POLISHED = 5
 _MOST_POLISHED_SHARE = 0.05
-_POLISH_ITERATIONS = 200
+_POLISH_ITERATIONS = 60
+
+# Trials that descend before the best of them are polished, and for how many steps: with these,
+# four searches of 1000 trials all ended within 0.1 % of the lowest value known.
+_N_DESCENDING = 32
+_DESCENT_STEPS = 80
 
 # Of a gradient search: one trial for each step and one for each start.
 _STARTS_PER_STEP = 64 / 300
@@ -93,9 +97,11 @@ def sample(
 def polish_best(
     study: Study, objective: HypercubeObjective, *, n_polished: int, on_finished: OnFinished
 ) -> None:
-    """Refines the best distinct sampled trials by bounded L-BFGS and records the results.
+    """Refines the best sampled trials along the gradient and records the best distinct results.
 
-    Does nothing if the study has that many polished trials already.
+    The best trials descend together first, which sorts out in whose valley the lowest point is;
+    bounded L-BFGS then finishes the best distinct ones. Does nothing if the study has that many
+    polished trials already.
     """
     assert isinstance(objective.engine, ExpectedEngine)
     n_missing = n_polished - _n_of_phase(study, POLISH)
@@ -106,12 +112,15 @@ def polish_best(
         for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         if PHASE not in trial.user_attrs and trial.params.keys() == objective.distributions.keys()
     ]
-    best = sorted(trials, key=lambda trial: (trial.value, trial.number))[: 40 * n_missing]
-    chosen = distinct([strategy_of(objective, trial) for trial in best], n_missing)
-    if not chosen:
+    best = sorted(trials, key=lambda trial: (trial.value, trial.number))[:_N_DESCENDING]
+    if not best:
         return
-    starts = np.array([objective.point(best[i].params) for i in chosen])
-    x, tnmse = polish(objective.engine, starts, _POLISH_ITERATIONS)
+    starts = np.array([objective.point(trial.params) for trial in best])
+    *_, (x, tnmse) = multi_start(objective.engine, starts, _DESCENT_STEPS)
+    x = x[np.argsort(tnmse, kind="stable")]
+    strategies = objective.problem.hypercube.decode(x)
+    assert isinstance(strategies, list)
+    x, tnmse = polish(objective.engine, x[distinct(strategies, n_missing)], _POLISH_ITERATIONS)
     on_finished(record(study, objective, x, tnmse, POLISH))
 
 

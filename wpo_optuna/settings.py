@@ -102,7 +102,7 @@ class Settings:
         ("de", "cmaes", "tpe", "random", "qmc", "gradient"),
     )  # fmt: skip
     n_trials: int | None = _setting(
-        None, "completed trials of the study in total (2000)", _SEARCH, "N"
+        None, "completed trials of the study in total (1000)", _SEARCH, "N"
     )
     engine: str | None = _setting(
         None, "expected, montecarlo or aihwkit; by default the fastest that can be trusted with "
@@ -138,9 +138,9 @@ class Settings:
         None, "generations after the first; instead of --n-trials", _DE, "N"
     )
     mutation: str | None = _setting(
-        None, "mutation constant, or the two ends of its dithering (0.5,1)", _DE, "X[,X]"
+        None, "mutation constant, or the two ends of its dithering (0.3,0.8)", _DE, "X[,X]"
     )
-    recombination: float | None = _setting(None, "crossover probability (0.7)", _DE, "X")
+    recombination: float | None = _setting(None, "crossover probability (0.9)", _DE, "X")
     tol: float | None = _setting(
         None, "relative spread of the population at which to stop (0: never)", _DE, "X"
     )

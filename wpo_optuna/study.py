@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from wpo_optuna.study_result import StudyResult
 
 PROGRAM = "python -m wpo_optuna.study"
-DEFAULT_N_TRIALS = 2000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,6 +106,8 @@ def _run(settings: Settings, given: Sequence[str], quiet: bool) -> int:
 
 
 def _n_trials(settings: Settings, dimension: int) -> int:
+    from wpo_optuna.study_plan import DE_OPTIONS, DEFAULT_N_TRIALS
+
     if settings.maxiter is None:
         return DEFAULT_N_TRIALS if settings.n_trials is None else settings.n_trials
     if settings.n_trials is not None:
@@ -119,8 +120,6 @@ def _n_trials(settings: Settings, dimension: int) -> int:
             f"maxiter = {settings.maxiter}: generations belong to differential evolution "
             f"(sampler de, not {settings.sampler}); give n_trials."
         )
-    from wpo_optuna.study_plan import DE_OPTIONS
-
     popsize = DE_OPTIONS["popsize"] if settings.popsize is None else settings.popsize
     return (settings.maxiter + 1) * max(5, popsize * dimension)
 

@@ -18,8 +18,10 @@ SEARCHES = (*SAMPLER_NAMES, GRADIENT)
 # Which trials get an MLflow run of their own.
 TRIAL_RUNS = ("auto", "all", "best", "none")
 
+DEFAULT_N_TRIALS = 1000
+
 # Differential evolution with the settings that did best within a few thousand trials.
-DE_OPTIONS: Mapping[str, Any] = {"popsize": 5, "mutation": (0.5, 1.0), "recombination": 0.7}
+DE_OPTIONS: Mapping[str, Any] = {"popsize": 5, "mutation": (0.3, 0.8), "recombination": 0.9}
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """How much accuracy the example network keeps over a year, with and without optimised programming.
 
-``python -m experiments.digits_accuracy`` optimises the programming of the built-in digits network
-on phase-change memory, or takes a strategy with ``--strategy``, and follows the accuracy on the
-450 held-out images from a second to a year, against two equal pairs of devices and against the
-ideal digital network. The functions ``network`` and ``batches`` serve the command as well:
+``python -m experiments.digits_accuracy`` optimises the programming of the built-in digits network,
+on phase-change memory or on other hardware with ``--rpu-config``, or takes a strategy with
+``--strategy``. It follows the accuracy on the 450 held-out images from a second to a year, against
+two equal pairs of devices and against the ideal digital network. The functions ``network`` and
+``batches`` serve the command as well:
 
     python -m wpo_optuna.evaluate --model experiments.digits_accuracy:network \\
         --data experiments.digits_accuracy:batches --strategy strategy.json
@@ -31,11 +32,10 @@ from wpo_optuna.accuracy import (
 from wpo_optuna.durations import format_duration, parse_durations
 from wpo_optuna.network_forms import NetworkForms
 from wpo_optuna.progress import Progress
-from wpo_optuna.rpu_configs import named_rpu_config
+from wpo_optuna.rpu_configs import NAMED_RPU_CONFIGS, NamedRPUConfig
 from wpo_optuna.weights import read_weights
 
 T_STEPS = parse_durations("1s,1min,1h,1d,30d,1y", "t_steps")
-HARDWARE = named_rpu_config("pcm")
 
 
 def network() -> nn.Sequential:
@@ -51,15 +51,20 @@ def batches() -> list[tuple[Tensor, Tensor]]:
     return [(data.test_images, data.test_labels)]
 
 
-def optimised_strategy(n_trials: int, seed: int) -> ProgrammingStrategy:
+def times_for(hardware: NamedRPUConfig) -> tuple[float, ...]:
+    """A second to a year, or the only times that the hardware's noise model knows."""
+    return hardware.t_steps if hardware.only_these_times else T_STEPS
+
+
+def optimised_strategy(hardware: NamedRPUConfig, n_trials: int, seed: int) -> ProgrammingStrategy:
     """A strategy for the weights as they lie on the tiles, found without storage and records."""
-    hardware = HARDWARE.build()
+    rpu_config = hardware.build()
     problem = WeightProgrammingProblem(
-        weights=read_weights(network(), mapping=hardware.mapping).weights,
+        weights=read_weights(network(), mapping=rpu_config.mapping).weights,
         f_lst=[1.0, None],
-        rpu_config=hardware,
-        t_steps=list(T_STEPS),
-        g_converter_baseline=HARDWARE.baseline(),
+        rpu_config=rpu_config,
+        t_steps=times_for(hardware),
+        g_converter_baseline=hardware.baseline(),
         seed=seed,
     )
     result = run_study(
@@ -70,13 +75,16 @@ def optimised_strategy(n_trials: int, seed: int) -> ProgrammingStrategy:
     return result.strategy
 
 
-def follow(strategy: ProgrammingStrategy, repeats: int, seed: int = 0) -> MetricOverTime:
-    """The accuracy over a year with a strategy, and with the hardware's baseline."""
-    forms = NetworkForms.of(network(), HARDWARE.build())
-    total = number_of_measurements(forms, len(T_STEPS), repeats)
+def follow(
+    hardware: NamedRPUConfig, strategy: ProgrammingStrategy, repeats: int, seed: int
+) -> MetricOverTime:
+    """The accuracy over time with a strategy, and with the hardware's baseline."""
+    forms = NetworkForms.of(network(), hardware.build())
+    t_steps = times_for(hardware)
+    total = number_of_measurements(forms, len(t_steps), repeats)
     with Progress().bar("evaluating", total, "measurement") as bar:
         return compare_over_time(
-            forms, strategy, HARDWARE.baseline(), batches(), T_STEPS, accuracy,
+            forms, strategy, hardware.baseline(), batches(), t_steps, accuracy,
             metric_name="accuracy", repeats=repeats, seed=seed, on_measured=bar.update,
         )  # fmt: skip
 
@@ -99,18 +107,20 @@ def main() -> None:
     """Optimise or read a strategy, measure, and write tables and figure."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--strategy", type=Path, help="take this one instead of optimising")
+    parser.add_argument("--rpu-config", default="pcm", choices=NAMED_RPU_CONFIGS, help="hardware")
     parser.add_argument("--n-trials", type=int, default=2000, help="trials of the optimisation")
-    parser.add_argument("--repeats", type=int, default=50, help="programmings of the network")
+    parser.add_argument("--repeats", type=int, default=100, help="programmings of the network")
     parser.add_argument("--seed", type=int, default=0, help="of the optimisation and the noise")
     parser.add_argument("--output", type=Path, default=Path("wpo_results", "digits_accuracy"))
     arguments = parser.parse_args()
 
     torch.set_num_threads(1)  # layers of 64 neurons are too small to share
+    hardware = NAMED_RPU_CONFIGS[arguments.rpu_config]
     if arguments.strategy is None:
-        strategy = optimised_strategy(arguments.n_trials, arguments.seed)
+        strategy = optimised_strategy(hardware, arguments.n_trials, arguments.seed)
     else:
         strategy = ProgrammingStrategy.load(arguments.strategy)
-    result = follow(strategy, arguments.repeats, arguments.seed)
+    result = follow(hardware, strategy, arguments.repeats, arguments.seed)
     result.write_measurements(arguments.output / "measurements.csv")
     result.write_summary(arguments.output / "summary.csv")
     accuracy_figure.save(result, arguments.output, "over_time")

@@ -173,10 +173,11 @@ def test_on_tiles_of_full_size_it_is_better_and_faster_with_default_settings() -
         ),
         "ours": _example_33(WeightProgrammingOptimizer, lambda: rpu_config("pcm")),
     }
+    # Means of 20 fresh draws of 2 % standard deviation: standard errors of 0.5 %.
     tnmse = _fresh_scores(runs, repeats=20)
     assert tnmse["ours"] < 0.9 * tnmse["reference"]
+    assert tnmse["ours"] < 0.97 * runs["ours"].optimizer.loss_baseline
     assert runs["ours"].wall_s < runs["reference"].wall_s
-    assert runs["ours"].success is True
 
 
 def test_objects_have_the_attributes_of_the_references_with_equal_values() -> None:

@@ -38,7 +38,10 @@ def draw(result: MetricOverTime) -> Figure:
         axes.axhline(result.ideal, color=_IDEAL, linestyle="--", linewidth=1.2)
     for curve, colour, marker in zip(result.curves, cycle(_COLOURS), cycle(_MARKERS), strict=False):
         mean, spread = curve.mean, np.nan_to_num(curve.spread)
-        axes.fill_between(places, mean - spread, mean + spread, color=colour, alpha=0.18, lw=0)
+        axes.fill_between(places, mean - spread, mean + spread, color=colour, alpha=0.15, lw=0)
+        # Where bands overlap their edges tell which is which.
+        for edge in (mean - spread, mean + spread):
+            axes.plot(places, edge, color=colour, alpha=0.5, linewidth=0.7)
         axes.plot(places, mean, color=colour, marker=marker, markersize=5, linewidth=1.8)
     _label_curves(axes, result)
     _finish_axes(axes, result, places)

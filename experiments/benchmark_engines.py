@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -119,7 +120,7 @@ def _strategies(problem: WeightProgrammingProblem, baseline: float) -> NDArray[n
     values = np.concatenate([v for _, v in history])
     edges = [0, 0.8, 0.9, 1, 2, 4, 10]
     chosen = []
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         band = np.flatnonzero((values > low * baseline) & (values <= high * baseline))
         chosen += list(np.random.default_rng(0).choice(band, 2, replace=False))
     return points[chosen]

@@ -136,6 +136,8 @@ def test_the_command_writes_tables_figure_and_an_mlflow_run_over_time(
     assert run.info.run_id in out
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "accuracy of blobs-de"
+    # The run lasts as long as the measurements, which the files were written after.
+    assert run.info.start_time / 1000 < (here / "out" / "measurements.csv").stat().st_mtime
     assert run.data.params["baseline"] == "dual:1,1"
     assert run.data.params["repeats"] == "3"
     assert "version.aihwkit" in run.data.tags

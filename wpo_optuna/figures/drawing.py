@@ -160,7 +160,10 @@ def legend_above(figure: Figure, axes: Axes) -> None:
 def _styled() -> Iterator[None]:
     import matplotlib
 
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        # The layout is made for this style: not for that of a user's matplotlibrc.
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
         # A name in a script that the font lacks; browsers have it.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         yield

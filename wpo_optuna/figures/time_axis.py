@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Labels nearer than this fraction of the axis would overlap on a phone.
-_LABEL_WIDTH = 0.11
-_LONGEST_NAME = 6
+_LABEL_WIDTH = 0.13
+_LONGEST_NAME = 5
 
 
 def name(seconds: float) -> str:

@@ -60,6 +60,6 @@ def _draw(measured: Measurements, t_s: list[float], width: Width) -> Figure:
 def _four_nines(correlation: float) -> str:
     """A correlation with as many digits as tell it from one."""
     if not np.isfinite(correlation):
-        return "undefined"
+        return "none"
     digits = 3 if correlation < 0.999 else 4
     return f"{correlation:.{digits}f}"

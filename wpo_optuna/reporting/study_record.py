@@ -13,14 +13,15 @@ from optuna.trial import FrozenTrial, TrialState
 from wpo_optuna import study_identity as identity
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.finalists import SCORES, Scores
+from wpo_optuna.optimize import PHASE
 from wpo_optuna.reporting.measurements import Measurements, stored_measurements
 from wpo_optuna.reporting.stored_numbers import FloatArray
+from wpo_optuna.search import POLISH
 
 if TYPE_CHECKING:
     from optuna import Study
 
 _ATTRIBUTES = frozenset({"tnmse", "baseline", "f_lst", "g_lst", "k_w"})
-_PHASE, _POLISHED = "phase", "polish"
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Trials:
             baseline=np.array([v["baseline"] for v in values], dtype=np.float64),
             f=np.array([v["f_lst"] for v in values], dtype=np.float64),
             k_w=np.array([v["k_w"] for v in values], dtype=np.float64),
-            is_polished=np.array([v.get(_PHASE) == _POLISHED for v in values]),
+            is_polished=np.array([v.get(PHASE) == POLISH for v in values]),
         )
 
 

@@ -18,7 +18,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -103,17 +103,36 @@ def search_here(problem: WeightProgrammingProblem, n_trials: int) -> Search:
     )
 
 
+@dataclass
+class SearchProgress:
+    """Callback of scipy's optimiser that notes the best of each generation.
+
+    aihwkit pickles its optimiser, callback included, for its worker processes.
+
+    Attributes:
+        started: when the search started.
+        baseline: the baseline's TNMSE.
+        loss_of_zero: TNMSE at which the hypercube loss is zero.
+        times: seconds of each generation.
+        best: its best TNMSE.
+    """
+
+    started: float = 0.0
+    baseline: float = 0.0
+    loss_of_zero: float = 0.0
+    times: list[float] = field(default_factory=list)
+    best: list[float] = field(default_factory=list)
+
+    def __call__(self, intermediate_result: OptimizeResult) -> None:
+        """Notes a generation."""
+        self.times.append(time.perf_counter() - self.started)
+        self.best.append(float(intermediate_result.fun) * self.baseline + self.loss_of_zero)
+        print(f"aihwkit: {self.times[-1]:6.1f} s, TNMSE {self.best[-1]:.4f}", flush=True)
+
+
 def search_with_aihwkit(problem: WeightProgrammingProblem, popsize: int) -> Search:
     """aihwkit's optimiser until its own convergence."""
-    times: list[float] = []
-    best: list[float] = []
-
-    def note(intermediate_result: OptimizeResult) -> None:
-        loss = float(intermediate_result.fun)
-        times.append(time.perf_counter() - started)
-        best.append((loss - optimizer.loss_margin + 1) * optimizer.loss_baseline)
-        print(f"aihwkit: {times[-1]:6.1f} s, TNMSE {best[-1]:.4f}", flush=True)
-
+    progress = SearchProgress()
     optimizer = WeightProgrammingOptimizer(
         problem.weights,
         list(problem.f_lst),
@@ -122,19 +141,21 @@ def search_with_aihwkit(problem: WeightProgrammingProblem, popsize: int) -> Sear
         problem.g_converter_baseline,
         symmetric=problem.symmetric,
         popsize=popsize,
-        callback=note,
+        callback=progress,
         disp=False,
     )
     called = time.perf_counter()
     optimizer.loss_baseline = optimizer.get_loss_baseline()
-    started = time.perf_counter()
+    progress.loss_of_zero = (1 - optimizer.loss_margin) * optimizer.loss_baseline
+    progress.baseline = optimizer.loss_baseline
+    progress.started = started = time.perf_counter()
     converter, _ = optimizer.differential_weight_evolution()
     search_time = time.perf_counter() - started
     true = score(ReferenceEngine(problem), converter, seed=20240)
     return Search(
         f"aihwkit, population {popsize * problem.hypercube.dimension}",
-        times,
-        best,
+        progress.times,
+        progress.best,
         started - called,
         search_time,
         true.mean,

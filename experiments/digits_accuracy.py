@@ -1,7 +1,7 @@
 """How much accuracy the example network keeps over a year, with and without optimised programming.
 
-``python -m experiments.digits_accuracy`` optimises the programming of the built-in digits network,
-on phase-change memory or on other hardware with ``--rpu-config``, or takes a strategy with
+``python -m experiments.digits_accuracy`` optimises the programming of the built-in digits network
+on two kinds of phase-change memory (other hardware with ``--rpu-config``), or takes a strategy with
 ``--strategy``. It follows the accuracy on the 450 held-out images from a second to a year, against
 two equal pairs of devices and against the ideal digital network. The functions ``network`` and
 ``batches`` serve the command as well:
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -103,29 +104,41 @@ def conclusion(result: MetricOverTime) -> str:
     return f"after {format_duration(result.t_steps[-1])}: " + "; ".join(losses)
 
 
+def report(
+    hardware: NamedRPUConfig, strategy: ProgrammingStrategy, repeats: int, seed: int, output: Path
+) -> None:
+    """Measures, writes tables and figure, and prints the result."""
+    result = follow(hardware, strategy, repeats, seed)
+    result.write_measurements(output / "measurements.csv")
+    result.write_summary(output / "summary.csv")
+    accuracy_figure.save(result, output, "over_time")
+    strategy.save(output / "strategy.json")
+    print(f"{result.table()}\n\n{conclusion(result)}\nresults  {output}\n")
+
+
 def main() -> None:
-    """Optimise or read a strategy, measure, and write tables and figure."""
+    """Optimise or read a strategy, and report its accuracy on each hardware asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--strategy", type=Path, help="take this one instead of optimising")
-    parser.add_argument("--rpu-config", default="pcm", choices=NAMED_RPU_CONFIGS, help="hardware")
-    parser.add_argument("--n-trials", type=int, default=2000, help="trials of the optimisation")
+    parser.add_argument(
+        "--rpu-config", nargs="+", choices=NAMED_RPU_CONFIGS, help="hardware (pcm and hermes)"
+    )
+    parser.add_argument("--n-trials", type=int, default=2000, help="trials of each optimisation")
     parser.add_argument("--repeats", type=int, default=100, help="programmings of the network")
     parser.add_argument("--seed", type=int, default=0, help="of the optimisation and the noise")
     parser.add_argument("--output", type=Path, default=Path("wpo_results", "digits_accuracy"))
     arguments = parser.parse_args()
 
     torch.set_num_threads(1)  # layers of 64 neurons are too small to share
-    hardware = NAMED_RPU_CONFIGS[arguments.rpu_config]
-    if arguments.strategy is None:
-        strategy = optimised_strategy(hardware, arguments.n_trials, arguments.seed)
-    else:
-        strategy = ProgrammingStrategy.load(arguments.strategy)
-    result = follow(hardware, strategy, arguments.repeats, arguments.seed)
-    result.write_measurements(arguments.output / "measurements.csv")
-    result.write_summary(arguments.output / "summary.csv")
-    accuracy_figure.save(result, arguments.output, "over_time")
-    strategy.save(arguments.output / "strategy.json")
-    print(f"{result.table()}\n\n{conclusion(result)}\nresults  {arguments.output}")
+    warnings.filterwarnings("ignore", "Using a non-tuple sequence")  # aihwkit, of each Hermes draw
+    given = None if arguments.strategy is None else ProgrammingStrategy.load(arguments.strategy)
+    names = arguments.rpu_config or (["pcm", "hermes"] if given is None else ["pcm"])
+    for name in names:
+        hardware = NAMED_RPU_CONFIGS[name]
+        print(f"{name}: {hardware.description}")
+        strategy = given or optimised_strategy(hardware, arguments.n_trials, arguments.seed)
+        output = arguments.output / name
+        report(hardware, strategy, arguments.repeats, arguments.seed, output)
 
 
 if __name__ == "__main__":

@@ -30,14 +30,14 @@ def test_the_experiment_writes_what_it_prints(
     monkeypatch.setattr(sys, "argv", ["digits_accuracy", *arguments])
     digits_accuracy.main()
     out = capsys.readouterr().out
-    with (tmp_path / "out" / "summary.csv").open() as file:
+    with (tmp_path / "out" / "pcm" / "summary.csv").open() as file:
         last = {row["programming"]: row for row in csv.DictReader(file) if row["time"] == "1y"}
     for programming in ("baseline", "optimised"):
         mean = float(last[programming]["mean"])
         assert f"{programming} {100 * mean:.2f} % (±" in out
         assert f"{100 * (441 / 450 - mean):.2f} points below the digital network" in out
-    assert (tmp_path / "out" / "over_time.svg").is_file()
-    assert ProgrammingStrategy.load(tmp_path / "out" / "strategy.json") == STRATEGY
+    assert (tmp_path / "out" / "pcm" / "over_time.svg").is_file()
+    assert ProgrammingStrategy.load(tmp_path / "out" / "pcm" / "strategy.json") == STRATEGY
 
 
 def test_hardware_that_knows_certain_times_alone_is_followed_at_those() -> None:

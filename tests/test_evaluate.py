@@ -140,6 +140,8 @@ def test_the_command_writes_tables_figure_and_an_mlflow_run_over_time(
     assert run.info.start_time / 1000 < (here / "out" / "measurements.csv").stat().st_mtime
     assert run.data.params["baseline"] == "dual:1,1"
     assert run.data.params["repeats"] == "3"
+    assert run.data.params["rpu_config"] == "pcm"
+    assert run.data.params["metric"] == "accuracy"
     assert "version.aihwkit" in run.data.tags
 
     def series(name: str) -> list[tuple[int, float]]:

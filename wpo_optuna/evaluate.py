@@ -18,6 +18,7 @@ from wpo_optuna.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from wpo_optuna.accuracy import MetricOverTime
+    from wpo_optuna.evaluation_setup import EvaluationSetup
     from wpo_optuna.strategy import ProgrammingStrategy
 
 PROGRAM = "python -m wpo_optuna.evaluate"
@@ -148,7 +149,7 @@ def _run(settings: EvaluationSettings, quiet: bool) -> int:
             seed=settings.seed, on_measured=bar.update,
         )  # fmt: skip
     files = _write(result, setup.strategies, settings.output)
-    run_id = _track(settings, result, setup.strategies, files, started_s)
+    run_id = _track(settings, setup, result, files, started_s)
     print(_describe(settings, result, run_id))
     return 0
 
@@ -172,8 +173,8 @@ def _write(
 
 def _track(
     settings: EvaluationSettings,
+    setup: EvaluationSetup,
     result: MetricOverTime,
-    strategies: Mapping[str, ProgrammingStrategy],
     files: Sequence[Path],
     started_s: float,
 ) -> str | None:
@@ -186,10 +187,13 @@ def _track(
     from wpo_optuna.tracking import TrackingWarning
     from wpo_optuna.versions import versions
 
-    names = ("model", "data", "metric", "rpu_config", "baseline", "t_steps", "repeats", "seed")
+    names = ("model", "data", "baseline", "t_steps", "repeats", "seed")
     parameters = {name: getattr(settings, name) for name in names}
     parameters["strategy"] = " ".join(settings.strategy)
-    studies = sorted({str(s.provenance.get("study_name", "")) for s in strategies.values()} - {""})
+    parameters["metric"] = settings.metric or setup.metric_name
+    parameters["rpu_config"] = setup.hardware
+    provenances = [strategy.provenance for strategy in setup.strategies.values()]
+    studies = sorted({str(p["study_name"]) for p in provenances if "study_name" in p})
     try:
         return record(
             result,
@@ -197,7 +201,7 @@ def _track(
             tracking_uri=settings.tracking_uri,
             experiment_name=settings.experiment,
             run_name=f"{result.metric} of {', '.join(studies) or settings.strategy[0]}"[:250],
-            parameters={name: value for name, value in parameters.items() if value is not None},
+            parameters=parameters,
             tags={f"version.{name}": version for name, version in versions().items()},
             started_s=started_s,
         )

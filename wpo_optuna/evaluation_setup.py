@@ -30,6 +30,7 @@ class EvaluationSetup:
 
     Attributes:
         network: the network, digital and analog.
+        hardware: name of its hardware; that of an analog model is its own.
         strategies: the optimised strategies by layer; ``"*"`` for all layers.
         baseline: the programming to compare with.
         data: batches for the metric, which may be read many times.
@@ -39,6 +40,7 @@ class EvaluationSetup:
     """
 
     network: NetworkForms
+    hardware: str
     strategies: Mapping[str, ProgrammingStrategy]
     baseline: BaseConductanceConverter
     data: Iterable[Any]
@@ -66,9 +68,16 @@ def set_up_evaluation(
     strategies = read_strategies(strategy)
     converter = _read_baseline(baseline, tuple(strategies.values()))
     chosen_metric, metric_name = _load_metric(metric)
-    network = _load_network(model, rpu_config)
+    network, hardware = _load_network(model, rpu_config)
     return EvaluationSetup(
-        network, strategies, converter, _load_data(data), chosen_metric, metric_name, times
+        network,
+        hardware,
+        strategies,
+        converter,
+        _load_data(data),
+        chosen_metric,
+        metric_name,
+        times,
     )
 
 
@@ -104,11 +113,14 @@ def _read_baseline(
     return parse_converter(text, g_min, g_max, "baseline")
 
 
-def _load_network(reference: str, rpu_config: str | None) -> NetworkForms:
+def _load_network(reference: str, rpu_config: str | None) -> tuple[NetworkForms, str]:
+    """The network, and the name of its hardware."""
     model = call_function(load_function(reference, "model"), reference, "model")
     is_analog = isinstance(model, nn.Module) and any(analog_tiles(model))
     name = DEFAULT_RPU_CONFIG if rpu_config is None and not is_analog else rpu_config
-    return NetworkForms.of(model, None if name is None else rpu_configs.rpu_config(name))
+    if name is None:
+        return NetworkForms.of(model, None), "the model's own"
+    return NetworkForms.of(model, rpu_configs.rpu_config(name)), name
 
 
 def _load_data(reference: str) -> Iterable[Any]:

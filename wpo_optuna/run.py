@@ -16,10 +16,15 @@ from wpo_optuna.loss.parallel import ParallelEngine
 from wpo_optuna.objective import HypercubeObjective
 from wpo_optuna.optimize import Interruption, interruptible
 from wpo_optuna.progress import Progress
-from wpo_optuna.reporting.measurements import keep_measurements
 from wpo_optuna.search import Budget, default_batch_size, polish_best, sample, search_by_gradient
 from wpo_optuna.storage import open_storage
-from wpo_optuna.study_output import STRATEGY_FILE, hand_to_mlflow, with_provenance, write_files
+from wpo_optuna.study_output import (
+    STRATEGY_FILE,
+    hand_to_mlflow,
+    keep_report_data,
+    with_provenance,
+    write_files,
+)
 from wpo_optuna.study_plan import DEFAULT_N_TRIALS, GRADIENT, TRIAL_RUNS, StudyPlan, check_choice
 from wpo_optuna.study_preparation import prepare
 from wpo_optuna.study_result import StudyResult
@@ -234,7 +239,7 @@ class _Run:
         strategy = with_provenance(
             strategy_of(self.objective, winner), self.study, self.objective, scores
         )
-        keep_measurements(self.study, self.objective, scores, strategy, self.progress)
+        keep_report_data(self.study, self.objective, scores, strategy, self.progress)
         files = None
         if self.plan.output is not None:
             directory = self.plan.output / self.study.study_name

@@ -67,9 +67,10 @@ def _run(settings: Settings, given: Sequence[str], quiet: bool) -> int:
 
     check_aihwkit()
     from wpo_optuna.problem_setup import set_up_problem
+    from wpo_optuna.progress import Progress
     from wpo_optuna.run import run_study
 
-    setup = set_up_problem(settings, show_progress_bar=not quiet)
+    setup = set_up_problem(settings, show_progress_bar=Progress(not quiet).shown)
     if settings.weights is not None and not quiet:
         print(setup.checkpoint.listing())
     study_name = settings.study_name or f"{setup.label}-{settings.sampler}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wpo_optuna.report import REPORT_FILE, ReportFiles, write_report
+from wpo_optuna.reporting.measurements import keep_measurements
 from wpo_optuna.versions import versions
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from wpo_optuna.finalists import Scores
     from wpo_optuna.objective import HypercubeObjective
+    from wpo_optuna.progress import Progress
     from wpo_optuna.strategy import ProgrammingStrategy
     from wpo_optuna.tracking import MlflowTracker
 
@@ -56,6 +58,20 @@ def with_provenance(
             "versions": versions(),
         },
     )
+
+
+def keep_report_data(
+    study: Study,
+    objective: HypercubeObjective,
+    scores: Scores,
+    strategy: ProgrammingStrategy,
+    progress: Progress,
+) -> None:
+    """Measures what a report shows of the hardware and the winner; a failure is a warning."""
+    try:
+        keep_measurements(study, objective, scores, strategy, progress)
+    except Exception as error:  # figures are not worth the loss of a result
+        warnings.warn(f"The report will lack figures: {error}", ReportWarning, stacklevel=2)
 
 
 def write_files(

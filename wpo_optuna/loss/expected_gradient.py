@@ -12,12 +12,12 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from wpo_optuna.loss import expected_kernel as forward
+from wpo_optuna.loss.compiled import compiled, compiled_inline
 from wpo_optuna.loss.expected_kernel import Drifting, Programmed, Work
-from wpo_optuna.loss.expected_readout import INLINED, OPTIONS, read, read_adjoint
+from wpo_optuna.loss.expected_readout import read, read_adjoint
 from wpo_optuna.loss.expected_tables import DeviceTables, ExpectedTables, Places, Rule
 from wpo_optuna.loss.expected_torch import SMALLEST_READOUT, SMALLEST_VARIANCE, SPAN_POINTS
 
@@ -48,7 +48,7 @@ class Gradient(NamedTuple):
     moments: FloatArray
 
 
-@njit(**OPTIONS)
+@compiled
 def expected_tnmse_and_gradient(
     coefficients: FloatArray, curves: FloatArray, tables: ExpectedTables
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -74,7 +74,7 @@ def expected_tnmse_and_gradient(
     return values, in_coefficients, in_curves
 
 
-@njit(**OPTIONS)
+@compiled
 def _allocate(n_devices: int, n_knots: int, tables: ExpectedTables) -> Gradient:
     n_nodes, n_extremes = len(tables.nodes.weights), len(tables.extremes.weights)
     _, n_times, n_factors = tables.devices.target.shape
@@ -90,7 +90,7 @@ def _allocate(n_devices: int, n_knots: int, tables: ExpectedTables) -> Gradient:
     )
 
 
-@njit(**OPTIONS)
+@compiled
 def _differentiate(
     a: FloatArray, curves: FloatArray, tables: ExpectedTables, work: Work, gradient: Gradient
 ) -> float:
@@ -136,7 +136,7 @@ def _differentiate(
     return value
 
 
-@njit(**OPTIONS)
+@compiled
 def _clear(gradient: Gradient) -> None:
     """Sets everything that is added to, rather than filled, to zero."""
     gradient.coefficients[:] = 0
@@ -149,7 +149,7 @@ def _clear(gradient: Gradient) -> None:
     gradient.extremes.variance[:] = 0
 
 
-@njit(**OPTIONS)
+@compiled
 def _mean_squared_error(
     given: float, tables: ExpectedTables, work: Work, gradient: Gradient
 ) -> None:
@@ -182,7 +182,7 @@ def _mean_squared_error(
 _Sums = tuple[float, float, float, float, float, float, float]
 
 
-@njit(**OPTIONS)
+@compiled
 def _compensated(
     given: float,
     r0: float,
@@ -230,7 +230,7 @@ def _compensated(
     return in_r0, in_variance / r0**2, factor**2 * in_squared, factor * in_crossed, in_sums
 
 
-@njit(**OPTIONS)
+@compiled
 def _sums_of_weights(
     t: int, in_square: float, in_cross: float, nodes: Places, in_moments: FloatArray
 ) -> None:
@@ -243,7 +243,7 @@ def _sums_of_weights(
         in_moments[q, t, 4] = 0.0
 
 
-@njit(**OPTIONS)
+@compiled
 def _sums_of_readouts(
     t: int, square: float, in_sums: _Sums, tables: ExpectedTables, work: Work, gradient: Gradient
 ) -> None:
@@ -277,7 +277,7 @@ def _sums_of_readouts(
         gradient.moments[q, t, 1] += nodes.shares[q] * readout.variance_per_square * in_added
 
 
-@njit(**OPTIONS)
+@compiled
 def _read_reference(
     in_r0: float, in_variance0: float, tables: ExpectedTables, work: Work, gradient: Gradient
 ) -> None:
@@ -301,7 +301,7 @@ def _read_reference(
         gradient.nodes.variance[q] += shares[q] * in_square
 
 
-@njit(**OPTIONS)
+@compiled
 def _moments_in_time(
     a: FloatArray,
     curves: FloatArray,
@@ -349,7 +349,7 @@ def _moments_in_time(
     return in_span + in_scale / max_weight_us, -in_scale * scale / max_weight_us
 
 
-@njit(**OPTIONS)
+@compiled
 def _mix(
     deviation: float,
     programming: Rule,
@@ -387,7 +387,7 @@ def _mix(
     return in_deviation
 
 
-@njit(**INLINED)
+@compiled_inline
 def _given_programmed(
     d: int,
     a: FloatArray,
@@ -422,7 +422,7 @@ def _given_programmed(
     return in_place / (devices.g_us[i + 1] - devices.g_us[i]), in_scale
 
 
-@njit(**OPTIONS)
+@compiled
 def _factors_of_targets(
     targets: FloatArray,
     devices: DeviceTables,
@@ -440,7 +440,7 @@ def _factors_of_targets(
         in_nodes.targets[q, d] += total / (devices.g_us[i + 1] - devices.g_us[i])
 
 
-@njit(**OPTIONS)
+@compiled
 def _largest_programmed(
     in_mean: float,
     in_deviation: float,
@@ -472,7 +472,7 @@ def _largest_programmed(
                 in_extremes.variance[j] -= given * (of_low * low + of_high * high) / (2 * sigma)
 
 
-@njit(**OPTIONS)
+@compiled
 def _program(
     a: FloatArray,
     scale: float,

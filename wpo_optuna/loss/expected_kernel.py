@@ -12,12 +12,12 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 from scipy.special import log_ndtr
 from scipy.stats import norm
 
-from wpo_optuna.loss.expected_readout import INLINED, OPTIONS, read
+from wpo_optuna.loss.compiled import compiled, compiled_inline
+from wpo_optuna.loss.expected_readout import read
 from wpo_optuna.loss.expected_tables import (
     DeviceTables,
     ExpectedTables,
@@ -90,7 +90,7 @@ class Work(NamedTuple):
     moments: FloatArray
 
 
-@njit(**OPTIONS)
+@compiled
 def expected_tnmse(
     coefficients: FloatArray, curves: FloatArray, tables: ExpectedTables
 ) -> FloatArray:
@@ -122,7 +122,7 @@ def expected_tnmse(
     return values
 
 
-@njit(**OPTIONS)
+@compiled
 def allocate(n_devices: int, tables: ExpectedTables) -> Work:
     """Memory for strategies of so many devices."""
     n_nodes, n_extremes = len(tables.nodes.weights), len(tables.extremes.weights)
@@ -141,7 +141,7 @@ def allocate(n_devices: int, tables: ExpectedTables) -> Work:
     )
 
 
-@njit(**OPTIONS)
+@compiled
 def largest_at_knots(a: FloatArray, curves: FloatArray) -> tuple[float, int]:
     """The weight at a knot that is largest in size, in µS with its sign, and the knot."""
     largest, knot = 0.0, 0
@@ -154,7 +154,7 @@ def largest_at_knots(a: FloatArray, curves: FloatArray) -> tuple[float, int]:
     return largest, knot
 
 
-@njit(**OPTIONS)
+@compiled
 def program(
     a: FloatArray,
     curves: FloatArray,
@@ -178,7 +178,7 @@ def program(
         programmed.variance[q] = variance * scale**2
 
 
-@njit(**INLINED)
+@compiled_inline
 def locate(g: float, grid: FloatArray) -> tuple[int, float]:
     """Cell of the grid of conductances, and place in it from 0 to 1."""
     n_cells = len(grid) - 1
@@ -187,11 +187,11 @@ def locate(g: float, grid: FloatArray) -> tuple[int, float]:
     return i, (g - grid[i]) / (grid[i + 1] - grid[i])
 
 
-@njit(**OPTIONS)
+@compiled
 def largest_programmed(counts: FloatArray, extremes: Programmed) -> tuple[float, float]:
     """Mean and standard deviation of m', the largest absolute programmed weight."""
     lowest, step = span_range(extremes)
-    mean, mean_square = lowest, lowest**2
+    mean, mean_square = lowest, lowest**2 + step**2 / 6
     for k in range(SPAN_POINTS):
         x = lowest + k * step
         beyond = 1 - math.exp(log_probability_within(x, counts, extremes))
@@ -202,7 +202,7 @@ def largest_programmed(counts: FloatArray, extremes: Programmed) -> tuple[float,
     return mean, math.sqrt(max(mean_square - mean**2, SMALLEST_VARIANCE))
 
 
-@njit(**OPTIONS)
+@compiled
 def span_range(extremes: Programmed) -> tuple[float, float]:
     """Lowest place and step of the rule for the largest programmed weight."""
     lowest, highest = 0.0, 0.0
@@ -214,7 +214,7 @@ def span_range(extremes: Programmed) -> tuple[float, float]:
     return lowest, (highest - lowest) / (SPAN_POINTS - 1)
 
 
-@njit(**OPTIONS)
+@compiled
 def log_probability_within(x: float, counts: FloatArray, extremes: Programmed) -> float:
     """Logarithm of the probability that no programmed weight exceeds x in size."""
     logarithm = 0.0
@@ -227,7 +227,7 @@ def log_probability_within(x: float, counts: FloatArray, extremes: Programmed) -
     return logarithm
 
 
-@njit(**INLINED)
+@compiled_inline
 def tabulated_log_ndtr(z: float) -> tuple[float, float]:
     """log Φ(z) and its derivative, by cubic interpolation."""
     if z >= _Z_HIGH:
@@ -244,7 +244,7 @@ def tabulated_log_ndtr(z: float) -> tuple[float, float]:
     return value, (first + x * (2 * square + 3 * x * cube)) / width
 
 
-@njit(**OPTIONS)
+@compiled
 def moments_in_time(
     a: FloatArray,
     curves: FloatArray,
@@ -270,7 +270,7 @@ def moments_in_time(
         _mix(deviation, programming, work.given[q], work.moments[q])
 
 
-@njit(**INLINED)
+@compiled_inline
 def factors_of_targets(
     targets: FloatArray, table: FloatArray, grid: FloatArray, drifting: Drifting
 ) -> None:
@@ -283,7 +283,7 @@ def factors_of_targets(
                 by_target[d, t, r] = table[i, t, r] * (1 - y) + table[i + 1, t, r] * y
 
 
-@njit(**INLINED)
+@compiled_inline
 def knot_place(relative: float, n_knots: int) -> tuple[int, float]:
     """Knot on the left of a weight relative to the span, and place between it and the next."""
     position = min(max((relative + 1) * ((n_knots - 1) * 0.5), 0.0), n_knots - 1.0)
@@ -291,7 +291,7 @@ def knot_place(relative: float, n_knots: int) -> tuple[int, float]:
     return k, position - k
 
 
-@njit(**INLINED)
+@compiled_inline
 def _given_programmed(
     a: FloatArray, scale: float, present: FloatArray, drifting: Drifting, given: FloatArray
 ) -> None:
@@ -309,7 +309,7 @@ def _given_programmed(
         given[t, 0], given[t, 1], given[t, 2], given[t, 3] = c1, c2, 2 * c3, 6 * c4
 
 
-@njit(**INLINED)
+@compiled_inline
 def device_moments(d: int, t: int, present: FloatArray, drifting: Drifting) -> tuple[float, float]:
     """Mean, and relative second moment less 1, of a device's conductance at a time."""
     i, y, target = drifting.cells[d], drifting.places[d], drifting.by_target
@@ -326,7 +326,7 @@ def device_moments(d: int, t: int, present: FloatArray, drifting: Drifting) -> t
     return mean, second - 1
 
 
-@njit(**INLINED)
+@compiled_inline
 def _mix(deviation: float, programming: Rule, given: FloatArray, moments: FloatArray) -> None:
     """Moments (T, 5) from the cumulants (H, T, 4) given the programmed weight."""
     for t in range(given.shape[1]):
@@ -347,7 +347,7 @@ def _mix(deviation: float, programming: Rule, given: FloatArray, moments: FloatA
         moments[t, 4] = max(fourth - 3 * (square - mean**2) ** 2, 0.0)
 
 
-@njit(**OPTIONS)
+@compiled
 def mean_squared_error(tables: ExpectedTables, work: Work) -> float:
     """Mean squared error over times and nodes."""
     nodes, compensation = tables.nodes, tables.compensation
@@ -364,7 +364,7 @@ def mean_squared_error(tables: ExpectedTables, work: Work) -> float:
     return total / n_times
 
 
-@njit(**OPTIONS)
+@compiled
 def read_reference(tables: ExpectedTables, work: Work) -> tuple[float, float]:
     """Mean of the reference read-out, and mean variance of a single one; fills ``work.slope``."""
     compensation, readout = tables.compensation, tables.readout
@@ -383,19 +383,19 @@ def read_reference(tables: ExpectedTables, work: Work) -> tuple[float, float]:
     return max(mean, SMALLEST_READOUT), variance
 
 
-@njit(**OPTIONS)
+@compiled
 def mean_square_programmed(shares: FloatArray, programmed: Programmed) -> float:
     """Mean of ŵ² over the nodes."""
     return np.sum(shares * (programmed.mean**2 + programmed.variance))
 
 
-@njit(**INLINED)
+@compiled_inline
 def added_variance(mean_square: float, readout: ReadoutTables) -> float:
     """Variance that input noise adds to each output."""
     return readout.variance_per_square * mean_square + readout.added_variance
 
 
-@njit(**OPTIONS)
+@compiled
 def sums_of_weights(t: int, nodes: Places, moments: FloatArray) -> tuple[float, float]:
     """Means of w_t² and of W w_t over the nodes."""
     square, cross = 0.0, 0.0
@@ -405,7 +405,7 @@ def sums_of_weights(t: int, nodes: Places, moments: FloatArray) -> tuple[float, 
     return square, cross
 
 
-@njit(**OPTIONS)
+@compiled
 def sums_of_readouts(
     t: int, square: float, n_columns: int, nodes: Places, readout: ReadoutTables, work: Work
 ) -> tuple[float, float, float, float, float, float, float]:
@@ -436,7 +436,7 @@ def sums_of_readouts(
     return max(mean, SMALLEST_READOUT), variance, both, mean0, weight0, mean1, weight1
 
 
-@njit(**OPTIONS)
+@compiled
 def _compensated(
     r0: float,
     variance0: float,

@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from wpo_optuna.loss.compiled import compiled, compiled_inline
 from wpo_optuna.loss.expected_tables import ReadoutTables
 from wpo_optuna.loss.expected_torch import SMALLEST_RELATIVE_CUMULANT, SMALLEST_VARIANCE
 from wpo_optuna.loss.gamma_excess import (
@@ -23,19 +23,8 @@ from wpo_optuna.loss.gamma_excess import (
 
 FloatArray = NDArray[np.float64]
 
-# Sums may be reordered, so that they use vector registers; NaN and infinity keep their meaning,
-# since an undefined loss must come out as NaN.
-OPTIONS = {
-    "cache": True,
-    "nogil": True,
-    "error_model": "numpy",
-    "fastmath": {"reassoc", "contract", "arcp", "nsz"},
-}
-# For what is called thousands of times per candidate.
-INLINED = OPTIONS | {"forceinline": True}
 
-
-@njit(**INLINED)
+@compiled_inline
 def read(
     mean: float, variance: float, third: float, fourth: float, readout: ReadoutTables
 ) -> tuple[float, float, float]:
@@ -60,7 +49,7 @@ def read(
     return response, slope, second_moment - response**2
 
 
-@njit(**INLINED)
+@compiled_inline
 def place_of(mean: float, variance: float, readout: ReadoutTables) -> tuple[int, int, float, float]:
     """Cell of the table for mean and variance, and place in it."""
     n_rows, n_columns = readout.values.shape[0] - 1, readout.values.shape[1] - 1
@@ -72,14 +61,14 @@ def place_of(mean: float, variance: float, readout: ReadoutTables) -> tuple[int,
     return i, j, position - i, (variance - lower) / (upper - lower)
 
 
-@njit(**INLINED)
+@compiled_inline
 def variance_at(column: int, readout: ReadoutTables) -> float:
     """Variance that a column of the table stands for."""
     relative = column / (readout.values.shape[1] - 1)
     return (readout.largest_deviation * relative**2) ** 2
 
 
-@njit(**INLINED)
+@compiled_inline
 def bilinear(table: FloatArray, i: int, j: int, x: float, y: float, channel: int) -> float:
     """Interpolates one channel of a table."""
     below = table[i, j, channel] * (1 - x) + table[i + 1, j, channel] * x
@@ -87,7 +76,7 @@ def bilinear(table: FloatArray, i: int, j: int, x: float, y: float, channel: int
     return below * (1 - y) + above * y
 
 
-@njit(**INLINED)
+@compiled_inline
 def shape_of(
     mean: float, variance: float, third: float, fourth: float
 ) -> tuple[float, float, float]:
@@ -97,7 +86,7 @@ def shape_of(
     return abs(mean) / deviation, min(max(asymmetry, -1.0), 1.0), width / variance
 
 
-@njit(**INLINED)
+@compiled_inline
 def excess(
     z: float, asymmetry: float, scale: float, table: FloatArray
 ) -> tuple[float, float, float, float]:
@@ -129,7 +118,7 @@ def excess(
     )
 
 
-@njit(**OPTIONS)
+@compiled
 def read_adjoint(
     mean: float,
     variance: float,
@@ -180,7 +169,7 @@ def read_adjoint(
     return in_mean, per_y / height, in_third, in_fourth
 
 
-@njit(**INLINED)
+@compiled_inline
 def _gradient_in_cell(
     table: FloatArray,
     i: int,

@@ -25,8 +25,8 @@ from wpo_optuna.loss.gamma_excess import (
 
 # Places in the trapezoidal rule for the largest programmed weight, and how many standard
 # deviations it reaches below and above the extremes.
-SPAN_POINTS = 20
-SPAN_BELOW, SPAN_ABOVE = 3.5, 5.5
+SPAN_POINTS = 32
+SPAN_BELOW, SPAN_ABOVE = 4.5, 6.0
 
 # aihwkit's lower bound of a drift read-out.
 SMALLEST_READOUT = 1e-4
@@ -130,7 +130,8 @@ def _moments_of_largest(mean: Tensor, variance: Tensor, counts: Tensor) -> tuple
     ends[0] = ends[-1] = 0.5
     beyond = beyond * ends
     first = lowest + step * beyond.sum(dim=1)
-    return first, lowest**2 + 2 * step * (beyond * x).sum(dim=1)
+    # The integrand of the mean square has a slope of 2 at the lower end (Euler and Maclaurin).
+    return first, lowest**2 + 2 * step * (beyond * x).sum(dim=1) + step**2 / 6
 
 
 @dataclass

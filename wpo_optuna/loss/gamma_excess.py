@@ -52,7 +52,6 @@ def gamma_excess_table() -> FloatArray:
             table[:, row, column] = 2 / np.pi * ((missing * du / u**2) @ phases).real
     # Continuous where it ends.
     table[-1] = 0.0
-    table.setflags(write=False)
     return table
 
 

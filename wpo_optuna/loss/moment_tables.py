@@ -146,7 +146,7 @@ class _Sampler:
 
     def programmed(self, g: Tensor) -> Tensor:
         """Conductances (S, G) right after programming to the targets g (G,)."""
-        with self._noise as noise:
+        with self._noise as noise, np.errstate(all="ignore"):
             return self._model.apply_programming_noise_to_conductance(_repeated(g, noise))
 
     def at_time(self, t: float, present: Tensor, target: Tensor) -> Tensor:
@@ -164,7 +164,8 @@ class _Sampler:
     def _drifted(
         self, noise: LowDiscrepancyNoise, t: float, present: Tensor, target: Tensor
     ) -> Tensor:
-        with noise:
+        # What comes out undefined is marked, and needs no warning.
+        with noise, np.errstate(all="ignore"):
             nu = self._model.generate_drift_coefficients(_repeated(target, noise))
             return self._model.apply_drift_noise_to_conductance(_repeated(present, noise), nu, t)
 

@@ -1,0 +1,210 @@
+"""The expected engine as others use it: what it evaluates, repeats and refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from aihwkit.inference.compensation.drift import GlobalDriftCompensation
+from aihwkit.inference.converter.conductance import (
+    DualPairConductanceConverter,
+    NPairConductanceConverter,
+    SingleDeviceConductanceConverter,
+    SinglePairConductanceConverter,
+)
+from aihwkit.inference.noise.pcm import PCMLikeNoiseModel
+from aihwkit.inference.noise.reram import ReRamCMONoiseModel
+from aihwkit.simulator.configs import InferenceRPUConfig
+from aihwkit.simulator.parameters.io import IOParametersIRDropT
+from expected_problems import PROBLEMS, device_problem
+from small_problems import small_problem, small_rpu_config
+from torch import Tensor
+
+from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.loss import make_engine
+from wpo_optuna.loss.expected import ExpectedEngine
+from wpo_optuna.loss.monte_carlo import MonteCarloEngine
+from wpo_optuna.loss.self_check import check_engine
+
+CONVERTERS: dict[str, Any] = {
+    "single pair": SinglePairConductanceConverter(g_min=0.0, g_max=25.0),
+    "single pair above zero": SinglePairConductanceConverter(g_min=3.0, g_max=20.0),
+    "two pairs": DualPairConductanceConverter([1.0, 1.0], g_min=0.0, g_max=25.0),
+    "three pairs": NPairConductanceConverter([1.0, 2.0, 0.5], g_min=0.0, g_max=25.0),
+    "beyond the problem's range": DualPairConductanceConverter([1.0, 3.0], g_min=0.0, g_max=30.0),
+}
+
+
+@pytest.fixture(scope="module")
+def engine() -> ExpectedEngine:
+    return ExpectedEngine(device_problem(rows=128))
+
+
+@pytest.mark.parametrize("name", CONVERTERS)
+def test_any_converter_of_pairs_is_evaluated(engine: ExpectedEngine, name: str) -> None:
+    converter = CONVERTERS[name]
+    drawn = MonteCarloEngine(engine.problem).tnmse_of(converter, repeats=100)
+    expected = engine.tnmse_of(converter, repeats=3)
+    assert expected.shape == (3,)
+    assert (expected == expected[0]).all()
+    # Four standard errors beyond a bound of 1 %: five of them fail with a rate of 3e-4 if every
+    # one is exactly at the bound, where none is near.
+    error = drawn.std(ddof=1) / 10
+    assert abs(expected[0] - drawn.mean()) < 0.01 * drawn.mean() + 4 * error
+
+
+def test_a_strategys_own_converter_has_the_value_of_its_point(engine: ExpectedEngine) -> None:
+    x = np.random.default_rng(0).random((3, engine.problem.hypercube.dimension))
+    values = engine.tnmse(x)
+    for strategy, value in zip(engine.problem.hypercube.decode(x), values, strict=True):
+        assert engine.tnmse_of(strategy.to_converter(), 1)[0] == pytest.approx(value, rel=1e-9)
+
+
+def test_values_repeat_in_another_process(engine: ExpectedEngine) -> None:
+    script = (
+        "import numpy as np; from small_problems import small_problem;"
+        "from wpo_optuna.loss import make_engine; p = small_problem();"
+        "x = np.random.default_rng(0).random((4, p.hypercube.dimension));"
+        "print(make_engine('expected', p).tnmse(x).tobytes().hex())"
+    )
+    problem = small_problem()
+    x = np.random.default_rng(0).random((4, problem.hypercube.dimension))
+    here = make_engine("expected", problem).tnmse(x).tobytes().hex()
+    finished = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"},
+    )
+    assert finished.stdout.strip() == here
+
+
+def test_seed_changes_nothing_and_one_point_may_stand_alone(engine: ExpectedEngine) -> None:
+    x = np.random.default_rng(0).random(engine.problem.hypercube.dimension)
+    assert engine.tnmse(x).shape == (1,)
+    assert engine.tnmse(x, seed=1) == engine.tnmse(x, seed=2)
+    value, gradient = engine.value_and_grad(x)
+    assert value.shape == (1,)
+    assert gradient.shape == (1, len(x))
+
+
+def test_nothing_is_drawn_from_the_global_generators() -> None:
+    torch.manual_seed(3)
+    np.random.seed(3)  # noqa: NPY002
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    problem = small_problem()
+    engine = ExpectedEngine(problem)
+    engine.tnmse_of(problem.g_converter_baseline)
+    engine.tnmse(np.zeros(problem.hypercube.dimension))
+    assert torch.equal(before, torch.get_rng_state())
+    np.testing.assert_array_equal(numpy_before, np.random.get_state()[1])  # noqa: NPY002
+
+
+def test_its_tables_take_less_than_three_seconds_of_one_core() -> None:
+    problem = PROBLEMS["reference"]()
+    start = time.process_time()
+    ExpectedEngine(problem)
+    assert time.process_time() - start < 3
+
+
+def test_undefined_conductances_make_the_loss_infinite() -> None:
+    # The model's read noise takes a logarithm, of conductances that may have become negative.
+    model = ReRamCMONoiseModel(g_min=0.0, g_max=88.2)
+    baseline = DualPairConductanceConverter([1.0, 1.0], g_min=0.0, g_max=88.2)
+    problem = small_problem(rpu_config=small_rpu_config(model), g_converter_baseline=baseline)
+    engine = ExpectedEngine(problem)
+    assert engine.tnmse_of(baseline, 2).tolist() == [np.inf, np.inf]
+    x = np.random.default_rng(0).random((20, problem.hypercube.dimension))
+    drawn = np.isinf(MonteCarloEngine(problem).tnmse(x))
+    assert 10 < drawn.sum() < 20
+    np.testing.assert_array_equal(np.isinf(engine.tnmse(x)), drawn)
+    np.testing.assert_array_equal(np.isinf(engine.value_and_grad(x)[0]), drawn)
+
+
+def test_points_outside_the_cube_are_refused(engine: ExpectedEngine) -> None:
+    for x in (np.zeros((2, 3)), np.full(engine.problem.hypercube.dimension, 1.5)):
+        with pytest.raises(InvalidArgument):
+            engine.tnmse(x)
+        with pytest.raises(InvalidArgument):
+            engine.value_and_grad(x)
+
+
+class OwnCompensation(GlobalDriftCompensation):
+    """Might do anything."""
+
+
+class OwnProgramming(PCMLikeNoiseModel):
+    """Replaces what is element by element in the base class."""
+
+    def apply_programming_noise(self, weights: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return super().apply_programming_noise(weights - weights.mean())
+
+
+def _with_ir_drop(rpu_config: InferenceRPUConfig) -> InferenceRPUConfig:
+    rpu_config.forward = IOParametersIRDropT()
+    return rpu_config
+
+
+@pytest.mark.parametrize(
+    ("rpu_config", "names"),
+    [
+        (small_rpu_config(compensation=OwnCompensation()), "OwnCompensation.*aihwkit"),
+        (small_rpu_config(OwnProgramming()), "OwnProgramming.*apply_programming_noise.*aihwkit"),
+        (small_rpu_config(ir_drop=1.0), "forward.*aihwkit"),
+        (_with_ir_drop(small_rpu_config()), "forward.*aihwkit"),
+    ],
+    ids=["compensation", "noise model", "IR drop", "IR drop in time"],
+)
+def test_hardware_of_unknown_expectation_is_refused_by_name(
+    rpu_config: InferenceRPUConfig, names: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=names) as refusal:
+        ExpectedEngine(small_problem(rpu_config=rpu_config))
+    assert str(refusal.value).count("\n") == 0
+
+
+def test_a_converter_that_is_no_sum_of_pairs_is_refused(engine: ExpectedEngine) -> None:
+    converter = SingleDeviceConductanceConverter(g_min=0.0, g_max=25.0)
+    with pytest.raises(InvalidArgument, match=r"SingleDeviceConductanceConverter.*montecarlo"):
+        engine.tnmse_of(converter)
+
+
+def test_self_check_measures_an_engines_deviation() -> None:
+    class TenPerCentOff(ExpectedEngine):
+        def tnmse(self, x: Any, seed: int | None = None) -> np.ndarray:
+            return 1.1 * super().tnmse(x, seed)
+
+    problem = small_problem()
+    reference = make_engine("aihwkit", problem)
+    x = np.random.default_rng(0).random((3, problem.hypercube.dimension))
+    honest = check_engine(ExpectedEngine(problem), reference, x, draws=40)
+    biased = check_engine(TenPerCentOff(problem), reference, x, draws=40)
+    assert len(honest.deviations) == len(honest.standard_errors) == 3
+    # Two standard errors are forgiven, so that three deviations of chance rarely count.
+    assert honest.worst < 0.02
+    # The same draws: seeded, but for the read-out's noise.
+    assert biased.mean - honest.mean == pytest.approx(0.1, abs=0.03)
+    assert biased.worst > 0.03
+
+
+@pytest.mark.slow
+def test_it_evaluates_a_thousand_times_the_references_candidates_per_second() -> None:
+    problem = PROBLEMS["reference"]()
+    engine, reference = ExpectedEngine(problem), make_engine("aihwkit", problem)
+    x = np.random.default_rng(0).random((1024, problem.hypercube.dimension))
+    engine.tnmse(x[:2])
+    ratios = []
+    for _ in range(5):
+        start = time.process_time()
+        reference.tnmse(x[:10])
+        of_reference = (time.process_time() - start) / 10
+        start = time.process_time()
+        engine.tnmse(x)
+        ratios.append(of_reference / ((time.process_time() - start) / len(x)))
+    assert np.median(ratios) > 1000

@@ -1,0 +1,54 @@
+"""Compilation of the expected loss by numba, kept on disk for as long as its sources stay the same.
+
+numba notices when the file of a cached function changes, but not when another file does whose
+functions or constants were compiled into it. Here all files of the expected loss count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from numba import njit
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+# Sums may be reordered, so that they use vector registers; NaN and infinity keep their meaning,
+# since an undefined loss must come out as NaN.
+_OPTIONS: dict[str, Any] = {
+    "cache": True,
+    "nogil": True,
+    "error_model": "numpy",
+    "fastmath": {"reassoc", "contract", "arcp", "nsz"},
+}
+
+
+def compiled(function: _Function) -> _Function:
+    """Compiles a function on first use."""
+    return _with_common_stamp(njit(**_OPTIONS)(function))
+
+
+def compiled_inline(function: _Function) -> _Function:
+    """Compiles a function into those that call it, for what is called thousands of times."""
+    return _with_common_stamp(njit(**_OPTIONS, forceinline=True)(function))
+
+
+def _hash_of_sources() -> str:
+    contents = hashlib.sha256()
+    here = Path(__file__).parent
+    for path in sorted(
+        [*here.glob("expected*.py"), here / "compiled.py", here / "gamma_excess.py"]
+    ):
+        contents.update(path.read_bytes())
+    return contents.hexdigest()
+
+
+_STAMP = _hash_of_sources()
+
+
+def _with_common_stamp(dispatcher: Any) -> Any:
+    # What numba compares to tell whether a cached function is up to date.
+    dispatcher._cache._cache_file._source_stamp = _STAMP
+    return dispatcher

@@ -121,10 +121,13 @@ def test_undefined_conductances_make_the_loss_infinite() -> None:
     engine = ExpectedEngine(problem)
     assert engine.tnmse_of(baseline, 2).tolist() == [np.inf, np.inf]
     x = np.random.default_rng(0).random((20, problem.hypercube.dimension))
+    expected = np.isinf(engine.tnmse(x))
+    np.testing.assert_array_equal(np.isinf(engine.value_and_grad(x)[0]), expected)
+    # A draw is undefined by chance, its expectation where a draw can be.
     drawn = np.isinf(MonteCarloEngine(problem).tnmse(x))
-    assert 10 < drawn.sum() < 20
-    np.testing.assert_array_equal(np.isinf(engine.tnmse(x)), drawn)
-    np.testing.assert_array_equal(np.isinf(engine.value_and_grad(x)[0]), drawn)
+    assert drawn.any()
+    assert expected[drawn].all()
+    assert not expected.all()
 
 
 def test_points_outside_the_cube_are_refused(engine: ExpectedEngine) -> None:

@@ -47,6 +47,18 @@ def test_on_other_problems_it_is_within_one_per_cent_of_monte_carlo(name: str) -
     assert not found.beyond(OTHER_BOUNDS, ALLOWED_ERRORS), report(found)
 
 
+@pytest.mark.parametrize("name", ["reference", "Hermes, one device", "state-independent"])
+def test_however_bad_a_strategy_it_is_within_a_few_per_cent(name: str) -> None:
+    problem = PROBLEMS[name]()
+    engine, monte_carlo = ExpectedEngine(problem), make_engine("montecarlo", problem, draws=6)
+    random = np.random.default_rng(7).random((2000, problem.hypercube.dimension))
+    x = random[np.argsort(engine.tnmse(random))[::-1][[0, 1, 2, 20, 200, 600]]]
+    drawn = monte_carlo.tnmse(x)
+    assert drawn.max() > 10 * monte_carlo.tnmse_of(problem.g_converter_baseline, 6).mean()
+    # The draws' own errors are a per cent here.
+    np.testing.assert_allclose(engine.tnmse(x), drawn, rtol=0.1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_against_the_mean_of_400_draws_it_is_within_its_bounds(name: str) -> None:

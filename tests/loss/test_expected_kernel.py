@@ -28,6 +28,7 @@ KINDS = {
     "exact reference": PROBLEMS["exact reference"],
     "no compensation": PROBLEMS["no compensation"],
     "three pairs": PROBLEMS["three pairs"],
+    "weights beyond the read-out's table": PROBLEMS["Hermes, one device"],
     "moments of two terms": PROBLEMS["moments of two terms"],
     "input noise": lambda: device_problem(forward={"inp_noise": 0.01}),
     "tiles of 8 columns": lambda: _tiles_of_8_columns(),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from wpo_optuna.loss import expected_kernel as forward
 from wpo_optuna.loss.compiled import compiled, compiled_inline
 from wpo_optuna.loss.expected_kernel import Drifting, Programmed, Work
-from wpo_optuna.loss.expected_readout import read, read_adjoint
+from wpo_optuna.loss.expected_readout import read_adjoint, slope_of
 from wpo_optuna.loss.expected_tables import DeviceTables, ExpectedTables, Places, Rule
 from wpo_optuna.loss.expected_torch import SMALLEST_READOUT, SMALLEST_VARIANCE, SPAN_POINTS
 
@@ -256,7 +256,7 @@ def _sums_of_readouts(
         share, weight, m = nodes.shares[q], nodes.weights[q], work.moments[q, t, 0]
         v, covariance = work.moments[q, t, 1] - m**2, work.moments[q, t, 2]
         third, fourth = work.moments[q, t, 3], work.moments[q, t, 4]
-        slope = read(m, v + added, third, fourth, readout)[1]
+        slope = slope_of(m, v + added, readout)
         follows0, follows1 = work.slope[q] * covariance, slope * v
         in_follows0 = share * (in_both * slope + in_mean0 * m + in_weight0 * weight)
         in_follows1 = share * (in_mean1 * m + in_weight1 * weight)

@@ -37,16 +37,32 @@ def read(
         fourth: its fourth cumulant.
         readout: the tables.
     """
-    i, j, x, y = place_of(mean, variance, readout)
-    response = bilinear(readout.values, i, j, x, y, 0)
+    size = beyond_table(mean, variance, readout)
+    i, j, x, y = place_of(mean / size, variance / size**2, readout)
+    response = size * bilinear(readout.values, i, j, x, y, 0)
     slope = bilinear(readout.values, i, j, x, y, 1)
-    second_moment = bilinear(readout.values, i, j, x, y, 2)
+    second_moment = size**2 * bilinear(readout.values, i, j, x, y, 2)
     total = max(second_moment - mean**2, SMALLEST_VARIANCE)
     if fourth > SMALLEST_RELATIVE_CUMULANT * total**2:
         z, asymmetry, scale = shape_of(mean, total, third, fourth)
         if z < Z_LARGEST:
             response += math.sqrt(total) * excess(z, asymmetry, scale, readout.gamma_excess)[0]
     return response, slope, second_moment - response**2
+
+
+@compiled
+def slope_of(mean: float, variance: float, readout: ReadoutTables) -> float:
+    """The slope alone, as :func:`read` gives it."""
+    size = beyond_table(mean, variance, readout)
+    i, j, x, y = place_of(mean / size, variance / size**2, readout)
+    return bilinear(readout.values, i, j, x, y, 1)
+
+
+@compiled_inline
+def beyond_table(mean: float, variance: float, readout: ReadoutTables) -> float:
+    """How many times larger a weight is than what is tabulated; 1 within the table."""
+    deviation = math.sqrt(max(variance, SMALLEST_VARIANCE))
+    return max(abs(mean) / readout.largest_mean, deviation / readout.largest_deviation, 1.0)
 
 
 @compiled_inline
@@ -130,9 +146,11 @@ def read_adjoint(
     readout: ReadoutTables,
 ) -> tuple[float, float, float, float]:
     """Derivatives in the arguments of :func:`read`, given those in its three results."""
-    i, j, x, y = place_of(mean, variance, readout)
-    second_moment = bilinear(readout.values, i, j, x, y, 2)
-    response = bilinear(readout.values, i, j, x, y, 0)
+    size = beyond_table(mean, variance, readout)
+    i, j, x, y = place_of(mean / size, variance / size**2, readout)
+    relative_response = bilinear(readout.values, i, j, x, y, 0)
+    relative_second_moment = bilinear(readout.values, i, j, x, y, 2)
+    response, second_moment = size * relative_response, size**2 * relative_second_moment
     total = max(second_moment - mean**2, SMALLEST_VARIANCE)
     in_mean, in_third, in_fourth, in_total = 0.0, 0.0, 0.0, 0.0
     if fourth > SMALLEST_RELATIVE_CUMULANT * total**2:
@@ -161,12 +179,23 @@ def read_adjoint(
     else:
         in_response -= 2 * response * in_spread
     in_mean -= 2 * mean * in_total
+    in_second = in_spread + in_total
     per_x, per_y = _gradient_in_cell(
-        readout.values, i, j, x, y, in_response, in_slope, in_spread + in_total
+        readout.values, i, j, x, y, size * in_response, in_slope, size**2 * in_second
     )
-    in_mean += per_x * (readout.values.shape[0] - 1) * 0.5 / readout.largest_mean
-    height = variance_at(j + 1, readout) - variance_at(j, readout)
-    return in_mean, per_y / height, in_third, in_fourth
+    per_mean = per_x * (readout.values.shape[0] - 1) * 0.5 / readout.largest_mean
+    per_variance = per_y / (variance_at(j + 1, readout) - variance_at(j, readout))
+    in_mean += per_mean / size
+    in_variance = per_variance / size**2
+    if size > 1:
+        in_size = in_response * relative_response + 2 * size * in_second * relative_second_moment
+        in_size -= per_mean * mean / size**2 + 2 * per_variance * variance / size**3
+        by_mean = abs(mean) / readout.largest_mean
+        if by_mean**2 * readout.largest_deviation**2 >= variance:
+            in_mean += math.copysign(1.0, mean) * in_size / readout.largest_mean
+        else:
+            in_variance += in_size / (2 * size * readout.largest_deviation**2)
+    return in_mean, in_variance, in_third, in_fourth
 
 
 @compiled_inline

@@ -336,10 +336,16 @@ def _interpolated(table: ArrayLike, grid: ArrayLike, g: Tensor) -> Tensor:
 def _bilinear(mean: Tensor, variance: Tensor, readout: ReadoutTables) -> Tensor:
     """Read-out table at means and variances of any shape, (*shape, 3).
 
-    Beyond the table, its outermost cells are continued.
+    Beyond the table, weights are so large that the read-out's own scale no longer counts: what is
+    λ times as large is read λ times as large.
     """
     values = torch.from_numpy(readout.values)
     n_rows, n_columns = values.shape[0] - 1, values.shape[1] - 1
+    deviation = variance.clamp(min=SMALLEST_VARIANCE).sqrt()
+    excess = torch.maximum(
+        mean.abs() / readout.largest_mean, deviation / readout.largest_deviation
+    ).clamp(min=1)
+    mean, variance = mean / excess, variance / excess**2
     position = (mean / readout.largest_mean + 1) * (n_rows / 2)
     row = position.detach().floor().clamp(0, n_rows - 1).long()
     largest = readout.largest_deviation
@@ -350,7 +356,8 @@ def _bilinear(mean: Tensor, variance: Tensor, readout: ReadoutTables) -> Tensor:
     y = ((variance - lower) / (upper - lower))[..., None]
     below = values[row, column] * (1 - x) + values[row + 1, column] * x
     above = values[row, column + 1] * (1 - x) + values[row + 1, column + 1] * x
-    return below * (1 - y) + above * y
+    response, slope, second_moment = (below * (1 - y) + above * y).unbind(dim=-1)
+    return torch.stack([excess * response, slope, excess**2 * second_moment], dim=-1)
 
 
 def _gamma_excess(moments: _Moments, variance: Tensor, readout: ReadoutTables) -> Tensor:

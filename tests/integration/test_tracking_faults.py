@@ -38,7 +38,7 @@ from mlflow_servers import (
 from tracked_studies import assert_complete, make_study, objective, recorded
 
 from wpo_optuna import track
-from wpo_optuna.delivery import backlog
+from wpo_optuna.delivery import backlog, ending
 from wpo_optuna.storage import open_storage
 from wpo_optuna.tracking import MlflowTracker, TrackingWarning
 
@@ -149,9 +149,10 @@ def test_a_server_that_answers_500_or_not_at_all_gets_every_trial_once(
 
 
 def test_what_an_absent_server_lacks_at_the_end_is_delivered_by_the_command_that_is_named(
-    running_server: MlflowServer, working_directory: Path
+    running_server: MlflowServer, working_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The end of the program is not held up; extras are delivered later too."""
+    monkeypatch.setattr(ending, "_AWAY_S", 3.0)
     proxy = FailingProxy(running_server.port, lambda number: REFUSE)
     name = f"{next(_names)} with a 'quote'"
     study = make_study(name, storage="sqlite:///wpo.db")
@@ -169,7 +170,7 @@ def test_what_an_absent_server_lacks_at_the_end_is_delivered_by_the_command_that
 
     with pytest.warns(TrackingWarning):
         sentence, waited = run()
-    assert waited < 15
+    assert waited < 10
     assert "\n" not in sentence
     assert "lacks 20 trials" in sentence
     assert "answers with server errors" in sentence
@@ -183,6 +184,7 @@ def test_what_an_absent_server_lacks_at_the_end_is_delivered_by_the_command_that
     assert "figure.svg" in found.run.artifacts
 
 
+@pytest.mark.slow
 def test_a_server_that_accepts_and_never_answers_does_not_hold_up_the_end(
     working_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,7 +213,7 @@ STUDY = """
     from wpo_optuna.tracking import MlflowTracker
     study = make_study("killed", storage=open_storage("sqlite:///wpo.db"))
     tracker = MlflowTracker(trial_runs="all")
-    study.optimize(objective, n_trials=200, callbacks=[tracker])
+    study.optimize(objective, n_trials=120, callbacks=[tracker])
     tracker.close()
 """
 
@@ -241,13 +243,15 @@ def children(pid: int) -> list[int]:
     return [int(child) for thread in threads for child in (thread / "children").read_text().split()]
 
 
-@pytest.mark.parametrize("killed", ["both", "study", "delivering process"])
+@pytest.mark.parametrize(
+    "killed", ["both", "delivering process", pytest.param("study", marks=pytest.mark.slow)]
+)
 def test_processes_killed_during_a_flush_leave_at_most_one_run_incomplete_and_it_is_completed(
     killed: str, store: str
 ) -> None:
     seed = {"both": 1, "study": 2, "delivering process": 3}[killed]
     process = start_script(STUDY)
-    enough = random.Random(seed).randint(5, 120)
+    enough = random.Random(seed).randint(5, 80)
     wait_until(lambda: n_trial_runs() >= enough, 120)
     (worker,) = children(process.pid)
     if killed == "both":
@@ -257,19 +261,19 @@ def test_processes_killed_during_a_flush_leave_at_most_one_run_incomplete_and_it
     _, errors = process.communicate()
     study = optuna.load_study(study_name="killed", storage="sqlite:///wpo.db")
     client = MlflowClient(store)
-    ended = "FINISHED"
+    status = "FINISHED"
     if killed == "delivering process":
         assert process.returncode == 0, errors
         assert errors.count("TrackingWarning") == 1
     else:
         wait_until(lambda: not Path(f"/proc/{worker}").exists())
-        assert 5 <= n_trial_runs() < 200
+        assert 5 <= n_trial_runs() < 120
         assert n_trial_runs("RUNNING") <= 1
         if killed == "study":
-            ended = "KILLED"
+            status = "KILLED"
             assert n_trial_runs("RUNNING") == 0
         assert track.main(["--study-name", "killed", "--trial-runs", "all"]) == 0
-    assert_complete(recorded(client, "killed"), study, "all", ended)
+    assert_complete(recorded(client, "killed"), study, "all", status)
 
 
 @pytest.mark.slow
@@ -296,6 +300,7 @@ def test_a_store_locked_by_another_program_for_30_s_gets_every_trial_once(store:
     assert_complete(recorded(MlflowClient(store), "locked"), study, "all")
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_delivery_and_not_the_study(store: str) -> None:
     """A limit on the size of the files that the delivering process writes stands for the disk."""
     study = make_study("full", storage=open_storage("sqlite:///wpo.db"))

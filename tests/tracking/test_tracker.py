@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from tracked_studies import (
     recorded,
 )
 
+from wpo_optuna.delivery import ending
+from wpo_optuna.delivery.description import DeliveryState
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.tracking import MlflowTracker, TrackingWarning
 
@@ -89,9 +92,9 @@ def test_two_samplers_are_two_runs_of_one_experiment_with_series_over_the_same_s
     assert changed <= {"PYTEST_CURRENT_TEST"}
 
 
-def run_and_raise(study: optuna.Study, tracker: MlflowTracker, ending: type[BaseException]) -> None:
+def run_and_raise(study: optuna.Study, tracker: MlflowTracker, error: type[BaseException]) -> None:
     study.optimize(objective, n_trials=5, callbacks=[tracker])
-    raise ending
+    raise error
 
 
 def test_a_resumed_study_goes_on_in_its_run(store: str, working_directory: Path) -> None:
@@ -148,12 +151,15 @@ def test_a_tracker_nobody_closes_delivers_all_the_same(store: str, working_direc
         assert_complete(recorded(client, name), study, "all", ended)
 
 
-def test_a_trial_costs_the_loop_less_than_a_millisecond_while_mlflow_is_away() -> None:
+def test_a_trial_costs_the_loop_less_than_a_millisecond_while_mlflow_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The costliest case: nothing is taken, memory fills, the rest is left to the storage.
 
     Measured as processor time of the whole process, the feeding thread included, so that a busy
     machine does not matter.
     """
+    monkeypatch.setattr(ending, "_AWAY_S", 1.0)
     study = make_study()
     study.add_trials([finished_trial(x) for x in random_points(6000)])
     trials = study.get_trials(deepcopy=False)
@@ -230,13 +236,14 @@ def test_the_environments_tracking_uri_is_the_default_and_a_lost_file_is_told(
 def test_studies_run_at_the_same_time_in_a_new_directory_are_all_recorded(
     working_directory: Path,
 ) -> None:
-    """Two processes that would both create MLflow's tables."""
+    """Two processes that would both create MLflow's tables; the database is one whole file."""
     studies = [make_study(f"study-{i}") for i in range(2)]
     trackers = [MlflowTracker() for _ in studies]
     for study, tracker in zip(studies, trackers, strict=True):
         study.optimize(objective, n_trials=3, callbacks=[tracker])
     for tracker in trackers:
         assert tracker.close()
+    assert {path.name for path in working_directory.iterdir()} == {"mlflow.db", "mlruns"}
     client = MlflowClient()
     for study in studies:
         assert_complete(recorded(client, study.study_name), study, "all")
@@ -265,6 +272,33 @@ def test_two_processes_on_one_study_record_it_once(store: str, working_directory
     assert set(found.trials) == set(range(60))
     assert [step for step, _, _ in found.run.histories["tnmse"]] == list(range(60))
     assert len(all_runs(client)) == 61
+
+
+def test_a_study_named_by_two_processes_at_the_same_time_ends_in_one_run(
+    store: str,
+) -> None:
+    """The other one's name comes so late that this one has delivered trials under its own."""
+    study = make_study()
+    tracker = MlflowTracker()
+    tracker.log_text("what was done", "notes.txt")
+    study.optimize(objective, n_trials=4, callbacks=[tracker])
+    first = tracker.run_id
+    deadline = time.monotonic() + 60
+    while tracker._feeder.n_delivered < 4:  # type: ignore[union-attr]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    state = DeliveryState.read(study)
+    assert state is not None
+    dataclasses.replace(state, identity="the-other-one").write(study)
+    study.add_trial(finished_trial(random_points(1)[0]))  # by the other process
+    assert tracker.close()
+    assert tracker.run_id != first
+    client = MlflowClient(store)
+    found = recorded(client, "quadratic")
+    assert_complete(found, study, "all")
+    assert found.run.tags["wpo.study_id"] == "the-other-one"
+    assert "notes.txt" in found.run.artifacts
+    assert len(all_runs(client)) == 1 + 5
 
 
 @pytest.mark.parametrize(

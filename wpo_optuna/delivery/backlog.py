@@ -77,6 +77,10 @@ class Backlog:
         """Takes note of the trials MLflow has."""
         self._in_mlflow = set(in_mlflow)
 
+    def send(self, trials: Iterable[FrozenTrial]) -> None:
+        """Takes note that the delivering process gets trials."""
+        self._sent.update(trial.number for trial in trials)
+
     def acknowledge(self, trials: Iterable[FrozenTrial]) -> None:
         """Takes note that trials are delivered."""
         numbers = [trial.number for trial in trials]
@@ -104,7 +108,7 @@ class Backlog:
                     break
                 self._frontier += 1
             trials = [self._waiting.pop(number) for number in numbers]
-        self._sent.update(numbers)
+        self.send(trials)
         if trials:
             self._gap_since = None
         return trials
@@ -119,7 +123,7 @@ class Backlog:
             self._look()
         trials, self._foreign = self._foreign[:size], self._foreign[size:]
         self.has_foreign |= bool(trials)
-        self._sent.update(trial.number for trial in trials)
+        self.send(trials)
         return trials
 
     def rest(self) -> list[FrozenTrial]:
@@ -133,7 +137,6 @@ class Backlog:
             for trial in self._study.get_trials(deepcopy=False):
                 if trial.state.is_finished() and trial.number not in brought:
                     waiting[trial.number] = trial
-        self._sent.update(waiting)
         self.has_foreign |= not waiting.keys() <= self._own
         return [waiting[number] for number in sorted(waiting)]
 

@@ -32,6 +32,7 @@ DESCRIBING_ATTRIBUTES = (
     "sampler", "sampler_options", "seed", "engine", "baseline", "problem_fingerprint", "problem",
 )  # fmt: skip
 _STATE = "wpo:mlflow"
+_SETTLING_S = 0.3
 _FORBIDDEN_IN_NAMES = re.compile(r"[^\w\-. :/]", re.ASCII)
 _KINDS = {"artifact": Artifact, "text": Text, "metrics": Metrics, "tags": Tags}
 
@@ -75,7 +76,9 @@ class DeliveryState:
         if state is None:
             current = study.user_attrs.get("versions") or versions()
             cls(identity=uuid.uuid4().hex, versions=tuple(current.items())).write(study)
-            state = cls.read(study)  # another process may have written at the same time
+            # Another process may do the same at the same time: the later one's is everybody's.
+            time.sleep(_SETTLING_S)
+            state = cls.read(study)
             assert state is not None
         return state
 

@@ -14,7 +14,7 @@ TRIAL_RUNS = ("auto", "all", "best", "none")
 _LONGEST_EXPERIMENT_NAME = 500
 _LONGEST_NAME = 250
 _LONGEST_TAG = 8000
-_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _SERVERS = ("http", "https", "databricks", "databricks-uc", "uc")
 
 
@@ -83,8 +83,8 @@ def _check_tracking_uri(uri: str) -> None:
             )
         return
     plugins = {plugin.name for plugin in entry_points(group="mlflow.tracking_store")}
-    if scheme not in {*_DATABASES, *_SERVERS, *plugins} and uri not in _SERVERS:
+    if scheme not in {*DATABASES, *_SERVERS, *plugins} and uri not in _SERVERS:
         raise InvalidArgument(
             f"tracking_uri = {uri!r}: accepted are URIs that begin with "
-            f"{', '.join(name + ':' for name in (*_SERVERS[:2], *_DATABASES))}."
+            f"{', '.join(name + ':' for name in (*_SERVERS[:2], *DATABASES))}."
         )

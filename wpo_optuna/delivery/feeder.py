@@ -152,12 +152,15 @@ class Feeder:
     def _commands(self) -> Generator[Command | None]:
         """What to ask of the delivering process, one thing after the other; None to wait."""
         self._backlog.restart()
+        # It imports MLflow while the storage is asked for what it needs to know.
+        self._worker = self._worker or WorkerProcess()
         yield self._open()
         while not self.is_finishing:
             yield from self._live()
         rest = self._read_rest()
         if self._backlog.has_foreign and self.destination.is_live:
             yield self._open()
+            rest = self._read_rest()
         yield from self._deliver_rest(rest)
         yield from self._deliver_extras()
         if self._backlog.has_foreign:
@@ -183,6 +186,7 @@ class Feeder:
             yield None
 
     def _deliver(self, trials: Sequence[FrozenTrial]) -> Iterator[Command]:
+        self._backlog.send(trials)
         try:
             yield Deliver(_records(trials))
         except GeneratorExit:
@@ -220,8 +224,7 @@ class Feeder:
         if command is None:
             self._wake.wait(_TICK_S)
             return
-        if self._worker is None:
-            self._worker = WorkerProcess()
+        assert self._worker is not None
         self._worker.send(command)
         has_hurried = False
         while not self._is_abandoned.is_set():
@@ -257,7 +260,7 @@ class Feeder:
     def _take_opened(self, reply: Opened) -> None:
         assert self._state is not None
         lacking: list[Extra] = []
-        if reply.is_new:
+        if reply.is_new or self.run_id not in (None, reply.run_id):
             # Of a run that was lost everything is delivered again.
             lacking += [*self._state.delivered, *self._delivered_extras]
             self._delivered_extras.clear()

@@ -13,7 +13,7 @@ from pathlib import Path
 from wpo_optuna.delivery.messages import Command, Reply
 from wpo_optuna.delivery.worker import REQUEST_SETTINGS
 
-_END_S = 2.0
+_END_S = 10.0
 
 
 class WorkerLostError(Exception):

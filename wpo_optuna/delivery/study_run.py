@@ -174,6 +174,12 @@ class StudyRun:
         self._client.set_terminated(self.run_id, status, self._table.last_finished_ms)
         self._status = status
 
+    def delete(self, run_id: str) -> None:
+        """Deletes a run of the experiment, and the runs under it."""
+        for trial_run in self._search(f"tags.`{PARENT_TAG}` = '{run_id}'"):
+            self._client.delete_run(trial_run.info.run_id)
+        self._client.delete_run(run_id)
+
     def _find_or_create_experiment(self) -> str:
         from mlflow.exceptions import MlflowException
 
@@ -211,7 +217,7 @@ class StudyRun:
             runs = self._study_runs()
             self.is_new = True
         for superfluous in runs[1:]:
-            self._delete(superfluous.info.run_id)
+            self.delete(superfluous.info.run_id)
         return runs[0]
 
     def _study_runs(self) -> list[Run]:
@@ -225,11 +231,6 @@ class StudyRun:
 
     def _search(self, filter_string: str) -> list[Run]:
         return limits.search_runs(self._client, self.experiment_id, filter_string)
-
-    def _delete(self, run_id: str) -> None:
-        for trial_run in self._search(f"tags.`{PARENT_TAG}` = '{run_id}'"):
-            self._client.delete_run(trial_run.info.run_id)
-        self._client.delete_run(run_id)
 
     def _describe(self, present: dict[str, str]) -> None:
         """Writes the parameters and tags that the run lacks."""

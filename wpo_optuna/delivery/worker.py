@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
-from wpo_optuna.delivery import sqlite_store
+from wpo_optuna.delivery import database_store
 from wpo_optuna.delivery.best import BestSoFar
 from wpo_optuna.delivery.messages import (
     Away,
@@ -82,6 +82,7 @@ class Worker:
         self._description: StudyDescription | None = None
         self._run: StudyRun | None = None
         self._tracking_uri: str | None = None
+        self._obsolete_run_ids: list[str] = []
         self._table = TrialTable()
         self._best = BestSoFar()
         self._n_reported = 0
@@ -99,6 +100,7 @@ class Worker:
             self._note_sudden_end()
         finally:
             self._table.close()
+            database_store.close_connections()
 
     def _receive(self, timeout_s: float | None) -> Command | None:
         """The next command; None if there is none within the time."""
@@ -116,7 +118,7 @@ class Worker:
 
     def _carry_out(self, command: Command) -> None:
         if isinstance(command, Open):
-            self._description, self._run = command.description, None
+            self._describe(command.description)
         wait, n_before = _FIRST_WAIT_S, 0
         self._n_reported = 0
         while True:
@@ -134,6 +136,13 @@ class Worker:
                 hurried = self._receive(wait) is not None
                 wait = _FIRST_WAIT_S if hurried else min(2 * wait, _LONGEST_WAIT_S)
         self._channel.send(Done())
+
+    def _describe(self, description: StudyDescription) -> None:
+        """Takes a new description, which makes the next command ask MLflow what it has."""
+        if self._run is not None and self._run.description.identity != description.identity:
+            # Another process named the study at the same time, and its name counts.
+            self._obsolete_run_ids.append(self._run.run_id)
+        self._description, self._run = description, None
 
     def _try(self, command: Command) -> None:
         run = self._opened()
@@ -153,10 +162,13 @@ class Worker:
 
             assert self._description is not None, "Open comes first"
             self._tracking_uri = self._description.tracking_uri or mlflow.get_tracking_uri()
-            with sqlite_store.preparing(self._tracking_uri):
+            with database_store.preparing(self._tracking_uri):
                 client = mlflow.MlflowClient(self._tracking_uri)
             run = StudyRun(client, self._description, self._table, self._best)
             run.open()
+            for run_id in self._obsolete_run_ids:
+                run.delete(run_id)
+            self._obsolete_run_ids.clear()
             self._run = run
             self._channel.send(
                 Opened(run.experiment_id, run.run_id, run.is_new, frozenset(run.in_series))
@@ -219,6 +231,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(_NICENESS)
     logging.disable(logging.ERROR)
+    # While the study's process gathers what there is to say; what fails here fails again there.
+    with contextlib.suppress(ImportError):
+        import mlflow  # noqa: F401
     Worker(Connection(int(sys.argv[1]))).serve()
 
 

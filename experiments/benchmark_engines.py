@@ -1,220 +1,269 @@
-"""The loss engines on the reference problem: speed, error, memory.
+"""The three loss engines side by side: speed, agreement, memory, preparation.
 
     python -m experiments.benchmark_engines
 
-Every engine runs in a process of its own on one core, and beside it, in the same process, the
-reference's ``loss_fxn``, so that each ratio comes from one run. The error is that against the mean
-of many Monte Carlo draws, for strategies from the best to ten times the baseline.
+All on one core and the reference problem. Speeds are candidates per second of processor time, as
+the machine may be shared; aihwkit's own loss function (``loss_fxn``) is timed in the same rounds,
+and a ratio is the median over the rounds. Agreement is with the mean of many Monte Carlo draws, for
+strategies from the best known to ten times the baseline's error: the bias of an engine, and how
+much a single one of its evaluations scatters. Memory and compilation are measured in processes of
+their own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import pickle
 import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import pairwise
-from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from aihwkit.inference.converter.wpo import WeightProgrammingOptimizer, loss_fxn
 from numpy.typing import NDArray
-from scipy.stats import qmc
 
 from experiments.reference_problem import reference_problem
 from wpo_optuna.loss import ENGINE_NAMES, LossEngine, make_engine
 from wpo_optuna.loss.expected import ExpectedEngine
 from wpo_optuna.loss.gradient_search import multi_start
 from wpo_optuna.problem import WeightProgrammingProblem
-from wpo_optuna.progress import Progress
+
+FloatArray = NDArray[np.float64]
 
 BATCHES = (1, 64, 1024)
 
-# Candidates evaluated one at a time; their cost does not depend on the batch.
-_FEW = 16
+# The most candidates that are timed; the slow engines' cost does not depend on the batch.
+_MOST_TIMED = {"aihwkit": 8, "montecarlo": 256, "expected": 1024}
 
 
 @dataclass(frozen=True)
-class Measurement:
+class Benchmark:
     """What was measured of one engine.
 
     Attributes:
         engine: its name.
-        preparation_time: seconds until it could evaluate (tables, compilation from the cache).
-        per_second: candidates per second of processor time, by batch size.
-        reference_per_second: those of the reference's ``loss_fxn`` in the same process.
-        errors: relative deviation from the Monte Carlo mean for each strategy.
-        peak_mib: largest memory of the process in MiB.
+        per_second: candidates per second of one core, for each batch size.
+        ratio: the same over that of aihwkit's ``loss_fxn``.
+        preparation: seconds to build the engine.
+        compilation: seconds of its first evaluation ever, which compiles it; later ones find the
+            result on disk.
+        bias: mean relative deviation from the Monte Carlo mean.
+        bias_error: its standard error.
+        worst: largest relative deviation of a strategy, from the mean over this engine's draws.
+        scatter: relative standard deviation of a single evaluation.
+        peak_mb: peak memory of a process that evaluates the largest batch.
+        imports_mb: how much of it the imports take.
     """
 
     engine: str
-    preparation_time: float
     per_second: dict[int, float]
-    reference_per_second: float
-    errors: list[float]
-    peak_mib: float
+    ratio: dict[int, float]
+    preparation: float
+    compilation: float
+    bias: float
+    bias_error: float
+    worst: float
+    scatter: float
+    peak_mb: float
+    imports_mb: float
 
 
-@dataclass(frozen=True)
-class Truth:
-    """Strategies and their mean TNMSE over many draws.
+def benchmark(rounds: int, draws: int) -> list[Benchmark]:
+    """Measures all engines.
 
-    Attributes:
-        points: strategies ``(n, d)``.
-        tnmse: their means ``(n,)``.
-        standard_errors: relative standard errors of the means ``(n,)``.
+    Args:
+        rounds: how often everything is timed.
+        draws: Monte Carlo draws of each strategy that the others are compared with.
     """
-
-    points: NDArray[np.float64]
-    tnmse: NDArray[np.float64]
-    standard_errors: NDArray[np.float64]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures all engines and prints one table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--draws", type=int, default=400, help="for the Monte Carlo means (400)")
-    parser.add_argument("--output", type=Path, default=Path("benchmark_engines.json"))
-    options = parser.parse_args(arguments)
-    truth = monte_carlo_truth(options.draws)
-    measured = []
-    for name in ENGINE_NAMES:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            measured.append(pool.submit(measure, name, truth).result())
-        print(f"measured {name}", file=sys.stderr)
-    print(table(measured, truth))
-    options.output.write_text(json.dumps([asdict(m) for m in measured], indent=1))
-    return 0
-
-
-def monte_carlo_truth(draws: int) -> Truth:
-    """Strategies from the best to ten times the baseline, with their Monte Carlo means."""
-    problem = reference_problem()
-    baseline = ExpectedEngine(problem).tnmse_of(problem.g_converter_baseline, 1)[0]
-    points = _strategies(problem, baseline)
-    engine = make_engine("montecarlo", problem)
-    strategies = problem.hypercube.decode(points)
-    assert isinstance(strategies, list)
-    means, errors = [], []
-    with Progress().bar("Monte Carlo means", len(strategies), "strategy") as bar:
-        for strategy in strategies:
-            drawn = engine.tnmse_of(strategy.to_converter(), repeats=draws, seed=1)
-            means.append(drawn.mean())
-            errors.append(drawn.std(ddof=1) / np.sqrt(draws) / drawn.mean())
-            bar.update()
-    return Truth(points, np.array(means), np.array(errors))
-
-
-def _strategies(problem: WeightProgrammingProblem, baseline: float) -> NDArray[np.float64]:
-    """Two strategies of each band of quality, met on the way down from random starts."""
-    starts = qmc.LatinHypercube(problem.hypercube.dimension, rng=0).random(16)
-    history = list(multi_start(ExpectedEngine(problem), starts, 60))
-    points = np.concatenate([x for x, _ in history])
-    values = np.concatenate([v for _, v in history])
-    edges = [0, 0.8, 0.9, 1, 2, 4, 10]
-    chosen = []
-    for low, high in pairwise(edges):
-        band = np.flatnonzero((values > low * baseline) & (values <= high * baseline))
-        chosen += list(np.random.default_rng(0).choice(band, 2, replace=False))
-    return points[chosen]
-
-
-def measure(name: str, truth: Truth) -> Measurement:
-    """Measures one engine, on one core."""
     torch.set_num_threads(1)
     problem = reference_problem()
-    started = time.perf_counter()
-    engine = make_engine(name, problem)
-    engine.tnmse(truth.points[:1])
-    preparation_time = time.perf_counter() - started
-    points = np.random.default_rng(1).random((max(BATCHES), problem.hypercube.dimension))
-    reference = _reference(problem)
-    reference(points[:2])
-    per_second = {
-        batch: _rate(engine.tnmse, points[: _FEW if name == "aihwkit" else batch])
-        for batch in BATCHES
-    }
-    return Measurement(
-        name,
-        preparation_time,
-        per_second,
-        _rate(reference, points[:_FEW]),
-        _errors(engine, truth),
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    )
-
-
-def _reference(problem: WeightProgrammingProblem) -> Callable[[NDArray[np.float64]], object]:
-    optimizer = WeightProgrammingOptimizer(
-        problem.weights,
-        list(problem.f_lst),
-        problem.rpu_config,
-        list(problem.t_steps),
-        problem.g_converter_baseline,
-        disp=False,
-    )
-    optimizer.loss_baseline = 0.15
-    pickled = pickle.dumps(optimizer.__dict__)
-    return lambda points: [loss_fxn(x, pickled) for x in points]
-
-
-def _rate(evaluate: Callable[[NDArray[np.float64]], object], points: NDArray[np.float64]) -> float:
-    """Candidates per second of processor time: the best of three, of at least 0.2 s each."""
-    best = 0.0
-    for _ in range(3):
-        n, started = 0, time.process_time()
-        while (elapsed := time.process_time() - started) < 0.2:
-            evaluate(points)
-            n += len(points)
-        best = max(best, n / elapsed)
-    return best
-
-
-def _errors(engine: LossEngine, truth: Truth) -> list[float]:
-    if engine.name == "expected":
-        values = engine.tnmse(truth.points)
-    else:
-        strategies = engine.problem.hypercube.decode(truth.points)
-        assert isinstance(strategies, list)
-        values = np.array(
-            [engine.tnmse_of(s.to_converter(), 50, seed=2).mean() for s in strategies]
+    strategies = strategies_of_all_qualities(problem)
+    engines, preparation = {}, {}
+    for name in ENGINE_NAMES:
+        start = time.process_time()
+        engines[name] = make_engine(name, problem)
+        preparation[name] = time.process_time() - start
+    per_second, ratio = _speeds(problem, engines, rounds)
+    truth = _draws_of(make_engine("montecarlo", problem), strategies, draws, first_seed=10_000)
+    return [
+        Benchmark(
+            engine=name,
+            per_second=per_second[name],
+            ratio=ratio[name],
+            preparation=preparation[name],
+            compilation=_in_own_process(name, "compilation"),
+            peak_mb=_in_own_process(name, "memory"),
+            imports_mb=_in_own_process(name, "imports"),
+            **_agreement(engine, strategies, truth),
         )
-    return (values / truth.tnmse - 1).tolist()
-
-
-def table(measured: Sequence[Measurement], truth: Truth) -> str:
-    """One line per engine."""
-    header = (
-        f"{'engine':11}"
-        + "".join(f"{f'batch {batch}':>22}" for batch in BATCHES)
-        + f"{'ready in':>10}{'worst error':>13}{'peak memory':>13}"
-    )
-    lines = [header, "-" * len(header)]
-    for m in measured:
-        rates = "".join(
-            f"{rate:11.0f}/s {rate / m.reference_per_second:7.1f}x"
-            for rate in m.per_second.values()
-        )
-        worst = max(map(abs, m.errors))
-        lines.append(
-            f"{m.engine:11}{rates}{m.preparation_time:8.1f} s{worst:12.2%}{m.peak_mib:9.0f} MiB"
-        )
-    reference = ", ".join(f"{m.reference_per_second:.1f}" for m in measured)
-    lines += [
-        f"ratios to the reference's loss_fxn: {reference} candidates/s in the three processes",
-        f"errors against {len(truth.tnmse)} Monte Carlo means at TNMSE {truth.tnmse.min():.4f} to "
-        f"{truth.tnmse.max():.2f}, with standard errors up to {truth.standard_errors.max():.2%}; "
-        "those of aihwkit and montecarlo are from 50 draws",
+        for name, engine in engines.items()
     ]
-    return "\n".join(lines)
+
+
+def strategies_of_all_qualities(problem: WeightProgrammingProblem) -> FloatArray:
+    """Points (12, d) on the way from ten times the baseline's error down to an optimum."""
+    engine = ExpectedEngine(problem)
+    baseline = engine.tnmse_of(problem.g_converter_baseline, 1)[0]
+    starts = np.random.default_rng(0).random((24, problem.hypercube.dimension))
+    way = list(multi_start(engine, starts, 100))
+    x, tnmse = (np.concatenate([step[k] for step in way]) for k in (0, 1))
+    wanted = np.geomspace(tnmse.min(), 10 * baseline, 12)
+    return x[[np.abs(tnmse - value).argmin() for value in wanted]]
+
+
+def _speeds(
+    problem: WeightProgrammingProblem, engines: dict[str, LossEngine], rounds: int
+) -> tuple[dict[str, dict[int, float]], dict[str, dict[int, float]]]:
+    """Candidates per second by engine and batch size, and the ratios to the reference's."""
+    x = np.random.default_rng(1).random((BATCHES[-1], problem.hypercube.dimension))
+    reference = _reference_loss(problem)
+    seconds: dict[tuple[str, int], list[float]] = {}
+    ratios: dict[tuple[str, int], list[float]] = {}
+    for engine in engines.values():
+        engine.tnmse(x[:2])
+    for _ in range(rounds):
+        of_reference = _seconds_each(lambda: [reference(point) for point in x[:6]], 6)
+        for name, engine in engines.items():
+            for batch in BATCHES:
+                timed = x[: min(batch, _MOST_TIMED[name])]
+                each = _seconds_each(lambda e=engine, t=timed: e.tnmse(t), len(timed))
+                seconds.setdefault((name, batch), []).append(each)
+                ratios.setdefault((name, batch), []).append(of_reference / each)
+    return (
+        {n: {b: 1 / float(np.median(seconds[n, b])) for b in BATCHES} for n in engines},
+        {n: {b: float(np.median(ratios[n, b])) for b in BATCHES} for n in engines},
+    )
+
+
+def _reference_loss(problem: WeightProgrammingProblem) -> Callable[[FloatArray], float]:
+    """aihwkit's own loss function of this problem."""
+    optimizer = WeightProgrammingOptimizer(
+        problem.weights, list(problem.f_lst), problem.rpu_config, list(problem.t_steps),
+        problem.g_converter_baseline, symmetric=problem.symmetric, disp=False,
+    )  # fmt: skip
+    optimizer.loss_baseline = 1.0
+    state = pickle.dumps(optimizer.__dict__)
+    return lambda x: loss_fxn(x, state)
+
+
+def _seconds_each(run: Callable[[], object], n: int) -> float:
+    """Processor seconds of each of the n candidates that a call evaluates.
+
+    Short calls are repeated: the processor clock is coarse.
+    """
+    start, calls = time.process_time(), 0
+    while calls == 0 or time.process_time() - start < 0.05:
+        run()
+        calls += 1
+    return (time.process_time() - start) / (calls * n)
+
+
+def _draws_of(engine: LossEngine, x: FloatArray, draws: int, first_seed: int) -> FloatArray:
+    """TNMSE (draws, n) on independent noise."""
+    return np.array([engine.tnmse(x, seed=first_seed + draw) for draw in range(draws)])
+
+
+def _agreement(engine: LossEngine, x: FloatArray, truth: FloatArray) -> dict[str, float]:
+    draws = {"aihwkit": 12, "montecarlo": len(truth), "expected": 1}[engine.name]
+    drawn = _draws_of(engine, x, draws, first_seed=0)
+    mean = truth.mean(axis=0)
+    relative = drawn.mean(axis=0) / mean - 1
+    own = drawn.std(axis=0, ddof=1) if draws > 1 else np.zeros(len(x))
+    errors = np.hypot(own / draws**0.5, truth.std(axis=0, ddof=1) / len(truth) ** 0.5) / mean
+    return {
+        "bias": float(relative.mean()),
+        # Strategies share their noise, so that averaging over them does not lessen the error.
+        "bias_error": float(errors.mean()),
+        "worst": float(np.abs(relative).max()),
+        "scatter": float((own / mean).mean()),
+    }
+
+
+def _in_own_process(engine: str, quantity: str) -> float:
+    """Measures a quantity in a fresh process, with nothing compiled before."""
+    with TemporaryDirectory() as cache:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        if quantity == "compilation":
+            environment["NUMBA_CACHE_DIR"] = cache
+        command = [sys.executable, "-W", "ignore", "-m", "experiments.benchmark_engines"]
+        finished = subprocess.run(
+            [*command, "--measure", engine, quantity],
+            env=environment, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    return float(finished.stdout.split()[-1])
+
+
+def _measure(engine: str, quantity: str) -> float:
+    """What :func:`_in_own_process` asks for."""
+    torch.set_num_threads(1)
+    if quantity != "imports":
+        problem = reference_problem()
+        made = make_engine(engine, problem)
+        x = np.random.default_rng(0).random((BATCHES[-1], problem.hypercube.dimension))
+        start = time.process_time()
+        made.tnmse(x[:1])
+        if quantity == "compilation":
+            return time.process_time() - start
+        made.tnmse(x[: _MOST_TIMED[engine]])
+    return _peak_mb()
+
+
+def _peak_mb() -> float:
+    """Peak resident memory of this process.
+
+    On Linux as the kernel has it since the process started its own program: what ``getrusage``
+    says includes the parent's memory.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = [row for row in status.read_text().splitlines() if row.startswith("VmHWM")]
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _print_table(results: Sequence[Benchmark]) -> None:
+    columns = [
+        *(f"/s at {batch}" for batch in BATCHES), *(f"ratio at {batch}" for batch in BATCHES),
+        "tables", "compile", "bias", "worst", "scatter", "memory",
+    ]  # fmt: skip
+    print(f"{'engine':<11}" + "".join(f"{column:>15}" for column in columns))
+    for r in results:
+        cells = [
+            *(f"{r.per_second[batch]:,.1f}" for batch in BATCHES),
+            *(f"{r.ratio[batch]:,.1f}" for batch in BATCHES),
+            f"{r.preparation:.2f} s",
+            f"{r.compilation:.1f} s",
+            f"{r.bias:+.2%} ± {r.bias_error:.2%}",
+            f"{r.worst:.2%}",
+            f"{r.scatter:.2%}",
+            f"{r.peak_mb - r.imports_mb:.0f}+{r.imports_mb:.0f} MB",
+        ]
+        print(f"{r.engine:<11}" + "".join(f"{cell:>15}" for cell in cells))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the benchmark, prints a table and writes JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("benchmark_engines.json"))
+    parser.add_argument("--rounds", type=int, default=5, help="how often everything is timed")
+    parser.add_argument("--draws", type=int, default=100, help="Monte Carlo draws to compare with")
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.measure:
+        print(_measure(*options.measure))
+        return
+    results = benchmark(options.rounds, options.draws)
+    _print_table(results)
+    options.output.write_text(json.dumps([asdict(r) for r in results], indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

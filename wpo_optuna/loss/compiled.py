@@ -35,17 +35,16 @@ def compiled_inline(function: _Function) -> _Function:
     return _with_common_stamp(njit(**_OPTIONS, forceinline=True)(function))
 
 
-def _hash_of_sources() -> str:
+def hash_of_sources(folder: Path) -> str:
+    """Hash of all files in a folder whose functions or constants are compiled together."""
     contents = hashlib.sha256()
-    here = Path(__file__).parent
-    for path in sorted(
-        [*here.glob("expected*.py"), here / "compiled.py", here / "gamma_excess.py"]
-    ):
-        contents.update(path.read_bytes())
+    for pattern in ("compiled.py", "expected*.py", "gamma_excess.py"):
+        for path in sorted(folder.glob(pattern)):
+            contents.update(path.read_bytes())
     return contents.hexdigest()
 
 
-_STAMP = _hash_of_sources()
+_STAMP = hash_of_sources(Path(__file__).parent)
 
 
 def _with_common_stamp(dispatcher: Any) -> Any:

@@ -37,8 +37,8 @@ def read(
         fourth: its fourth cumulant.
         readout: the tables.
     """
-    size = beyond_table(mean, variance, readout)
-    i, j, x, y = place_of(mean / size, variance / size**2, readout)
+    size, shrunk = beyond_table(mean, variance, readout)
+    i, j, x, y = place_of(mean * shrunk, variance * shrunk**2, readout)
     response = size * bilinear(readout.values, i, j, x, y, 0)
     slope = bilinear(readout.values, i, j, x, y, 1)
     second_moment = size**2 * bilinear(readout.values, i, j, x, y, 2)
@@ -53,16 +53,22 @@ def read(
 @compiled
 def slope_of(mean: float, variance: float, readout: ReadoutTables) -> float:
     """The slope alone, as :func:`read` gives it."""
-    size = beyond_table(mean, variance, readout)
-    i, j, x, y = place_of(mean / size, variance / size**2, readout)
+    _, shrunk = beyond_table(mean, variance, readout)
+    i, j, x, y = place_of(mean * shrunk, variance * shrunk**2, readout)
     return bilinear(readout.values, i, j, x, y, 1)
 
 
 @compiled_inline
-def beyond_table(mean: float, variance: float, readout: ReadoutTables) -> float:
-    """How many times larger a weight is than what is tabulated; 1 within the table."""
+def beyond_table(mean: float, variance: float, readout: ReadoutTables) -> tuple[float, float]:
+    """How many times larger a weight is than what is tabulated, and its inverse.
+
+    Both are 1 within the table.
+    """
+    if abs(mean) <= readout.largest_mean and variance <= readout.largest_deviation**2:
+        return 1.0, 1.0
     deviation = math.sqrt(max(variance, SMALLEST_VARIANCE))
-    return max(abs(mean) / readout.largest_mean, deviation / readout.largest_deviation, 1.0)
+    size = max(abs(mean) / readout.largest_mean, deviation / readout.largest_deviation)
+    return size, 1 / size
 
 
 @compiled_inline
@@ -71,17 +77,16 @@ def place_of(mean: float, variance: float, readout: ReadoutTables) -> tuple[int,
     n_rows, n_columns = readout.values.shape[0] - 1, readout.values.shape[1] - 1
     position = (mean / readout.largest_mean + 1) * (n_rows * 0.5)
     i = min(max(int(position), 0), n_rows - 1)
-    relative = math.sqrt(max(variance, 0.0)) / readout.largest_deviation
-    j = min(max(int(math.sqrt(relative) * n_columns), 0), n_columns - 1)
-    lower, upper = variance_at(j, readout), variance_at(j + 1, readout)
-    return i, j, position - i, (variance - lower) / (upper - lower)
+    # Variances are tabulated at the fourth powers of whole numbers.
+    fourth_power = max(variance, 0.0) * (n_columns**4 / readout.largest_deviation**2)
+    j = min(max(int(math.sqrt(math.sqrt(fourth_power))), 0), n_columns - 1)
+    return i, j, position - i, (fourth_power - float(j) ** 4) / _cell_height(j)
 
 
 @compiled_inline
-def variance_at(column: int, readout: ReadoutTables) -> float:
-    """Variance that a column of the table stands for."""
-    relative = column / (readout.values.shape[1] - 1)
-    return (readout.largest_deviation * relative**2) ** 2
+def _cell_height(j: int) -> float:
+    """Difference of the fourth powers of j and j + 1."""
+    return 4.0 * j**3 + 6.0 * j**2 + 4.0 * j + 1.0
 
 
 @compiled_inline
@@ -146,8 +151,8 @@ def read_adjoint(
     readout: ReadoutTables,
 ) -> tuple[float, float, float, float]:
     """Derivatives in the arguments of :func:`read`, given those in its three results."""
-    size = beyond_table(mean, variance, readout)
-    i, j, x, y = place_of(mean / size, variance / size**2, readout)
+    size, shrunk = beyond_table(mean, variance, readout)
+    i, j, x, y = place_of(mean * shrunk, variance * shrunk**2, readout)
     relative_response = bilinear(readout.values, i, j, x, y, 0)
     relative_second_moment = bilinear(readout.values, i, j, x, y, 2)
     response, second_moment = size * relative_response, size**2 * relative_second_moment
@@ -184,7 +189,8 @@ def read_adjoint(
         readout.values, i, j, x, y, size * in_response, in_slope, size**2 * in_second
     )
     per_mean = per_x * (readout.values.shape[0] - 1) * 0.5 / readout.largest_mean
-    per_variance = per_y / (variance_at(j + 1, readout) - variance_at(j, readout))
+    n_columns = readout.values.shape[1] - 1
+    per_variance = per_y / _cell_height(j) * n_columns**4 / readout.largest_deviation**2
     in_mean += per_mean / size
     in_variance = per_variance / size**2
     if size > 1:

@@ -1,0 +1,47 @@
+"""Compiled code on disk is not used after any of its sources has changed."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+from pathlib import Path
+
+import pytest
+
+import wpo_optuna.loss
+from wpo_optuna.loss import expected_gradient, expected_kernel, expected_readout
+from wpo_optuna.loss.compiled import hash_of_sources
+
+MODULES = (expected_kernel, expected_gradient, expected_readout)
+SOURCES = Path(wpo_optuna.loss.__file__).parent
+
+
+def modules_compiled_in() -> set[str]:
+    """Files of the modules of this package that the compiled modules use."""
+    used = set()
+    for module in MODULES:
+        for value in vars(module).values():
+            of = inspect.getmodule(value)
+            if of is not None and of.__name__.startswith("wpo_optuna.loss."):
+                used.add(Path(str(of.__file__)).name)
+    return used
+
+
+@pytest.mark.parametrize("changed", [*sorted(modules_compiled_in()), "gamma_excess.py"])
+def test_a_change_in_any_source_changes_the_stamp(changed: str, tmp_path: Path) -> None:
+    for path in SOURCES.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    before = hash_of_sources(tmp_path)
+    assert before == hash_of_sources(SOURCES)
+    with (tmp_path / changed).open("a") as file:
+        file.write("\n# changed\n")
+    assert hash_of_sources(tmp_path) != before
+
+
+def test_every_compiled_function_has_the_stamp() -> None:
+    compiled = [
+        value for module in MODULES for value in vars(module).values() if hasattr(value, "py_func")
+    ]
+    assert len(compiled) > 30
+    for function in compiled:
+        assert function._cache._cache_file._source_stamp == hash_of_sources(SOURCES)

@@ -202,6 +202,8 @@ class MlflowTracker:
         if status not in STATUSES:
             raise InvalidArgument(f"status = {status!r}: accepted is {', '.join(STATUSES)}.")
         self._status = status
+        if self._feeder is not None:
+            self._feeder.intended_status = status
 
     def close(self, status: str | None = None) -> bool:
         """Delivers everything, ends the study's run, and waits for that.
@@ -249,12 +251,13 @@ class MlflowTracker:
 
     def _begin(self, study: Study) -> Feeder:
         feeder = Feeder(study, self._destination)
+        feeder.intended_status = self._status
         for extra in self._early_extras:
             feeder.put_extra(extra)
         self._early_extras.clear()
         end_at_exit(feeder)
         # A tracker that nobody holds any more gets no further trials.
-        weakref.finalize(self, feeder.finish, "FINISHED").atexit = False
+        weakref.finalize(self, feeder.finish).atexit = False
         return feeder
 
     def _put(self, extra: Extra) -> None:

@@ -122,7 +122,7 @@ class InterruptedClient:
 
 
 @settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     cuts=st.lists(st.tuples(st.integers(0, 24), st.booleans()), min_size=1, max_size=4),
@@ -216,7 +216,7 @@ def test_which_trials_get_a_run(store: str, trial_runs: str, n_trials: int, expe
 
 
 @settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(order=st.permutations(range(8)), at_once=st.integers(1, 8))
 def test_the_best_so_far_is_right_once_trials_come_in_order_and_others_are_known(

@@ -231,6 +231,9 @@ def test_the_environments_tracking_uri_is_the_default_and_a_lost_file_is_told(
     assert_complete(found, study, "all")
     assert bytes.fromhex(found.run.artifacts["early.txt"]) == b"early"
     assert "lost.txt" not in found.run.artifacts
+    state = DeliveryState.read(study)
+    assert state is not None
+    assert [extra.name for extra in state.delivered] == ["early.txt"]
 
 
 def test_studies_run_at_the_same_time_in_a_new_directory_are_all_recorded(
@@ -249,6 +252,7 @@ def test_studies_run_at_the_same_time_in_a_new_directory_are_all_recorded(
         assert_complete(recorded(client, study.study_name), study, "all")
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_study_record_it_once(store: str, working_directory: Path) -> None:
     script = """
         import time

@@ -149,16 +149,16 @@ def _end_all() -> None:
         if feeder.has_ended.is_set() or feeder.pid != os.getpid():
             continue
         if not feeder.is_finishing:
-            feeder.finish(_status_of_program())
+            feeder.finish(_status_of_failed_program())
         wait_for_end(feeder, show_progress_bar=True)
         sentence = undelivered(feeder)
         if sentence is not None:
             warnings.warn(sentence, TrackingWarning, stacklevel=1)
 
 
-def _status_of_program() -> str:
-    """How the program ended, judged by the exception that ended it."""
+def _status_of_failed_program() -> str | None:
+    """How the program ended, judged by the exception that ended it; None if there was none."""
     exception = getattr(sys, "last_value", None)
     if exception is None:
-        return "FINISHED"
+        return None
     return "KILLED" if isinstance(exception, KeyboardInterrupt) else "FAILED"

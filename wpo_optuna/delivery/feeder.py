@@ -69,6 +69,7 @@ class Feeder:
         stuck_since: ``time.monotonic()`` since when MLflow takes nothing, or the study's storage
             cannot be read; None while it goes on.
         reason: why it did not go on when last it did not.
+        intended_status: how the run ends if nothing else is said.
         n_delivered: trials that MLflow has got.
         last_sign: ``time.monotonic()`` of the last sign that something moves.
         is_reading: whether the study's storage is being read.
@@ -82,6 +83,7 @@ class Feeder:
         self.run_id: str | None = None
         self.stuck_since: float | None = None
         self.reason: str | None = None
+        self.intended_status = "FINISHED"
         self.n_delivered = 0
         self.last_sign = time.monotonic()
         self.is_reading = False
@@ -91,7 +93,9 @@ class Feeder:
         self._state: DeliveryState | None = None
         self._extras: deque[Extra] = deque()
         self._delivered_extras: list[Extra] = []
+        self._is_refused = False
         self._status: str | None = None
+        self._directory = os.path.realpath(os.curdir)
         self._n_rest = 0
         self._has_finished = False
         self._has_warned = False
@@ -109,9 +113,9 @@ class Feeder:
         """Takes something beside the trials."""
         self._extras.append(extra)
 
-    def finish(self, status: str) -> None:
-        """Asks to deliver everything and to end the run."""
-        self._status = status
+    def finish(self, status: str | None = None) -> None:
+        """Asks to deliver everything and to end the run; None takes the intended status."""
+        self._status = status or self.intended_status
         self._wake.set()
 
     def abandon(self) -> None:
@@ -153,7 +157,7 @@ class Feeder:
         """What to ask of the delivering process, one thing after the other; None to wait."""
         self._backlog.restart()
         # It imports MLflow while the storage is asked for what it needs to know.
-        self._worker = self._worker or WorkerProcess()
+        self._worker = self._worker or WorkerProcess(self._directory)
         yield self._open()
         while not self.is_finishing:
             yield from self._live()
@@ -166,7 +170,7 @@ class Feeder:
         if self._backlog.has_foreign:
             # Whichever process is last finds what two have written, and leaves one of it.
             yield self._open()
-        yield Finish(self._status or "FINISHED", keep_end=not self.destination.is_live)
+        yield Finish(self._status or self.intended_status, keep_end=not self.destination.is_live)
         self._has_finished = True
 
     def _open(self) -> Open:
@@ -176,13 +180,11 @@ class Feeder:
     def _live(self) -> Iterator[Command | None]:
         """One round while trials may still come."""
         yield from self._deliver_extras()
-        foreign = self._backlog.next_foreign(_BATCH)
-        if foreign:
-            yield Regard(_records(foreign))
-        own = self._backlog.next_own(_BATCH)
-        if own:
+        if own := self._backlog.next_own(_BATCH):
             yield from self._deliver(own)
-        if not own and not foreign:
+        elif foreign := self._backlog.next_foreign(_BATCH):
+            yield Regard(_records(foreign))
+        else:
             yield None
 
     def _deliver(self, trials: Sequence[FrozenTrial]) -> Iterator[Command]:
@@ -213,12 +215,14 @@ class Feeder:
     def _deliver_extras(self) -> Iterator[Command]:
         while self._extras:
             extra = self._extras.popleft()
+            self._is_refused = False
             try:
                 yield DeliverExtra(extra)
             except GeneratorExit:
                 self._extras.appendleft(extra)
                 raise
-            self._delivered_extras.append(extra)
+            if not self._is_refused:
+                self._delivered_extras.append(extra)
 
     def _carry_out(self, command: Command | None) -> None:
         if command is None:
@@ -248,14 +252,13 @@ class Feeder:
             self.stuck_since = None
         elif isinstance(reply, Away):
             self._note_failure(reply.reason, is_stuck=True)
-            self._warn(
+            self._warn_once(
                 f"MLflow does not take the study ({reply.reason}); the study goes on, and what "
                 "MLflow lacks is delivered when it is back"
             )
         elif isinstance(reply, Refused):
-            warnings.warn(
-                f"MLflow does not take {reply.what} ({reply.reason})", TrackingWarning, stacklevel=2
-            )
+            self._is_refused = True
+            _warn(f"MLflow does not take {reply.what} ({reply.reason})")
 
     def _take_opened(self, reply: Opened) -> None:
         assert self._state is not None
@@ -278,7 +281,7 @@ class Feeder:
             self._worker = None
         reason = " ".join(str(error).split()) or type(error).__name__
         self._note_failure(reason, is_stuck=not isinstance(error, WorkerLostError))
-        self._warn(
+        self._warn_once(
             f"the delivery to MLflow was interrupted ({reason}); the study goes on, and what "
             "MLflow lacks is delivered later"
         )
@@ -289,10 +292,10 @@ class Feeder:
         if is_stuck and self.stuck_since is None:
             self.stuck_since = time.monotonic()
 
-    def _warn(self, sentence: str) -> None:
+    def _warn_once(self, sentence: str) -> None:
         if self.destination.is_live and not self._has_warned:
             self._has_warned = True
-            warnings.warn(sentence, TrackingWarning, stacklevel=2)
+            _warn(sentence)
 
     def _leave(self) -> None:
         if self._worker is not None:
@@ -317,6 +320,12 @@ class Feeder:
         )
         if after != state:
             after.write(self.study)
+
+
+def _warn(sentence: str) -> None:
+    # A filter may make an error of it, which nobody in this thread could catch.
+    with contextlib.suppress(TrackingWarning):
+        warnings.warn(sentence, TrackingWarning, stacklevel=2)
 
 
 def _records(trials: Sequence[FrozenTrial]) -> tuple[TrialRecord, ...]:

@@ -180,7 +180,7 @@ class Tags:
 Extra = Artifact | Text | Metrics | Tags
 
 
-# Commands, each answered by Done in the end.
+# Commands, answered by Done in the end unless they say otherwise.
 
 
 @dataclass(frozen=True)
@@ -226,10 +226,15 @@ class Finish:
 
 @dataclass(frozen=True)
 class Hurry:
-    """Try again at once what MLflow did not take; the only command without an answer."""
+    """Try again at once what MLflow did not take; without an answer."""
 
 
-Command = Open | Deliver | Regard | DeliverExtra | Finish | Hurry
+@dataclass(frozen=True)
+class Leave:
+    """There is nothing more to do; without an answer."""
+
+
+Command = Open | Deliver | Regard | DeliverExtra | Finish | Hurry | Leave
 
 
 # Replies.

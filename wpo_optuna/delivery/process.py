@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from wpo_optuna.delivery.messages import Command, Reply
+from wpo_optuna.delivery.messages import Command, Leave, Reply
 from wpo_optuna.delivery.worker import REQUEST_SETTINGS
 
 _END_S = 10.0
@@ -23,11 +24,14 @@ class WorkerLostError(Exception):
 class WorkerProcess:
     """Starts the delivering process and talks to it.
 
+    Args:
+        directory: its working directory, which MLflow's default and relative paths refer to.
+
     Raises:
         OSError: it cannot be started.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, directory: str) -> None:
         self._channel: Connection
         self._channel, theirs = Pipe()
         self._errors = tempfile.TemporaryFile(prefix="wpo_delivery_")  # noqa: SIM115
@@ -38,6 +42,7 @@ class WorkerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._errors,
+                cwd=directory,
                 env=_environment(),
             )
         finally:
@@ -72,6 +77,9 @@ class WorkerProcess:
 
     def end(self) -> None:
         """Ends the process, at once if it does not end by itself."""
+        # Closing is not enough: a forked copy of this process may hold the channel open.
+        with contextlib.suppress(OSError):
+            self._channel.send(Leave())
         self._channel.close()
         try:
             self._process.wait(_END_S)
@@ -83,7 +91,9 @@ class WorkerProcess:
     def kill(self) -> None:
         """Ends the process at once, whatever it is doing."""
         self._process.kill()
-        self.end()
+        self._process.wait()
+        self._channel.close()
+        self._errors.close()
 
     def _died(self) -> WorkerLostError:
         self._errors.seek(0)

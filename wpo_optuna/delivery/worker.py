@@ -25,6 +25,8 @@ from wpo_optuna.delivery.messages import (
     DeliverExtra,
     Done,
     Finish,
+    Hurry,
+    Leave,
     Open,
     Opened,
     Progress,
@@ -91,10 +93,9 @@ class Worker:
     def serve(self) -> None:
         """Carries out commands until the study's process closes the channel or is gone."""
         try:
-            while True:
-                command = self._receive(timeout_s=None)
+            while not isinstance(command := self._receive(timeout_s=None), Leave):
                 # A request to hurry may come after what it was meant for.
-                if isinstance(command, Open | Deliver | Regard | DeliverExtra | Finish):
+                if command is not None and not isinstance(command, Hurry):
                     self._carry_out(command)
         except (EOFError, ConnectionError, OrphanedError):
             self._note_sudden_end()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numba
 import pytest
 
-import wpo_optuna.loss
+import wpo_optuna.loss.compiled
 from wpo_optuna.loss import expected_gradient, expected_kernel, expected_readout
 from wpo_optuna.loss.compiled import hash_of_sources
 
@@ -36,6 +38,20 @@ def test_a_change_in_any_source_changes_the_stamp(changed: str, tmp_path: Path) 
     with (tmp_path / changed).open("a") as file:
         file.write("\n# changed\n")
     assert hash_of_sources(tmp_path) != before
+
+
+def test_without_a_folder_to_keep_it_in_code_is_compiled_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def njit_on_a_read_only_system(cache: bool = False, **options: Any) -> Any:
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return numba.njit(**options)
+
+    monkeypatch.setattr(wpo_optuna.loss.compiled, "njit", njit_on_a_read_only_system)
+    doubled = wpo_optuna.loss.compiled.compiled(lambda x: 2 * x)
+    assert doubled(3.0) == 6.0
+    assert hasattr(doubled, "py_func")
 
 
 def test_every_compiled_function_has_the_stamp() -> None:

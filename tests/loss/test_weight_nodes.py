@@ -48,6 +48,14 @@ def test_nodes_stand_for_every_entry_once_and_keep_its_first_moments(
     assert nodes.extremes.max() == entries.max()
 
 
+def test_values_that_differ_by_rounding_alone_count_as_one() -> None:
+    x = np.sort(np.concatenate([1e-17 * np.arange(40), [1.0]]))
+    nodes, shares = gauss_rule(x, 5)
+    assert np.isfinite(nodes).all()
+    assert shares @ nodes == pytest.approx(1 / 41)
+    assert shares @ nodes**2 == pytest.approx(1 / 41)
+
+
 def test_the_largest_entries_enter_one_by_one() -> None:
     entries = np.random.default_rng(0).standard_normal((64, 20))
     nodes = weight_nodes(entries, 11)

@@ -18,7 +18,6 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 # Sums may be reordered, so that they use vector registers; NaN and infinity keep their meaning,
 # since an undefined loss must come out as NaN.
 _OPTIONS: dict[str, Any] = {
-    "cache": True,
     "nogil": True,
     "error_model": "numpy",
     "fastmath": {"reassoc", "contract", "arcp", "nsz"},
@@ -27,12 +26,25 @@ _OPTIONS: dict[str, Any] = {
 
 def compiled(function: _Function) -> _Function:
     """Compiles a function on first use."""
-    return _with_common_stamp(njit(**_OPTIONS)(function))
+    return _compiled(function, _OPTIONS)
 
 
 def compiled_inline(function: _Function) -> _Function:
     """Compiles a function into those that call it, for what is called thousands of times."""
-    return _with_common_stamp(njit(**_OPTIONS, forceinline=True)(function))
+    return _compiled(function, _OPTIONS | {"forceinline": True})
+
+
+def _compiled(function: _Function, options: dict[str, Any]) -> Any:
+    try:
+        dispatcher = njit(**options, cache=True)(function)
+    # numba finds no folder to write to: every process compiles for itself.
+    except RuntimeError:
+        return njit(**options)(function)
+    # Without compilation (NUMBA_DISABLE_JIT) it stays the function it was.
+    if hasattr(dispatcher, "_cache"):
+        # What numba compares to tell whether a cached function is up to date.
+        dispatcher._cache._cache_file._source_stamp = _STAMP
+    return dispatcher
 
 
 def hash_of_sources(folder: Path) -> str:
@@ -45,9 +57,3 @@ def hash_of_sources(folder: Path) -> str:
 
 
 _STAMP = hash_of_sources(Path(__file__).parent)
-
-
-def _with_common_stamp(dispatcher: Any) -> Any:
-    # What numba compares to tell whether a cached function is up to date.
-    dispatcher._cache._cache_file._source_stamp = _STAMP
-    return dispatcher

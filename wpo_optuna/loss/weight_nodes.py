@@ -20,6 +20,8 @@ FloatArray = NDArray[np.float64]
 _NODES_OF_ALL = 20
 _FEWEST_NODES = 3
 
+_SMALLEST_NORM = 1e-12
+
 # How many of the largest and smallest entries enter the largest programmed weight one by one; the
 # groups of the others grow by this factor.
 _SINGLE_EXTREMES = 8
@@ -117,9 +119,14 @@ def gauss_rule(values: FloatArray, n_nodes: int) -> tuple[FloatArray, FloatArray
     for _ in range(n_nodes):
         diagonal.append(current @ (x * current))
         following = (x - diagonal[-1]) * current - off_diagonal[-1] * previous
-        off_diagonal.append(float(np.linalg.norm(following)))
-        previous, current = current, following / off_diagonal[-1]
-    jacobi = np.diag(diagonal) + np.diag(off_diagonal[1:-1], 1) + np.diag(off_diagonal[1:-1], -1)
+        norm = float(np.linalg.norm(following))
+        # Values that differ by rounding alone carry no more nodes.
+        if norm < _SMALLEST_NORM:
+            break
+        off_diagonal.append(norm)
+        previous, current = current, following / norm
+    beside = off_diagonal[1 : len(diagonal)]
+    jacobi = np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
     nodes, vectors = np.linalg.eigh(jacobi)
     return centre + half_width * nodes, vectors[0] ** 2
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wpo_optuna.finalists import Finalist, winner_among
 from wpo_optuna.rescoring import RELATIVE_WIDTH, Estimate, distinct, score
 from wpo_optuna.strategy import ProgrammingStrategy
 
@@ -79,3 +80,42 @@ def test_distinct_strategies_are_the_first_of_each_kind_in_order() -> None:
     ]
     assert distinct(strategies, 5) == [0, 2, 3]
     assert distinct(strategies, 2) == [0, 2]
+
+
+def finalist(number: int, tnmse_of_engine: float, mean: float, error: float = 0.002) -> Finalist:
+    half = 1.96 * error
+    return Finalist(number, tnmse_of_engine, Estimate(mean, mean - half, mean + half, 10**6))
+
+
+def test_a_clearly_lower_score_wins_whatever_the_engine_said() -> None:
+    finalists = [finalist(0, 0.98, 1.00), finalist(1, 0.99, 0.98), finalist(2, 1.00, 1.01)]
+    assert winner_among(finalists, engine_has_noise=False) == 1
+    assert winner_among(finalists, engine_has_noise=True) == 1
+
+
+def test_scores_that_noise_alone_tells_apart_leave_the_choice_to_the_expectation() -> None:
+    finalists = [finalist(0, 1.03, 1.02), finalist(1, 0.99, 1.000), finalist(2, 0.98, 1.003)]
+    assert winner_among(finalists, engine_has_noise=False) == 2
+    assert winner_among(finalists, engine_has_noise=True) == 1
+
+
+def test_equal_finalists_have_the_same_winner_each_time_they_are_scored() -> None:
+    """Over 200 scorings of five equal finalists another one wins once, not 160 times."""
+    rng = np.random.default_rng(5)
+    winners = []
+    for _ in range(200):
+        finalists = [
+            Finalist(i, 1 + 1e-4 * i, Estimate.of(rng.normal(1.0, 0.02, 64))) for i in range(5)
+        ]
+        winners.append(winner_among(finalists, engine_has_noise=False))
+    assert np.count_nonzero(winners) <= 3
+
+
+def test_an_infinite_score_never_wins() -> None:
+    finalists = [finalist(0, 0.9, np.inf), finalist(1, 1.0, 1.0)]
+    assert winner_among(finalists, engine_has_noise=False) == 1
+
+
+def test_the_standard_error_is_that_of_the_mean() -> None:
+    draws = np.random.default_rng(0).normal(1.0, 0.1, 30)
+    assert Estimate.of(draws).standard_error == pytest.approx(draws.std(ddof=1) / np.sqrt(30))

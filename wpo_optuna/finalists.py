@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,10 @@ SCORES = "scores"
 
 # Trials looked at for distinct ones, per finalist wanted.
 _POOL = 40
+
+# A score is lower for certain if it is by this many standard errors of the difference.
+# Five of equal error get another winner than the engine's by chance in one study of two hundred.
+_CERTAIN = 3.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Scores:
 
     Attributes:
         n_trials: completed trials of the study when the finalists were chosen.
-        finalists: the finalists, lowest score first.
+        finalists: the finalists, the winner first, then by score.
         winner: the winner's score on draws that had no part in choosing it.
         baseline: the baseline's.
     """
@@ -63,7 +68,7 @@ class Scores:
 
     @property
     def winning_trial(self) -> int:
-        """Number of the trial with the lowest score."""
+        """Number of the trial that won; see :func:`winner_among`."""
         return self.finalists[0].trial_number
 
     @property
@@ -103,8 +108,8 @@ def score_finalists(
 ) -> Scores:
     """Scores the best distinct trials and the baseline; keeps the result with the study.
 
-    The winner is the finalist with the lowest score. As the lowest of several is a little lucky
-    again, its reported score comes from further draws of its own.
+    As the lowest of several scores is a little lucky again, the winner's reported score comes from
+    further draws of its own.
 
     Args:
         study: a study with at least one completed trial.
@@ -135,10 +140,11 @@ def score_finalists(
             )
             for (trial, strategy), seed in zip(chosen, seeds[2:], strict=True)
         ]
-        best = min(range(len(chosen)), key=lambda i: finalists[i].tnmse.mean)
+        best = winner_among(finalists, engine_has_noise=objective.engine.name != "expected")
+        winner = finalists.pop(best)
         scores = Scores(
             n_trials=len(trials),
-            finalists=tuple(sorted(finalists, key=lambda finalist: finalist.tnmse.mean)),
+            finalists=(winner, *sorted(finalists, key=lambda finalist: finalist.tnmse.mean)),
             winner=score(engine, chosen[best][1].to_converter(), int(seeds[0]), bar.update),
             baseline=score(
                 engine, objective.problem.g_converter_baseline, int(seeds[1]), bar.update
@@ -147,6 +153,32 @@ def score_finalists(
         bar.total = bar.n
     study.set_user_attr(SCORES, scores.to_json())
     return scores
+
+
+def winner_among(finalists: Sequence[Finalist], *, engine_has_noise: bool) -> int:
+    """Index of the finalist with the lowest error, as far as scores can tell.
+
+    Scores that differ by less than their noise do not tell: the lowest of them is the luckiest, and
+    another one each time. Of those the expectation decides, which is the same each time, so that a
+    study that is repeated ends with the same strategy.
+
+    Args:
+        finalists: at least one.
+        engine_has_noise: whether ``tnmse_of_engine`` was drawn, too; then it tells no more than the
+            scores, and the lowest score wins.
+    """
+    lowest = min(range(len(finalists)), key=lambda i: finalists[i].tnmse.mean)
+    if engine_has_noise:
+        return lowest
+    tied = [i for i in range(len(finalists)) if _is_tied(finalists[i], finalists[lowest])]
+    return min([lowest, *tied], key=lambda i: finalists[i].tnmse_of_engine)
+
+
+def _is_tied(finalist: Finalist, lowest: Finalist) -> bool:
+    difference = finalist.tnmse.mean - lowest.tnmse.mean
+    error = math.hypot(finalist.tnmse.standard_error, lowest.tnmse.standard_error)
+    # Infinite scores have no error and are tied with nothing.
+    return difference <= _CERTAIN * error
 
 
 def strategy_of(objective: HypercubeObjective, trial: FrozenTrial) -> ProgrammingStrategy:

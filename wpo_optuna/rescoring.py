@@ -57,6 +57,13 @@ class Estimate:
         """Width of the interval relative to the mean."""
         return (self.high - self.low) / self.mean
 
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the mean."""
+        return (self.high - self.low) / (
+            2 * float(stats.t.ppf(0.5 + CONFIDENCE / 2, self.draws - 1))
+        )
+
     def to_json(self) -> dict[str, float]:
         """The estimate's numbers by name."""
         return asdict(self)

@@ -11,10 +11,22 @@ import numba
 import pytest
 
 import wpo_optuna.loss.compiled
-from wpo_optuna.loss import expected_gradient, expected_kernel, expected_readout
+from wpo_optuna.loss import (
+    expected_error,
+    expected_error_gradient,
+    expected_gradient,
+    expected_kernel,
+    expected_readout,
+)
 from wpo_optuna.loss.compiled import hash_of_sources
 
-MODULES = (expected_kernel, expected_gradient, expected_readout)
+MODULES = (
+    expected_kernel,
+    expected_gradient,
+    expected_error,
+    expected_error_gradient,
+    expected_readout,
+)
 SOURCES = Path(wpo_optuna.loss.__file__).parent
 
 

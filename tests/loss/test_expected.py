@@ -65,7 +65,9 @@ def test_a_strategys_own_converter_has_the_value_of_its_point(engine: ExpectedEn
         assert engine.tnmse_of(strategy.to_converter(), 1)[0] == pytest.approx(value, rel=1e-9)
 
 
-def test_values_repeat_in_another_process(engine: ExpectedEngine) -> None:
+def test_values_repeat_in_another_process_whatever_its_threads_and_its_linear_algebra(
+    engine: ExpectedEngine,
+) -> None:
     script = (
         "import numpy as np; from small_problems import small_problem;"
         "from wpo_optuna.loss import make_engine; p = small_problem();"

@@ -96,6 +96,7 @@ class Feeder:
         self._is_refused = False
         self._status: str | None = None
         self._directory = os.path.realpath(os.curdir)
+        self._n_at_hand = 0
         self._n_rest = 0
         self._has_finished = False
         self._has_warned = False
@@ -136,7 +137,7 @@ class Feeder:
     @property
     def n_left(self) -> int:
         """Trials on their way."""
-        return self._backlog.n_left + self._n_rest
+        return self._backlog.n_left + self._n_at_hand + self._n_rest
 
     def _work(self) -> None:
         wait = _FIRST_WAIT_S
@@ -189,11 +190,14 @@ class Feeder:
 
     def _deliver(self, trials: Sequence[FrozenTrial]) -> Iterator[Command]:
         self._backlog.send(trials)
+        self._n_at_hand = len(trials)
         try:
             yield Deliver(_records(trials))
         except GeneratorExit:
             self._backlog.give_back(trials)
             raise
+        finally:
+            self._n_at_hand = 0
         self._backlog.acknowledge(trials)
 
     def _read_rest(self) -> list[FrozenTrial]:
@@ -249,6 +253,7 @@ class Feeder:
             self._take_opened(reply)
         elif isinstance(reply, Progress):
             self.n_delivered += reply.trials
+            self._n_at_hand -= reply.trials
             self.stuck_since = None
         elif isinstance(reply, Away):
             self._note_failure(reply.reason, is_stuck=True)

@@ -49,7 +49,9 @@ def gamma_excess_table() -> FloatArray:
     for column, scale in enumerate(scales[1:], start=1):
         for row, asymmetry in enumerate(asymmetries):
             missing = np.exp(-(u**2) / 2) - _characteristic_function(u, asymmetry, scale)
-            table[:, row, column] = 2 / np.pi * ((missing * du / u**2) @ phases).real
+            integrand = (missing * du / u**2)[:, None] * phases
+            # A plain sum: a product of matrices would depend on the number of threads.
+            table[:, row, column] = 2 / np.pi * integrand.sum(axis=0).real
     # Continuous where it ends.
     table[-1] = 0.0
     return table

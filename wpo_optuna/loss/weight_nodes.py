@@ -9,6 +9,7 @@ extremes, which enter one by one, and on all others in groups.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,12 +54,12 @@ class WeightNodes:
     @property
     def mean_square(self) -> float:
         """Mean of the squared entries."""
-        return float(self.shares @ self.weights**2)
+        return float(np.sum(self.shares * self.weights**2))
 
     @property
     def mean_absolute(self) -> float:
         """Mean of the absolute entries."""
-        return float(self.shares @ np.abs(self.weights))
+        return float(np.sum(self.shares * np.abs(self.weights)))
 
 
 def weight_nodes(matrix: FloatArray, n_knots: int) -> WeightNodes:
@@ -117,9 +118,10 @@ def gauss_rule(values: FloatArray, n_nodes: int) -> tuple[FloatArray, FloatArray
     previous, current = np.zeros_like(x), np.full_like(x, len(x) ** -0.5)
     diagonal, off_diagonal = [], [0.0]
     for _ in range(n_nodes):
-        diagonal.append(current @ (x * current))
+        # Plain sums: products of BLAS would differ between machines in the last digit.
+        diagonal.append(np.sum(x * current**2))
         following = (x - diagonal[-1]) * current - off_diagonal[-1] * previous
-        norm = float(np.linalg.norm(following))
+        norm = math.sqrt(np.sum(following**2))
         # Values that differ by rounding alone carry no more nodes.
         if norm < _SMALLEST_NORM:
             break

@@ -125,9 +125,10 @@ def finalists(record: StudyRecord) -> list[Paragraph | Table]:
     head = ["trial", "TNMSE", "95 % interval", "draws", "TNMSE of the engine", "deviation %"]
     return [
         Paragraph(
-            "The best distinct trials on fresh noise through aihwkit's own tile. As the lowest of "
-            "several scores is a little lucky, the winner was drawn once more for the score that "
-            "is reported."
+            "The best distinct trials on fresh noise through aihwkit's own tile, the winner first: "
+            "the lowest score, or where scores differ by no more than their noise, the lowest "
+            "expected TNMSE of these. As the lowest of several scores is a little lucky, the "
+            "winner was drawn once more for the score that is reported."
         ),
         Table(head, rows),
     ]

@@ -94,7 +94,7 @@ class StudyRecord:
         settings: the study's user attributes that say what it is about.
         trials: its completed trials.
         frozen: the same trials as Optuna has them.
-        winner: the finalist with the lowest score; without scores the trial with the lowest loss.
+        winner: the finalist that won; without scores the trial with the lowest loss.
         scores: scores on fresh noise; None if the study was not finished.
         measurements: what was measured of hardware and winner; None likewise.
     """

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from experiments.train_digits import WEIGHTS_FILE, digits_data, digits_network
 from wpo_optuna import ProgrammingStrategy, WeightProgrammingProblem, accuracy_figure, run_study
 from wpo_optuna.accuracy import (
+    OPTIMISED,
     MetricOverTime,
     accuracy,
     compare_over_time,
@@ -82,10 +83,10 @@ def follow(
     """The accuracy over time with a strategy, and with the hardware's baseline."""
     forms = NetworkForms.of(network(), hardware.build())
     t_steps = times_for(hardware)
-    total = number_of_measurements(forms, len(t_steps), repeats)
+    total = number_of_measurements(forms, 1, len(t_steps), repeats)
     with Progress().bar("evaluating", total, "measurement") as bar:
         return compare_over_time(
-            forms, strategy, hardware.baseline(), batches(), t_steps, accuracy,
+            forms, {OPTIMISED: strategy}, hardware.baseline(), batches(), t_steps, accuracy,
             metric_name="accuracy", repeats=repeats, seed=seed, on_measured=bar.update,
         )  # fmt: skip
 

@@ -32,6 +32,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import nn
 
 from wpo_optuna.accuracy import (
+    OPTIMISED,
     MetricCurve,
     MetricOverTime,
     accuracy,
@@ -82,7 +83,7 @@ def _devices(network: nn.Module, _: Iterable[Any]) -> float:
 def _compare(network: NetworkForms, strategy: Any, metric: Any, **options: Any) -> MetricOverTime:
     data = options.pop("data", [(torch.zeros(1, 6), torch.zeros(1, dtype=torch.int64))])
     return compare_over_time(
-        network, strategy, BASELINE, data, options.pop("t_steps", T_STEPS), metric,
+        network, {OPTIMISED: strategy}, BASELINE, data, options.pop("t_steps", T_STEPS), metric,
         metric_name="metric", **options,
     )  # fmt: skip
 
@@ -166,7 +167,7 @@ def test_every_measurement_is_counted() -> None:
     network = NetworkForms.of(_classifier(), _hardware(PCMLikeNoiseModel()))
     counted: list[int] = []
     _compare(network, ONE_PAIR, _devices, repeats=3, on_measured=counted.append)
-    assert sum(counted) == number_of_measurements(network, len(T_STEPS), 3) == 19
+    assert sum(counted) == number_of_measurements(network, 1, len(T_STEPS), 3) == 19
 
 
 def test_what_cannot_be_compared_is_refused_before_the_first_measurement() -> None:
@@ -179,7 +180,7 @@ def test_what_cannot_be_compared_is_refused_before_the_first_measurement() -> No
     with pytest.raises(InvalidArgument, match="no analog layer matches 'fc1'"):
         _compare(pcm, {"fc1": ONE_PAIR}, never)
     small = NetworkForms.of(_classifier(), _hardware(PCMLikeNoiseModel(g_max=20.0)))
-    with pytest.raises(InvalidArgument, match="baseline has the range g_min = 0 to g_max = 25 µS"):
+    with pytest.raises(InvalidArgument, match="strategy has the range g_min = 0 to g_max = 25 µS"):
         _compare(small, ONE_PAIR, never)
     reram = NetworkForms.of(_classifier(), _hardware(ReRamWan2022NoiseModel(g_max=40.0)))
     with pytest.raises(InvalidArgument, match="t_steps contains 1h, which ReRamWan2022NoiseModel"):
@@ -386,7 +387,7 @@ def test_a_metric_that_is_not_finite_leaves_the_figure_drawable() -> None:
 def test_single_pairs_are_a_baseline_too() -> None:
     network = NetworkForms.of(_classifier(), _hardware(PCMLikeNoiseModel()))
     result = compare_over_time(
-        network, ONE_PAIR, SinglePairConductanceConverter(g_max=25.0), [(torch.zeros(1, 6), None)],
-        (1.0,), _devices, metric_name="devices", repeats=1,
+        network, {OPTIMISED: ONE_PAIR}, SinglePairConductanceConverter(g_max=25.0),
+        [(torch.zeros(1, 6), None)], (1.0,), _devices, metric_name="devices", repeats=1,
     )  # fmt: skip
     assert result.curves[0].values.tolist() == [[22.0]]

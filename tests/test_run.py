@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +47,10 @@ def test_a_study_ends_with_a_scored_strategy_better_than_what_it_started_from(
         # A tile of 24 x 8 is so noisy that the most draws there are may be needed.
         assert estimate.relative_width < RELATIVE_WIDTH or estimate.draws == 400
         assert estimate.low < estimate.mean < estimate.high
-    assert result.scores.finalists[0].tnmse.mean == min(
-        finalist.tnmse.mean for finalist in result.scores.finalists
-    )
+    finalists = result.scores.finalists
+    lowest = min(finalists, key=lambda finalist: finalist.tnmse.mean).tnmse
+    error = math.hypot(finalists[0].tnmse.standard_error, lowest.standard_error)
+    assert finalists[0].tnmse.mean <= lowest.mean + 3 * error
     winner = result.study.trials[result.scores.winning_trial]
     assert [list(curve) for curve in result.strategy.g_lst] == winner.user_attrs["g_lst"]
     # The engine's mean and the tile's agree within what a small tile's expectation neglects.

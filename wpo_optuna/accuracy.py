@@ -9,7 +9,7 @@ a forward pass does not: aihwkit's compiled tile draws it from a generator of it
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -32,6 +32,9 @@ BASELINE, OPTIMISED = "baseline", "optimised"
 
 # A figure of merit of a network, given the network and the data.
 Metric = Callable[[nn.Module, Iterable[Any]], float]
+
+# One strategy for all layers, or strategies by layer as in ``apply_strategy``.
+Programming = ProgrammingStrategy | Mapping[str, ProgrammingStrategy]
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +123,7 @@ class MetricOverTime:
 
 def compare_over_time(
     network: NetworkForms,
-    strategy: ProgrammingStrategy | Mapping[str, ProgrammingStrategy],
+    programmings: Mapping[str, Programming],
     baseline: BaseConductanceConverter,
     data: Iterable[Any],
     t_steps: Sequence[float],
@@ -131,15 +134,15 @@ def compare_over_time(
     seed: int = 0,
     on_measured: Callable[[int], object] = lambda n: None,
 ) -> MetricOverTime:
-    """Compares a strategy over time with a baseline and with the digital network.
+    """Compares strategies over time with a baseline and with the digital network.
 
     The analog network is programmed with one after the other. If it was converted from the digital
     one, for hardware with input ranges, these are set to the largest inputs among the data.
 
     Args:
         network: the network, digital and analog.
-        strategy: the optimised strategy, or strategies by layer as in ``apply_strategy``; layers
-            without one are programmed like the baseline.
+        programmings: what is compared, by the name of its curve: a strategy, or strategies by
+            layer; layers without one are programmed like the baseline.
         baseline: converter of the programming to compare with.
         data: what the metric is measured on; iterated over anew for each measurement.
         t_steps: times after programming in s, ascending.
@@ -157,8 +160,9 @@ def compare_over_time(
         raise InvalidArgument(f"repeats = {repeats}: a whole number of at least 1 is needed.")
     analog = network.analog
     _check_times(analog, t_steps)
+    for programming in programmings.values():
+        apply_strategy(analog, programming)
     apply_converter(analog, baseline, "baseline")
-    apply_strategy(analog, strategy)
 
     ideal = None
     if network.digital is not None:
@@ -172,14 +176,19 @@ def compare_over_time(
         )
         return MetricCurve(name, values)
 
-    optimised = curve(OPTIMISED)
-    apply_converter(analog, baseline, "baseline")
-    return MetricOverTime(metric_name, tuple(t_steps), ideal, (curve(BASELINE), optimised))
+    curves = [curve(BASELINE)]
+    for name, programming in programmings.items():
+        apply_converter(analog, baseline, "baseline")
+        apply_strategy(analog, programming)
+        curves.append(curve(name))
+    return MetricOverTime(metric_name, tuple(t_steps), ideal, tuple(curves))
 
 
-def number_of_measurements(network: NetworkForms, n_times: int, repeats: int) -> int:
+def number_of_measurements(
+    network: NetworkForms, n_programmings: int, n_times: int, repeats: int
+) -> int:
     """How many measurements ``compare_over_time`` makes."""
-    return (network.digital is not None) + 2 * n_times * repeats
+    return (network.digital is not None) + (1 + n_programmings) * n_times * repeats
 
 
 def measure_over_time(
@@ -262,7 +271,7 @@ def accuracy(network: nn.Module, batches: Iterable[Any]) -> float:
     """
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     n_right = n_all = 0
-    for batch in batches:
+    for batch in _read(batches):
         inputs, classes = _as_pair(batch)
         predicted = _scores(network, inputs.to(device)).argmax(dim=1)
         if predicted.shape != classes.shape:
@@ -289,6 +298,16 @@ def _check_times(network: nn.Module, t_steps: Sequence[float]) -> None:
                     f"t_steps contains {format_duration(t)}, which {kind.__name__} does not "
                     f"support: {reason}."
                 )
+
+
+def _read(batches: Iterable[Any]) -> Iterator[Any]:
+    try:
+        yield from batches
+    except Exception as error:  # a user's data set raises what it likes
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise InvalidArgument(
+            f"data: reading them raised {type(error).__name__}{f': {reason}' if reason else ''}."
+        ) from error
 
 
 def _as_pair(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,23 +2,57 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from wpo_optuna.accuracy import MetricOverTime
 from wpo_optuna.delivery import limits
+from wpo_optuna.tracking import TrackingWarning
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
+_MOST_CHARACTERS_OF_A_REASON = 200
+
+# A server that is away should cost seconds, not MLflow's minutes.
+_MLFLOW_REQUESTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+
 _KIND_TAG = "wpo.kind"
 _KIND = "accuracy"
+
+
+def record_or_warn(result: MetricOverTime, files: Sequence[Path], **run: Any) -> str | None:
+    """Makes a run of a comparison, unless MLflow is away: then a warning says so.
+
+    Args:
+        result: the curves.
+        files: kept as the run's artifacts; their directory is named in the warning.
+        run: further arguments of :func:`record`.
+
+    Returns:
+        the run's id; None if MLflow did not take it.
+    """
+    for name, value in _MLFLOW_REQUESTS.items():
+        os.environ.setdefault(name, value)
+    try:
+        return record(result, files, **run)
+    except Exception as error:  # MLflow's storages raise what they like
+        reason = " ".join(str(error).split())[:_MOST_CHARACTERS_OF_A_REASON]
+        warnings.warn(
+            f"MLflow did not take the results, which are in {files[0].parent} "
+            f"({reason or type(error).__name__}).",
+            TrackingWarning,
+            stacklevel=2,
+        )
+        return None
 
 
 def record(

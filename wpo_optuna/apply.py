@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Protocol
@@ -254,6 +254,46 @@ def _strategy_of(
     if tile.layer in by_layer:
         return by_layer[tile.layer]
     return next((s for pattern, s in by_layer.items() if _matches(pattern, tile.layer)), None)
+
+
+def layers_by_parameter(parameters: Sequence[str], model: nn.Module) -> dict[str, str]:
+    """The analog layers of a network that hold the parameters of a checkpoint.
+
+    Checkpoints may name parameters with a prefix that the network lacks (``module.`` of data
+    parallel training, ``model.``); one that all of them share is left out.
+
+    Args:
+        parameters: names of weights in the checkpoint.
+        model: a network with analog layers.
+
+    Returns:
+        name of the layer, by parameter.
+
+    Raises:
+        InvalidArgument: a parameter belongs to no analog layer.
+    """
+    layers = {tile.layer for tile in analog_tiles(model)}
+    names = {parameter: parameter for parameter in parameters}
+    while True:
+        found = {parameter: _layer_of(name, layers) for parameter, name in names.items()}
+        if None not in found.values():
+            return {parameter: str(layer) for parameter, layer in found.items()}
+        prefixes = {name.partition(".")[0] for name in names.values()}
+        if len(prefixes) != 1 or not all("." in name for name in names.values()):
+            break
+        names = {parameter: name.partition(".")[2] for parameter, name in names.items()}
+    lost = next(name for name in parameters if _layer_of(name, layers) is None)
+    raise InvalidArgument(
+        f"model: no analog layer of the network holds {lost!r} of the checkpoint; it has "
+        f"{', '.join(sorted(layers))}. Exclude what is not analog, or give the network that the "
+        "checkpoint belongs to."
+    )
+
+
+def _layer_of(parameter: str, layers: set[str]) -> str | None:
+    return next(
+        (layer for layer in (parameter, parameter.rpartition(".")[0]) if layer in layers), None
+    )
 
 
 def _matches(pattern: str, layer: str) -> bool:

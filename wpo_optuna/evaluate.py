@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from wpo_optuna.command_line import run_command
 from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.output_directory import check_directory
 
 if TYPE_CHECKING:
     from wpo_optuna.accuracy import MetricOverTime
@@ -23,11 +22,6 @@ if TYPE_CHECKING:
 
 PROGRAM = "python -m wpo_optuna.evaluate"
 NO_TRACKING = "none"
-
-_MOST_CHARACTERS_OF_A_REASON = 200
-
-# A server that is away should cost seconds, not MLflow's minutes.
-_MLFLOW_REQUESTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 
 
 @dataclass(frozen=True)
@@ -54,8 +48,7 @@ class EvaluationSettings:
             )
         if self.seed < 0:
             raise InvalidArgument(f"seed = {self.seed}: a whole number of at least 0 is needed.")
-        if self.output.exists() and not self.output.is_dir():
-            raise InvalidArgument(f"output = {str(self.output)!r}: this is not a directory.")
+        check_directory(self.output, "output")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -123,7 +116,7 @@ def _run(settings: EvaluationSettings, quiet: bool) -> int:
     from wpo_optuna.compatibility import check_aihwkit
 
     check_aihwkit()
-    from wpo_optuna.accuracy import compare_over_time, number_of_measurements
+    from wpo_optuna.accuracy import OPTIMISED, compare_over_time, number_of_measurements
     from wpo_optuna.delivery.destination import Destination
     from wpo_optuna.evaluation_setup import set_up_evaluation
     from wpo_optuna.progress import Progress
@@ -141,12 +134,13 @@ def _run(settings: EvaluationSettings, quiet: bool) -> int:
         baseline=settings.baseline,
         t_steps=settings.t_steps,
     )
-    total = number_of_measurements(setup.network, len(setup.t_steps), settings.repeats)
+    measured = setup.measured
+    total = number_of_measurements(measured.network, 1, len(setup.t_steps), settings.repeats)
     with Progress(not quiet).bar("evaluating", total, "measurement") as bar:
         result = compare_over_time(
-            setup.network, setup.strategies, setup.baseline, setup.data, setup.t_steps,
-            setup.metric, metric_name=setup.metric_name, repeats=settings.repeats,
-            seed=settings.seed, on_measured=bar.update,
+            measured.network, {OPTIMISED: setup.strategies}, setup.baseline, measured.data,
+            setup.t_steps, measured.metric, metric_name=measured.metric_name,
+            repeats=settings.repeats, seed=settings.seed, on_measured=bar.update,
         )  # fmt: skip
     files = _write(result, setup.strategies, settings.output)
     run_id = _track(settings, setup, result, files, started_s)
@@ -181,39 +175,26 @@ def _track(
     """The id of the run in MLflow; None without tracking, or if MLflow is away."""
     if settings.tracking_uri == NO_TRACKING:
         return None
-    for name, value in _MLFLOW_REQUESTS.items():
-        os.environ.setdefault(name, value)
-    from wpo_optuna.accuracy_tracking import record
-    from wpo_optuna.tracking import TrackingWarning
+    from wpo_optuna.accuracy_tracking import record_or_warn
     from wpo_optuna.versions import versions
 
     names = ("model", "data", "baseline", "t_steps", "repeats", "seed")
     parameters = {name: getattr(settings, name) for name in names}
     parameters["strategy"] = " ".join(settings.strategy)
-    parameters["metric"] = settings.metric or setup.metric_name
-    parameters["rpu_config"] = setup.hardware
+    parameters["metric"] = settings.metric or setup.measured.metric_name
+    parameters["rpu_config"] = setup.measured.hardware
     provenances = [strategy.provenance for strategy in setup.strategies.values()]
     studies = sorted({str(p["study_name"]) for p in provenances if "study_name" in p})
-    try:
-        return record(
-            result,
-            files,
-            tracking_uri=settings.tracking_uri,
-            experiment_name=settings.experiment,
-            run_name=f"{result.metric} of {', '.join(studies) or settings.strategy[0]}"[:250],
-            parameters=parameters,
-            tags={f"version.{name}": version for name, version in versions().items()},
-            started_s=started_s,
-        )
-    except Exception as error:  # MLflow's storages raise what they like
-        reason = " ".join(str(error).split())[:_MOST_CHARACTERS_OF_A_REASON]
-        warnings.warn(
-            f"MLflow did not take the results, which are in {settings.output} "
-            f"({reason or type(error).__name__}).",
-            TrackingWarning,
-            stacklevel=2,
-        )
-        return None
+    return record_or_warn(
+        result,
+        files,
+        tracking_uri=settings.tracking_uri,
+        experiment_name=settings.experiment,
+        run_name=f"{result.metric} of {', '.join(studies) or settings.strategy[0]}"[:250],
+        parameters=parameters,
+        tags={f"version.{name}": version for name, version in versions().items()},
+        started_s=started_s,
+    )
 
 
 def _describe(settings: EvaluationSettings, result: MetricOverTime, run_id: str | None) -> str:

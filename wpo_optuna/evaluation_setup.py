@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aihwkit.inference.converter.base import BaseConductanceConverter
+from aihwkit.inference.noise.base import BaseNoiseModel
 from torch import nn
 
 from wpo_optuna import rpu_configs
 from wpo_optuna.accuracy import Metric, accuracy
-from wpo_optuna.apply import analog_tiles
+from wpo_optuna.apply import analog_tiles, check_range
 from wpo_optuna.converter_specs import is_strategy_file, parse_converter
 from wpo_optuna.durations import parse_durations
 from wpo_optuna.errors import InvalidArgument
@@ -20,8 +22,32 @@ from wpo_optuna.network_forms import NetworkForms
 from wpo_optuna.references import call_function, load_function
 from wpo_optuna.strategy import ProgrammingStrategy
 
+
+class HardwareWarning(UserWarning):
+    """A strategy is measured on other hardware than it was found for."""
+
+
 ALL_LAYERS = "*"
 DEFAULT_RPU_CONFIG = "pcm"
+
+
+@dataclass(frozen=True)
+class NetworkSetup:
+    """A network and how its quality is measured.
+
+    Attributes:
+        network: the network, digital and analog.
+        hardware: name of its hardware; that of an analog model is its own.
+        data: batches for the metric, which may be read many times.
+        metric: takes the network and the data and returns a number.
+        metric_name: what to call it.
+    """
+
+    network: NetworkForms
+    hardware: str
+    data: Iterable[Any]
+    metric: Metric
+    metric_name: str
 
 
 @dataclass(frozen=True)
@@ -29,23 +55,15 @@ class EvaluationSetup:
     """What is evaluated.
 
     Attributes:
-        network: the network, digital and analog.
-        hardware: name of its hardware; that of an analog model is its own.
+        measured: the network and how its quality is measured.
         strategies: the optimised strategies by layer; ``"*"`` for all layers.
         baseline: the programming to compare with.
-        data: batches for the metric, which may be read many times.
-        metric: takes the network and the data and returns a number.
-        metric_name: what to call it.
         t_steps: times after programming in s.
     """
 
-    network: NetworkForms
-    hardware: str
+    measured: NetworkSetup
     strategies: Mapping[str, ProgrammingStrategy]
     baseline: BaseConductanceConverter
-    data: Iterable[Any]
-    metric: Metric
-    metric_name: str
     t_steps: tuple[float, ...]
 
 
@@ -67,18 +85,48 @@ def set_up_evaluation(
     times = parse_durations(t_steps, "t_steps")
     strategies = read_strategies(strategy)
     converter = _read_baseline(baseline, tuple(strategies.values()))
+    measured = set_up_network(model=model, data=data, metric=metric, rpu_config=rpu_config)
+    noise_models = _noise_models(measured.network.analog)
+    for noise_model in noise_models:
+        for entry, of_layer in zip(strategy, strategies.values(), strict=True):
+            check_range(of_layer, noise_model, f"strategy {entry!r}")
+        check_range(converter, noise_model, f"baseline {baseline!r}")
+    _warn_of_other_hardware(strategies, noise_models)
+    return EvaluationSetup(measured, strategies, converter, times)
+
+
+def set_up_network(
+    *, model: str, data: str, metric: str | None, rpu_config: str | None
+) -> NetworkSetup:
+    """Calls the user's functions; see the command's help for each setting.
+
+    Raises:
+        InvalidArgument: a function cannot be found, fails, or returns something else.
+    """
     chosen_metric, metric_name = _load_metric(metric)
     network, hardware = _load_network(model, rpu_config)
-    return EvaluationSetup(
-        network,
-        hardware,
-        strategies,
-        converter,
-        _load_data(data),
-        chosen_metric,
-        metric_name,
-        times,
-    )
+    return NetworkSetup(network, hardware, _load_data(data), chosen_metric, metric_name)
+
+
+def _noise_models(network: nn.Module) -> list[BaseNoiseModel]:
+    """The noise models of the tiles; a tile made for training is refused when it is programmed."""
+    models = (tile.noise_model for tile in analog_tiles(network))
+    return [model for model in models if model is not None]
+
+
+def _warn_of_other_hardware(
+    strategies: Mapping[str, ProgrammingStrategy], noise_models: Sequence[BaseNoiseModel]
+) -> None:
+    here = sorted({type(model).__name__ for model in noise_models})
+    for strategy in strategies.values():
+        made_for = strategy.provenance.get("noise_model")
+        if made_for is not None and made_for not in here:
+            warnings.warn(
+                f"The strategy was found for devices of the {made_for}, and is measured on those "
+                f"of the {', '.join(here)}; rpu_config chooses the hardware.",
+                HardwareWarning,
+                stacklevel=2,
+            )
 
 
 def read_strategies(entries: Sequence[str]) -> dict[str, ProgrammingStrategy]:
@@ -98,7 +146,10 @@ def read_strategies(entries: Sequence[str]) -> dict[str, ProgrammingStrategy]:
                 f"strategy = {' '.join(entries)!r}: there are two strategies for {which}; one is "
                 "needed, or LAYER=FILE for strategies by layer."
             )
-        strategies[layer] = ProgrammingStrategy.load(path)
+        try:
+            strategies[layer] = ProgrammingStrategy.load(path)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"strategy = {entry!r}: {error}") from error
     return strategies
 
 
@@ -107,7 +158,10 @@ def _read_baseline(
 ) -> BaseConductanceConverter:
     """The baseline, on devices of the range that the strategies were made for."""
     if is_strategy_file(text):
-        return ProgrammingStrategy.load(text).to_converter()
+        try:
+            return ProgrammingStrategy.load(text).to_converter()
+        except InvalidArgument as error:
+            raise InvalidArgument(f"baseline = {text!r}: {error}") from error
     g_min = min(strategy.g_min for strategy in strategies)
     g_max = max(strategy.g_max for strategy in strategies)
     return parse_converter(text, g_min, g_max, "baseline")

@@ -60,10 +60,10 @@ def state_dict_of(network: object, place: str) -> dict[str, Tensor]:
             f"{place} holds an object of type {type(network).__name__}; "
             "a tensor, a state dict or a module is needed."
         )
-    tensors = _named_tensors(network)
-    for key in _STATE_DICT_KEYS:
-        if not tensors and isinstance(network.get(key), Mapping):
-            tensors = _named_tensors(network[key])
+    # Training checkpoints may hold tensors beside the state dict, such as a step or a loss.
+    nested = (network[key] for key in _STATE_DICT_KEYS if isinstance(network.get(key), Mapping))
+    candidates = [_named_tensors(mapping) for mapping in (*nested, network)]
+    tensors = next((found for found in candidates if found), {})
     if not tensors:
         keys = ", ".join(repr(key) for key in list(network)[:5]) or "nothing"
         raise InvalidArgument(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from typing import TYPE_CHECKING
 
+from wpo_optuna.apply import conductance_range
 from wpo_optuna.converter_specs import parse_converter
 from wpo_optuna.durations import parse_durations
 from wpo_optuna.errors import InvalidArgument
@@ -43,7 +45,12 @@ def set_up_problem(settings: Settings, show_progress_bar: bool = False) -> Probl
     Raises:
         InvalidArgument: a setting cannot be used.
     """
+    # What is told at once before a checkpoint that takes minutes.
+    parse_factors(settings.f_lst)
+    if settings.t_steps is not None:
+        parse_durations(settings.t_steps, "t_steps")
     hardware = rpu_config(settings.rpu_config)
+    conductances_of(settings, hardware)
     checkpoint = _read(settings, hardware, show_progress_bar)
     label = EXAMPLE if settings.weights is None else _label(settings.weights)
     return ProblemSetup(make_problem(settings, checkpoint.weights, hardware), label, checkpoint)
@@ -57,26 +64,12 @@ def make_problem(
     Raises:
         InvalidArgument: a setting cannot be used.
     """
-    named = NAMED_RPU_CONFIGS.get(settings.rpu_config)
-    noise_model = hardware.noise_model
-    g_min, g_max = settings.g_min, settings.g_max
-    if g_min is None:
-        g_min = named.g_min if named else float(getattr(noise_model, "g_min", 0.0))
-    if g_max is None:
-        g_max = named.g_max if named else float(noise_model.g_max)
-    if not 0 <= g_min < g_max:
-        raise InvalidArgument(
-            f"g_min = {g_min:g}, g_max = {g_max:g}: 0 <= g_min < g_max is needed (µS)."
-        )
-    if settings.t_steps is not None:
-        t_steps = parse_durations(settings.t_steps, "t_steps")
-    else:
-        t_steps = named.t_steps if named else SECOND_TO_YEAR
+    g_min, g_max = conductances_of(settings, hardware)
     return WeightProgrammingProblem(
         weights=weights,
         f_lst=parse_factors(settings.f_lst),
         rpu_config=hardware,
-        t_steps=t_steps,
+        t_steps=times_of(settings),
         g_converter_baseline=parse_converter(settings.baseline, g_min, g_max, "baseline"),
         symmetric=settings.symmetric,
         nbins=settings.nbins,
@@ -89,6 +82,51 @@ def make_problem(
         baseline_iterations=settings.baseline_iterations,
         seed=settings.seed,
     )
+
+
+def conductances_of(settings: Settings, hardware: InferenceRPUConfig) -> tuple[float, float]:
+    """Lowest and highest conductance in µS: as set, or as the hardware's noise model says.
+
+    Raises:
+        InvalidArgument: they are no range, the noise model describes no such devices, or neither
+            settings nor noise model say how far conductances go.
+    """
+    named = NAMED_RPU_CONFIGS.get(settings.rpu_config)
+    model = type(hardware.noise_model).__name__
+    lowest, highest = conductance_range(hardware.noise_model)
+    g_min, g_max = settings.g_min, settings.g_max
+    if g_min is None:
+        g_min = named.g_min if named else lowest
+    if g_max is None:
+        g_max = named.g_max if named else highest
+    if math.isinf(g_max):
+        raise InvalidArgument(
+            f"g_max: the {model} does not say which conductances it describes; give the highest "
+            "in µS."
+        )
+    if not 0 <= g_min < g_max:
+        raise InvalidArgument(
+            f"g_min = {g_min:g}, g_max = {g_max:g}: 0 <= g_min < g_max is needed (µS)."
+        )
+    slack = 1e-6 * g_max
+    if g_min < lowest - slack or g_max > highest + slack:
+        raise InvalidArgument(
+            f"g_min = {g_min:g}, g_max = {g_max:g}: the {model} describes devices of {lowest:g} "
+            f"to {highest:g} µS."
+        )
+    return g_min, g_max
+
+
+def times_of(settings: Settings) -> tuple[float, ...]:
+    """Times after programming in s: as set, or those that fit the hardware.
+
+    Raises:
+        InvalidArgument: they cannot be read.
+    """
+    if settings.t_steps is not None:
+        return parse_durations(settings.t_steps, "t_steps")
+    named = NAMED_RPU_CONFIGS.get(settings.rpu_config)
+    return named.t_steps if named else SECOND_TO_YEAR
 
 
 def parse_factors(text: str) -> list[float | None]:

@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +16,7 @@ from typing import Any
 from wpo_optuna.errors import InvalidArgument
 
 _DOTTED_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+_USER_MODULE = "wpo_optuna_user_"
 _FORMS = "package.module:function or path/file.py:function"
 
 
@@ -64,7 +65,8 @@ def call_function(
     """
     try:
         return function(*arguments)
-    except Exception as error:
+    # A training script may end the program where it should return.
+    except (Exception, SystemExit) as error:
         raise InvalidArgument(f"{argument} {reference!r} raised {_in_one_line(error)}.") from error
 
 
@@ -85,7 +87,7 @@ def _import_module(name: str, reference: str, argument: str) -> ModuleType:
         raise InvalidArgument(
             f"{argument} {reference!r}: importing {name!r} raised {_in_one_line(error)}."
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InvalidArgument(
             f"{argument} {reference!r}: importing {name!r} raised {_in_one_line(error)}."
         ) from error
@@ -100,12 +102,22 @@ def _import_file(path: Path, reference: str, argument: str) -> ModuleType:
         raise InvalidArgument(
             f"{argument} {reference!r}: there is no file {str(path)!r}{_meant(str(path), beside)}."
         )
-    # Named after its place, so that two files net.py in different folders do not share a module;
-    # registered, so that what is defined there can be pickled and sent to other processes.
+    # Named after its place, so that two files net.py in different folders do not share a module.
     digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
-    name = f"wpo_optuna_user_{path.stem}_{digest}"
+    try:
+        return _import_as(f"{_USER_MODULE}{path.stem}_{digest}", path.resolve())
+    except (Exception, SystemExit) as error:
+        raise InvalidArgument(
+            f"{argument} {reference!r}: importing {str(path)!r} raised {_in_one_line(error)}."
+        ) from error
+
+
+def _import_as(name: str, path: Path) -> ModuleType:
     if name in sys.modules:
         return sys.modules[name]
+    # Files import their neighbours; at the end of the path these hide nobody else's modules.
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None  # a .py file always has a loader
     assert spec.loader is not None
@@ -113,12 +125,29 @@ def _import_file(path: Path, reference: str, argument: str) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except BaseException:
         del sys.modules[name]
-        raise InvalidArgument(
-            f"{argument} {reference!r}: importing {str(path)!r} raised {_in_one_line(error)}."
-        ) from error
+        raise
     return module
+
+
+def imported_files() -> dict[str, Path]:
+    """The users' files imported so far, by the name of their module.
+
+    What is pickled of them can be read in another process once that has called
+    :func:`import_files` with these.
+    """
+    return {
+        name: Path(str(module.__file__))
+        for name, module in list(sys.modules.items())
+        if name.startswith(_USER_MODULE)
+    }
+
+
+def import_files(files: Mapping[str, Path]) -> None:
+    """Imports users' files under the names that they have in another process."""
+    for name, path in files.items():
+        _import_as(name, path)
 
 
 def _attribute(
@@ -162,6 +191,6 @@ def _meant(name: str, candidates: list[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def _in_one_line(error: Exception) -> str:
+def _in_one_line(error: BaseException) -> str:
     text = " ".join(str(error).split()).rstrip(".")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -6,15 +6,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from optuna.trial import FrozenTrial, TrialState
 
 from wpo_optuna.finalists import score_finalists, strategy_of
 from wpo_optuna.loss.expected import ExpectedEngine
+from wpo_optuna.loss.monte_carlo import checked_device
 from wpo_optuna.loss.parallel import ParallelEngine
 from wpo_optuna.objective import HypercubeObjective
 from wpo_optuna.optimize import Interruption, interruptible
+from wpo_optuna.output_directory import check_directory, directory_of_study
 from wpo_optuna.progress import Progress
 from wpo_optuna.search import Budget, default_batch_size, polish_best, sample, search_by_gradient
 from wpo_optuna.storage import open_storage
@@ -23,6 +26,7 @@ from wpo_optuna.study_output import (
     hand_to_mlflow,
     keep_report_data,
     with_provenance,
+    write_attachments,
     write_files,
 )
 from wpo_optuna.study_plan import DEFAULT_N_TRIALS, GRADIENT, TRIAL_RUNS, StudyPlan, check_choice
@@ -57,10 +61,11 @@ def run_study(
     workers: int = 1,
     device: str = "cpu",
     self_check: bool = True,
+    parent_study: str | None = None,
     experiment_name: str = "wpo",
     trial_runs: str = "auto",
     output: str | Path | None = None,
-    attachments: Mapping[str, str] | None = None,
+    attachments: Callable[[HypercubeObjective], Mapping[str, str]] = lambda objective: {},
     callbacks: Sequence[Callback] = (),
     show_progress_bar: bool = False,
 ) -> StudyResult:
@@ -90,11 +95,14 @@ def run_study(
             engine is faster than the way to another process and always works in this one.
         device: torch device of the Monte Carlo engine.
         self_check: whether the expected engine is compared with aihwkit's tile first.
+        parent_study: name of a study in the same storage, under whose MLflow run this study's run
+            is put.
         experiment_name: MLflow's experiment.
         trial_runs: which trials get an MLflow run of their own: ``"auto"``, ``"all"``,
             ``"best"`` or ``"none"``.
         output: directory for files with the results; None writes none.
-        attachments: further text files, by name, kept beside the results and in MLflow.
+        attachments: makes further text files, by name, that are kept beside the results and in
+            MLflow.
         callbacks: called with the study and each finished trial, like Optuna's. One that raises
             ``StopIteration``, as scipy's may, ends the sampling; the best trials are then polished.
         show_progress_bar: whether to show progress on a terminal.
@@ -116,11 +124,26 @@ def run_study(
         workers=workers,
         device=device,
         self_check=self_check,
+        parent_study=parent_study,
         output=None if output is None else Path(output),
-        attachments=attachments or {},
+        attachments=attachments,
     )
     check_choice("trial_runs", trial_runs, TRIAL_RUNS)
+    checked_device(device)
     study_name = study_name or f"wpo-{problem.fingerprint[:8]}-{sampler}"
+    if plan.output is not None:
+        check_directory(plan.output, "output")
+        directory_of_study(plan.output, study_name)
+    tracker = None
+    if tracking_uri is not False:
+        tracker = MlflowTracker(
+            tracking_uri if isinstance(tracking_uri, str) else None,
+            experiment_name=experiment_name,
+            trial_runs=trial_runs,
+            planned_trials=n_trials,
+            show_progress_bar=show_progress_bar,
+        )
+    # All arguments have been checked: from here on something may be written.
     opened = open_storage(storage) if isinstance(storage, str) else storage
     study, objective = prepare(problem, opened, study_name, plan)
 
@@ -129,23 +152,26 @@ def run_study(
             shared = ParallelEngine(objective.engine, workers)
             stack.callback(shared.close)
             objective = HypercubeObjective(problem, shared, objective.baseline)
-        tracker = None
-        if tracking_uri is not False:
-            uri = tracking_uri if isinstance(tracking_uri, str) else None
-            tracker = stack.enter_context(
-                MlflowTracker(
-                    uri,
-                    experiment_name=experiment_name,
-                    trial_runs=trial_runs,
-                    planned_trials=n_trials,
-                    show_progress_bar=show_progress_bar,
-                )
-            )
-            tracker.attach(study)
-        run = _Run(plan, study, objective, tracker, callbacks, Progress(show_progress_bar))
+        # Files that go to MLflow alone are there until everything is delivered.
+        results = _results_directory(plan, study, tracker, stack)
+        if tracker is not None:
+            stack.enter_context(tracker).attach(study)
+        run = _Run(plan, study, objective, tracker, results, callbacks, Progress(show_progress_bar))
+        run.attach()
         with interruptible() as interruption:
             run.search(interruption)
         return run.interrupted() if interruption.requested else run.finish()
+
+
+def _results_directory(
+    plan: StudyPlan, study: Study, tracker: MlflowTracker | None, stack: ExitStack
+) -> Path | None:
+    """Where results are written; None if nobody wants to see them."""
+    if plan.output is not None:
+        return directory_of_study(plan.output, study.study_name)
+    if tracker is not None:
+        return Path(stack.enter_context(TemporaryDirectory(prefix="wpo_results_")))
+    return None
 
 
 class _Run:
@@ -157,6 +183,7 @@ class _Run:
         study: Study,
         objective: HypercubeObjective,
         tracker: MlflowTracker | None,
+        results: Path | None,
         callbacks: Sequence[Callback],
         progress: Progress,
     ) -> None:
@@ -164,12 +191,22 @@ class _Run:
         self.study = study
         self.objective = objective
         self.tracker = tracker
+        self.results = results
         self.callbacks = callbacks
         self.progress = progress
         self.stopped_by_callback = False
         self.best = self._best_value()
         self.n_new = 0
         self.search_time = 0.0
+
+    def attach(self) -> None:
+        """Keeps the attachments, which also tell of a study that is cut off."""
+        texts = self.plan.attachments(self.objective)
+        if self.results is not None:
+            write_attachments(self.results, texts)
+        for name, text in texts.items():
+            if self.tracker is not None:
+                self.tracker.log_text(text, name)
 
     def search(self, interruption: Interruption) -> None:
         """Samples, then polishes, unless stopped before."""
@@ -241,12 +278,11 @@ class _Run:
         )
         keep_report_data(self.study, self.objective, scores, strategy, self.progress)
         files = None
-        if self.plan.output is not None:
-            directory = self.plan.output / self.study.study_name
-            files = write_files(directory, self.study, strategy, self.plan.attachments)
+        if self.results is not None:
+            files = write_files(self.results, self.study, strategy)
         if self.tracker is not None:
-            texts = {STRATEGY_FILE: strategy.to_json(), **self.plan.attachments}
             report = None if files is None else files.report
+            texts = {STRATEGY_FILE: strategy.to_json()}
             hand_to_mlflow(self.tracker, scores, self.search_time, texts, report)
         return StudyResult(
             self.study,
@@ -256,7 +292,7 @@ class _Run:
             self.search_time,
             self.n_new,
             run_id=None if self.tracker is None else self.tracker.run_id,
-            files=files,
+            files=None if self.plan.output is None else files,
         )
 
     def _best_value(self) -> float:

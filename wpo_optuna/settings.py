@@ -7,6 +7,7 @@ One list serves the flags, the file's keys, their help and their types. Importin
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 from collections.abc import Mapping
@@ -30,12 +31,17 @@ def _setting(
     )
 
 
-_PROBLEM, _SEARCH, _DE, _RECORD = (
+_PROBLEM, _SEARCH, _DE, _LAYERS, _RECORD = (
     "the problem",
     "the search",
     "differential evolution (--sampler de)",
+    "strategies by layer (--per layer)",
     "storage and records",
 )
+
+
+# Settings that may hold a password.
+_WITH_PASSWORDS = ("storage", "tracking_uri")
 
 
 @dataclass(frozen=True)
@@ -151,6 +157,23 @@ class Settings:
         None, "first population: latinhypercube, sobol, halton or random", _DE, "NAME"
     )
 
+    per: str | None = _setting(
+        None, "layer: after the network's study, one for each layer, and a table of what that is "
+        "worth", _LAYERS, "WHAT", ("layer",),
+    )  # fmt: skip
+    model: str | None = _setting(
+        None, "to compare the accuracy, too: package.module:function or path/file.py:function "
+        "that returns the network", _LAYERS, "FUNCTION",
+    )  # fmt: skip
+    data: str | None = _setting(
+        None, "function that returns batches of (inputs, targets)", _LAYERS, "FUNCTION"
+    )
+    metric: str | None = _setting(
+        None, "function that takes network and data and returns a number; by default the share of "
+        "right classifications", _LAYERS, "FUNCTION",
+    )  # fmt: skip
+    repeats: int = _setting(10, "how often the network is programmed anew", _LAYERS, "N")
+
     study_name: str | None = _setting(
         None, "name of the study; by default made of the network's and the sampler's",
         _RECORD, "NAME",
@@ -171,13 +194,18 @@ class Settings:
     output: str = _setting("wpo_results", "directory for results", _RECORD, "DIR")
 
     def to_yaml(self) -> str:
-        """The settings as a configuration file that repeats the study."""
+        """The settings as a configuration file that repeats the study; without passwords."""
         import yaml
+
+        from wpo_optuna.storage import masked_url
 
         values = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self).items()
         }
+        for name in _WITH_PASSWORDS:
+            if values[name] is not None:
+                values[name] = masked_url(str(values[name]))
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
@@ -214,6 +242,13 @@ def read_settings(flags: Mapping[str, Any], config: str | Path | None) -> Settin
     """
     values = {} if config is None else _read_yaml(Path(config))
     values |= {name: tuple(v) if isinstance(v, list) else v for name, v in flags.items()}
+    for name in _WITH_PASSWORDS:
+        if ":***@" in (values.get(name) or ""):
+            flag = "--" + name.replace("_", "-")
+            raise InvalidArgument(
+                f"{name} = {values[name]!r}: settings are saved without the password; give "
+                f"{flag} with it."
+            )
     return Settings(**values)
 
 
@@ -275,8 +310,10 @@ def _checked(path: Path, field: dataclasses.Field[Any], value: Any, hint: Any) -
     elif kind is bool or isinstance(value, bool):
         if kind is bool and isinstance(value, bool):
             return value
-    elif kind is float and isinstance(value, int | float):
-        return float(value)
+    elif kind is float and isinstance(value, int | float | str):
+        # YAML reads 1e-3, without a point, as text.
+        with contextlib.suppress(ValueError):
+            return float(value)
     elif kind is int and isinstance(value, int):
         return value
     elif choices is not None:

@@ -70,6 +70,20 @@ class ProgrammingStrategy:
                         f"and g_max = {self.g_max}."
                     )
 
+        if not self._spans_weights():
+            raise InvalidArgument(
+                "g_lst has curves that stand for the weight 0 alone: the sum of f (g+ - g-) must "
+                "differ from 0 at one of the weights."
+            )
+
+    def _spans_weights(self) -> bool:
+        pairs = zip(self.f_lst, self.g_lst[::2], self.g_lst[1::2], strict=True)
+        weights = zip(
+            *([f * (g - h) for g, h in zip(plus, minus, strict=True)] for f, plus, minus in pairs),
+            strict=True,
+        )
+        return any(abs(sum(terms)) > 0 for terms in weights)
+
     def to_converter(self) -> CustomPairConductanceConverter:
         """The aihwkit converter that programs weights this way."""
         from aihwkit.inference.converter.conductance import CustomPairConductanceConverter

@@ -6,6 +6,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from wpo_optuna.command_line import INTERRUPTED, run_command
@@ -66,20 +67,25 @@ def _run(settings: Settings, given: Sequence[str], quiet: bool) -> int:
     from wpo_optuna.compatibility import check_aihwkit
 
     check_aihwkit()
+    import optuna
+
+    from wpo_optuna.effective_settings import effective_settings
     from wpo_optuna.problem_setup import set_up_problem
     from wpo_optuna.progress import Progress
     from wpo_optuna.run import run_study
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it sets its level when imported
+    _check_budget(settings)
+    _check_layer_settings(settings)
     setup = set_up_problem(settings, show_progress_bar=Progress(not quiet).shown)
     if settings.weights is not None and not quiet:
         print(setup.checkpoint.listing())
     study_name = settings.study_name or f"{setup.label}-{settings.sampler}"
     n_trials = _n_trials(settings, setup.problem.hypercube.dimension)
-    result = run_study(
-        setup.problem,
+    run_one = partial(
+        run_study,
         sampler=settings.sampler,
         n_trials=n_trials,
-        study_name=study_name,
         storage=settings.storage,
         tracking_uri=False if settings.tracking_uri == "none" else settings.tracking_uri,
         engine=settings.engine,
@@ -95,22 +101,52 @@ def _run(settings: Settings, given: Sequence[str], quiet: bool) -> int:
         experiment_name=settings.experiment,
         trial_runs=settings.trial_runs,
         output=settings.output,
-        attachments={"settings.yaml": settings.to_yaml()},
+        attachments=lambda objective: {
+            "settings.yaml": effective_settings(settings, setup, n_trials, objective).to_yaml()
+        },
         show_progress_bar=not quiet,
     )
-    resume = _resume_command(given, n_trials, result)
-    if result.interrupted:
+    comparison = None
+    if settings.per is None:
+        result = run_one(setup.problem, study_name=study_name)
+        interrupted = result.interrupted
+    else:
+        from wpo_optuna import layers_command
+
+        layers, comparison = layers_command.run(settings, setup, run_one, study_name, quiet)
+        result, interrupted = layers.network, layers.interrupted
+    resume = _resume_command(given, n_trials, interrupted)
+    if interrupted:
         print(f"\nInterrupted; what was finished is saved. To go on:\n  {resume}")
         return INTERRUPTED
     print(_describe(settings, result, resume))
+    if comparison is not None:
+        print(f"\n{comparison}")
     return 0
 
 
-def _n_trials(settings: Settings, dimension: int) -> int:
-    from wpo_optuna.study_plan import DE_OPTIONS, DEFAULT_N_TRIALS
+def _check_layer_settings(settings: Settings) -> None:
+    for name in ("model", "data", "metric"):
+        value = getattr(settings, name)
+        if settings.per is None and value is not None:
+            raise InvalidArgument(
+                f"{name} = {value!r}: this belongs to strategies by layer (per layer); "
+                "python -m wpo_optuna.evaluate measures the network with one strategy."
+            )
 
+
+def _check_budget(settings: Settings) -> None:
+    """Refuses budgets that contradict each other, or are none, before a checkpoint is read."""
+    if settings.n_trials is not None and settings.n_trials < 1:
+        raise InvalidArgument(
+            f"n_trials = {settings.n_trials}: a whole number of at least 1 is needed."
+        )
     if settings.maxiter is None:
-        return DEFAULT_N_TRIALS if settings.n_trials is None else settings.n_trials
+        return
+    if settings.maxiter < 0:
+        raise InvalidArgument(
+            f"maxiter = {settings.maxiter}: a whole number of at least 0 is needed."
+        )
     if settings.n_trials is not None:
         raise InvalidArgument(
             f"n_trials = {settings.n_trials} and maxiter = {settings.maxiter}: give one of them, "
@@ -121,6 +157,13 @@ def _n_trials(settings: Settings, dimension: int) -> int:
             f"maxiter = {settings.maxiter}: generations belong to differential evolution "
             f"(sampler de, not {settings.sampler}); give n_trials."
         )
+
+
+def _n_trials(settings: Settings, dimension: int) -> int:
+    from wpo_optuna.study_plan import DE_OPTIONS, DEFAULT_N_TRIALS
+
+    if settings.maxiter is None:
+        return DEFAULT_N_TRIALS if settings.n_trials is None else settings.n_trials
     popsize = DE_OPTIONS["popsize"] if settings.popsize is None else settings.popsize
     return (settings.maxiter + 1) * max(5, popsize * dimension)
 
@@ -212,7 +255,7 @@ def _file_lines(result: StudyResult) -> list[str]:
     return lines
 
 
-def _resume_command(given: Sequence[str], n_trials: int, result: StudyResult) -> str:
+def _resume_command(given: Sequence[str], n_trials: int, interrupted: bool) -> str:
     """The command that goes on: the same one, with a larger total if this one is reached."""
     kept, skip = [], False
     for word in given:
@@ -222,7 +265,7 @@ def _resume_command(given: Sequence[str], n_trials: int, result: StudyResult) ->
             skip = True
         elif not word.startswith(("--n-trials=", "--maxiter=")):
             kept.append(word)
-    total = n_trials if result.interrupted else 2 * n_trials
+    total = n_trials if interrupted else 2 * n_trials
     return shlex.join([*PROGRAM.split(), *kept, "--n-trials", str(total)])
 
 

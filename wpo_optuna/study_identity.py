@@ -27,6 +27,7 @@ SEED = "seed"
 ENGINE = "engine"
 BASELINE = "baseline"
 SELF_CHECK = "self_check"
+PARENT_STUDY = "parent_study"
 VERSIONS = "versions"
 
 _MOST_DIFFERENCES_TOLD = 4

@@ -55,6 +55,7 @@ def with_provenance(
             "baseline": scores.baseline.to_json(),
             "engine": objective.engine.name,
             "engine_bias": scores.engine_bias,
+            "noise_model": type(objective.problem.noise_model).__name__,
             "versions": versions(),
         },
     )
@@ -74,13 +75,16 @@ def keep_report_data(
         warnings.warn(f"The report will lack figures: {error}", ReportWarning, stacklevel=2)
 
 
-def write_files(
-    directory: Path, study: Study, strategy: ProgrammingStrategy, attachments: Mapping[str, str]
-) -> StudyFiles:
-    """Writes the strategy, the attachments and the report into a directory."""
-    path = strategy.save(directory / STRATEGY_FILE)
+def write_attachments(directory: Path, attachments: Mapping[str, str]) -> None:
+    """Writes text files into a directory, which is made."""
+    directory.mkdir(parents=True, exist_ok=True)
     for name, text in attachments.items():
         (directory / name).write_text(text, encoding="utf-8")
+
+
+def write_files(directory: Path, study: Study, strategy: ProgrammingStrategy) -> StudyFiles:
+    """Writes the strategy and the report into a directory."""
+    path = strategy.save(directory / STRATEGY_FILE)
     try:
         report = write_report([study], directory / REPORT_FILE)
     except Exception as error:  # figures are not worth the loss of a result

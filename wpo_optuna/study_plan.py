@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.loss import ENGINE_NAMES
-from wpo_optuna.samplers import SAMPLER_NAMES
+from wpo_optuna.samplers import SAMPLER_NAMES, make_sampler
+
+if TYPE_CHECKING:
+    from wpo_optuna.objective import HypercubeObjective
 
 GRADIENT = "gradient"
 SEARCHES = (*SAMPLER_NAMES, GRADIENT)
@@ -44,8 +47,9 @@ class StudyPlan:
     workers: int = 1
     device: str = "cpu"
     self_check: bool = True
+    parent_study: str | None = None
     output: Path | None = None
-    attachments: Mapping[str, str] = field(default_factory=dict)
+    attachments: Callable[[HypercubeObjective], Mapping[str, str]] = lambda objective: {}
 
     def __post_init__(self) -> None:
         check_choice("sampler", self.sampler, SEARCHES)
@@ -71,6 +75,10 @@ class StudyPlan:
             raise InvalidArgument(
                 f"seed = {self.seed!r}: a whole number from 0 to 2^32 - 1 is needed."
             )
+        if self.sampler != GRADIENT:
+            options = DE_OPTIONS if self.sampler == "de" else {}
+            # Refuses options that the sampler does not take.
+            make_sampler(self.sampler, seed=self.seed, **(self.sampler_options or options))
 
 
 def check_choice(argument: str, value: object, accepted: Sequence[str]) -> None:

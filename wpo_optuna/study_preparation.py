@@ -56,6 +56,8 @@ def prepare(
         }
         if chosen.self_check is not None:
             attributes[identity.SELF_CHECK] = chosen.self_check.to_json()
+        if plan.parent_study is not None:
+            attributes[identity.PARENT_STUDY] = plan.parent_study
         study = identity.create_study(storage, study_name, problem, attributes)
     if sampler is not None:
         study.sampler = sampler

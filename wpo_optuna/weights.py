@@ -41,11 +41,13 @@ class LayerWeights:
         name: Its name in the network.
         shape: Its shape.
         type_name: The type it is stored in, such as ``bfloat16``.
+        is_zero: Whether all its weights are zero.
     """
 
     name: str
     shape: tuple[int, ...]
     type_name: str
+    is_zero: bool
     _tensor: StoredTensor
     _mapping: MappingParameter | None
 
@@ -152,20 +154,37 @@ def read_weights(
             if a pattern matches nothing or no tensor is left; if a weight is NaN or infinite; if
             the function cannot be found, raises, or returns something else.
     """
+    try:
+        return _read_weights(source, include, exclude, mapping, progress)
+    except InvalidArgument as error:
+        if str(error).startswith(("weights", "include", "exclude")):
+            raise
+        raise InvalidArgument(f"weights {_name_of(source)!r}: {error}") from error
+
+
+def _read_weights(
+    source: Network,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    mapping: MappingParameter | None,
+    progress: bool,
+) -> CheckpointWeights:
     tensors, name = _tensors_of(source)
     taken, skipped = select_weights(tensors, _patterns(include), _patterns(exclude), name)
     sketch = QuantileSketch(EXACT_UP_TO)
     total = sum(tensor.count for tensor in taken)
+    layers = []
     with tqdm(total=total, unit="weight", unit_scale=True, disable=not progress) as bar:
         for tensor in taken:
+            is_zero = True
             for block in _finite_blocks(tensor, mapping):
                 sketch.update(block)
+                is_zero = is_zero and not bool(block.any())
                 bar.update(block.numel())
-    layers = tuple(
-        LayerWeights(tensor.name, tensor.shape, tensor.type_name, tensor, mapping)
-        for tensor in taken
-    )
-    return CheckpointWeights(name, layers, tuple(skipped), sketch.distribution())
+            layers.append(
+                LayerWeights(tensor.name, tensor.shape, tensor.type_name, is_zero, tensor, mapping)
+            )
+    return CheckpointWeights(name, tuple(layers), tuple(skipped), sketch.distribution())
 
 
 def load_example_weights() -> Tensor:
@@ -182,14 +201,21 @@ def load_example_weights() -> Tensor:
 
 def _tensors_of(source: Network) -> tuple[Sequence[StoredTensor], str]:
     """The tensors of a source, and what to call it."""
+    name = _name_of(source)
     if not isinstance(source, str | os.PathLike):
-        name = f"the given {type(source).__name__}"
         return tensors_of_network(source, name), name
-    name = os.fspath(source)
+    if not name:
+        raise InvalidArgument("weights '': a checkpoint is needed, or a function that returns one.")
     if is_reference(name) and not Path(name).exists():
         network = call_function(load_function(name, "weights"), name, "weights")
         return tensors_of_network(network, f"what {name!r} returned"), name
     return tensors_of_checkpoint(Path(name)), name
+
+
+def _name_of(source: Network) -> str:
+    if isinstance(source, str | os.PathLike):
+        return os.fspath(source)
+    return f"the given {type(source).__name__}"
 
 
 def _patterns(patterns: Sequence[str]) -> Sequence[str]:

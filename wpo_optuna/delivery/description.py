@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import optuna
+
 from wpo_optuna.delivery.destination import Destination
 from wpo_optuna.delivery.messages import (
     Artifact,
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 DESCRIBING_ATTRIBUTES = (
     "sampler", "sampler_options", "seed", "engine", "baseline", "problem_fingerprint", "problem",
 )  # fmt: skip
+# The user attribute that names the study, in the same storage, under whose run this one's is put.
+PARENT_STUDY = "parent_study"
 _STATE = "wpo:mlflow"
 _SETTLING_S = 0.3
 _FORBIDDEN_IN_NAMES = re.compile(r"[^\w\-. :/]", re.ASCII)
@@ -131,7 +135,8 @@ def describe(study: Study, destination: Destination, state: DeliveryState) -> St
 
     Args:
         study: the study; its user attributes ``problem``, ``problem_fingerprint``, ``sampler``,
-            ``engine`` and ``baseline`` become parameters of its run.
+            ``engine`` and ``baseline`` become parameters of its run, and ``parent_study`` names
+            the study under whose run it is put.
         destination: where it goes.
         state: what the storage knows.
     """
@@ -160,7 +165,20 @@ def describe(study: Study, destination: Destination, state: DeliveryState) -> St
         tags=tuple(tags.items()),
         started_ms=_started_ms(study),
         is_live=destination.is_live,
+        parent_identity=_identity_of_parent(study),
     )
+
+
+def _identity_of_parent(study: Study) -> str | None:
+    name = study.user_attrs.get(PARENT_STUDY)
+    if name is None:
+        return None
+    try:
+        parent = optuna.load_study(study_name=name, storage=study._storage)
+    except KeyError:  # deleted, or copied elsewhere without it
+        return None
+    state = DeliveryState.read(parent)
+    return None if state is None else state.identity
 
 
 def flatten(value: Any, name: str) -> dict[str, str]:

@@ -111,6 +111,7 @@ class StudyDescription:
         tags: names and values of the run's tags.
         started_ms: start of the study in milliseconds since the epoch.
         is_live: trials are still to come: the run is set to RUNNING.
+        parent_identity: identity of the study under whose run this one's is put; None for none.
     """
 
     name: str
@@ -123,6 +124,7 @@ class StudyDescription:
     tags: tuple[tuple[str, str], ...]
     started_ms: int
     is_live: bool
+    parent_identity: str | None = None
 
 
 @dataclass(frozen=True)

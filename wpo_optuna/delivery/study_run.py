@@ -106,6 +106,7 @@ class StudyRun:
         self.run_id = run.info.run_id
         self._status = run.info.status
         self._tags = dict(run.data.tags)
+        self._place_under_parent()
         for metric in self._client.get_metric_history(self.run_id, "tnmse"):
             self.in_series.add(metric.step)
             self._best.add(metric.step, metric.value)
@@ -175,9 +176,10 @@ class StudyRun:
         self._status = status
 
     def delete(self, run_id: str) -> None:
-        """Deletes a run of the experiment, and the runs under it."""
-        for trial_run in self._search(f"tags.`{PARENT_TAG}` = '{run_id}'"):
-            self._client.delete_run(trial_run.info.run_id)
+        """Deletes a run of the experiment, and the trials' runs under it."""
+        for child in self._search(f"tags.`{PARENT_TAG}` = '{run_id}'"):
+            if child.data.tags.get(KIND_TAG) != "study":
+                self._client.delete_run(child.info.run_id)
         self._client.delete_run(run_id)
 
     def _find_or_create_experiment(self) -> str:
@@ -200,7 +202,7 @@ class StudyRun:
         return experiment.experiment_id
 
     def _find_or_create_run(self) -> Run:
-        runs = self._study_runs()
+        runs = self._runs_of(self.description.identity)
         if not runs:
             n_studies = len(self._search(STUDIES_FILTER))
             self._client.create_run(
@@ -214,17 +216,22 @@ class StudyRun:
                     "mlflow.runColor": _COLOURS[n_studies % len(_COLOURS)],
                 },
             )
-            runs = self._study_runs()
+            runs = self._runs_of(self.description.identity)
             self.is_new = True
         for superfluous in runs[1:]:
             self.delete(superfluous.info.run_id)
         return runs[0]
 
-    def _study_runs(self) -> list[Run]:
-        """The study's runs, first the one that every process agrees on."""
-        runs = self._search(
-            f"tags.`{STUDY_TAG}` = '{self.description.identity}' and {STUDIES_FILTER}"
-        )
+    def _place_under_parent(self) -> None:
+        identity = self.description.parent_identity
+        # A parent that MLflow lacks now, as after the loss of its store, may be there next time.
+        parents = self._runs_of(identity) if identity is not None else []
+        if parents:
+            self._set_tags({PARENT_TAG: parents[0].info.run_id})
+
+    def _runs_of(self, identity: str) -> list[Run]:
+        """A study's runs, first the one that every process agrees on."""
+        runs = self._search(f"tags.`{STUDY_TAG}` = '{identity}' and {STUDIES_FILTER}")
         return sorted(
             runs, key=lambda run: (int(run.data.tags.get(_CREATED_TAG, 0)), run.info.run_id)
         )

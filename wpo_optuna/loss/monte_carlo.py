@@ -90,7 +90,7 @@ class MonteCarloEngine(LossEngine):
         super().__init__(problem)
         self.seed = problem.seed if seed is None else _checked_whole("seed", seed, 0)
         self.draws = _checked_whole("draws", draws, 1)
-        self.device = _checked_device(device)
+        self.device = checked_device(device)
         rpu_config = problem.evaluation_rpu_config()
         self._compensation = drift_compensation(rpu_config)
         self._tiles = _target_tiles(problem, self.device)
@@ -208,7 +208,12 @@ def _checked_whole(name: str, value: object, lowest: int) -> int:
     return int(value)
 
 
-def _checked_device(device: str | torch.device) -> torch.device:
+def checked_device(device: str | torch.device) -> torch.device:
+    """The torch device of this name.
+
+    Raises:
+        InvalidArgument: there is none here, or the engine was not made for it.
+    """
     try:
         checked = torch.device(device)
         torch.empty(0, device=checked)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import pickle
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from wpo_optuna.loss.base import LossEngine
+from wpo_optuna.references import import_files, imported_files
 
 if TYPE_CHECKING:
     from aihwkit.inference.converter.base import BaseConductanceConverter
@@ -38,7 +42,8 @@ class ParallelEngine(LossEngine):
             self._workers,
             mp_context=get_context("spawn"),
             initializer=_adopt,
-            initargs=(engine,),
+            # Pickled here, as the files that define the user's hardware must be imported first.
+            initargs=(imported_files(), pickle.dumps(engine)),
         )
 
     def tnmse(self, x: ArrayLike, seed: int | None = None) -> NDArray[np.float64]:
@@ -61,11 +66,12 @@ class ParallelEngine(LossEngine):
 _adopted: LossEngine | None = None
 
 
-def _adopt(engine: LossEngine) -> None:
+def _adopt(files: Mapping[str, Path], pickled_engine: bytes) -> None:
     """Keeps a process's copy of the engine; the processes share the cores among themselves."""
     global _adopted
     torch.set_num_threads(1)
-    _adopted = engine
+    import_files(files)
+    _adopted = pickle.loads(pickled_engine)
 
 
 def _tnmse(points: NDArray[np.float64], seed: int | None) -> NDArray[np.float64]:

@@ -1,0 +1,133 @@
+"""Strategies by layer: a study for each, compared with the network-wide strategy, under one run."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from functools import partial
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+from mlflow import MlflowClient
+from optuna.trial import TrialState
+from small_problems import gaussian_weights, small_problem
+
+from wpo_optuna import run_study
+from wpo_optuna.layers import Layer, LayersResult, run_layers
+
+N_TRIALS = 30
+# A narrow and a two-valued distribution: what suits one of them does not suit the other.
+WEIGHTS = {
+    "first.weight": gaussian_weights(300),
+    "second.weight": torch.tensor([-0.3, 0.3]).repeat(100) + 0.01 * gaussian_weights(200, seed=1),
+}
+
+
+def layers() -> list[Layer]:
+    return [
+        Layer(name, (len(weights) // 10, 10), partial(small_problem, weights=weights))
+        for name, weights in WEIGHTS.items()
+    ]
+
+
+def run(directory: Path, n_trials: int = N_TRIALS) -> LayersResult:
+    one = partial(
+        run_study,
+        n_trials=n_trials,
+        storage=f"sqlite:///{directory}/wpo.db",
+        tracking_uri=f"sqlite:///{directory}/mlflow.db",
+        self_check=False,
+        n_finalists=1,
+        trial_runs="none",
+    )
+    network = small_problem(weights=torch.cat(list(WEIGHTS.values())))
+    return run_layers(one, network, layers(), "net")
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("layers")
+
+
+@pytest.fixture(scope="module")
+def result(directory: Path) -> LayersResult:
+    return run(directory)
+
+
+def test_every_layer_has_a_strategy_that_is_scored_beside_the_network_wide_one(
+    result: LayersResult,
+) -> None:
+    assert [layer.name for layer in result.layers] == list(WEIGHTS)
+    assert [layer.count for layer in result.layers] == [300, 200]
+    assert result.strategies.keys() == WEIGHTS.keys()
+    assert len({strategy.f_lst + strategy.g_lst for strategy in result.strategies.values()}) == 2
+    for layer in result.layers:
+        assert layer.own.mean < layer.baseline.mean
+    # Weights of two values only are far from the network's distribution.
+    assert result.layers[1].own.high < result.layers[1].network_wide.low
+    means = result.means()
+    expected = (300 * result.layers[0].own.mean + 200 * result.layers[1].own.mean) / 500
+    assert means["per_layer"] == pytest.approx(expected)
+    assert means["per_layer"] < means["network_wide"]
+
+
+def test_the_table_has_a_line_for_each_layer_and_one_for_all_weights(
+    result: LayersResult, tmp_path: Path
+) -> None:
+    head, *rows = result.table().splitlines()
+    assert head.split("  ")[0] == "layer"
+    assert [row.split()[0] for row in rows] == [*WEIGHTS, "all"]
+    assert "30×10" in rows[0]
+    with result.write(tmp_path / "results" / "layers.csv").open() as file:
+        written = list(csv.DictReader(file))
+    assert [row["layer"] for row in written] == list(WEIGHTS)
+    assert float(written[1]["network_wide_tnmse"]) == result.layers[1].network_wide.mean
+    assert written[1]["study"] == "net/second.weight"
+
+
+def test_the_runs_of_the_layers_are_under_that_of_the_network(
+    result: LayersResult, directory: Path
+) -> None:
+    client = MlflowClient(f"sqlite:///{directory}/mlflow.db")
+    experiment = client.get_experiment_by_name("wpo")
+    assert experiment is not None
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert runs.keys() == {"net", "net/first.weight", "net/second.weight"}
+    assert "mlflow.parentRunId" not in runs["net"].data.tags
+    for name in WEIGHTS:
+        assert runs[f"net/{name}"].data.tags["mlflow.parentRunId"] == runs["net"].info.run_id
+    assert result.network.run_id == runs["net"].info.run_id
+
+
+def test_running_again_adds_no_trial_and_draws_no_score_anew(
+    result: LayersResult, directory: Path
+) -> None:
+    again = run(directory)
+    assert again.network.n_new_trials == 0
+    assert again.layers == result.layers
+    url = f"sqlite:///{directory}/wpo.db"
+    for name in ("net", *(f"net/{layer}" for layer in WEIGHTS)):
+        study = optuna.load_study(study_name=name, storage=url)
+        assert len(study.get_trials(states=(TrialState.COMPLETE,))) == N_TRIALS
+
+
+def test_an_interrupted_search_leaves_the_other_layers_for_later() -> None:
+    """As if the user pressed Ctrl-C during the first layer's study."""
+    seen: list[str] = []
+
+    def interrupted_at_layers(problem, *, study_name, parent_study=None):
+        seen.append(study_name)
+        result = run_study(
+            problem, n_trials=N_TRIALS, storage="memory", study_name=study_name,
+            tracking_uri=False, self_check=False, n_finalists=1,
+        )  # fmt: skip
+        if parent_study is None:
+            return result
+        return dataclasses.replace(result, scores=None, strategy=None)
+
+    result = run_layers(interrupted_at_layers, small_problem(), layers(), "net")
+    assert result.interrupted
+    assert result.layers == ()
+    assert seen == ["net", "net/first.weight"]

@@ -19,7 +19,7 @@ from analytic_engine import AnalyticEngine
 from optuna.trial import FrozenTrial, TrialState
 
 from wpo_optuna.objective import HypercubeObjective
-from wpo_optuna.optimize import PHASE, optimize, record
+from wpo_optuna.optimize import PHASE, Origin, optimize, record, recorded
 from wpo_optuna.problem import WeightProgrammingProblem
 from wpo_optuna.samplers import make_sampler
 from wpo_optuna.storage import open_storage
@@ -149,8 +149,11 @@ def test_points_found_elsewhere_are_recorded_as_completed_trials_of_their_phase(
     study = new_study(open_storage(f"sqlite:///{tmp_path}/a.db"), objective)
     run(study, objective, 3, batch=3)
     x = np.random.default_rng(0).random((4, problem.hypercube.dimension))
-    trials = record(study, objective, x, objective.engine.tnmse(x), "polish")
+    origins = [Origin("polish", 7, index) for index in range(4)]
+    trials = record(study, objective, x, objective.engine.tnmse(x), origins)
     assert [trial.number for trial in trials] == [3, 4, 5, 6]
+    assert record(study, objective, x, objective.engine.tnmse(x), origins) == []
+    assert recorded(study) == set(origins)
     assert all(trial.user_attrs[PHASE] == "polish" for trial in trials)
     np.testing.assert_array_equal([objective.point(trial.params) for trial in trials], x)
     assert study.best_value == min(trial.value for trial in study.trials)
@@ -208,6 +211,40 @@ def test_two_processes_share_a_study_and_a_killed_one_loses_nothing(
 
 def finished_numbers(trials: Sequence[FrozenTrial]) -> list[int]:
     return [trial.number for trial in trials]
+
+
+def test_trials_of_another_program_are_not_waited_for_for_ever(
+    problem: WeightProgrammingProblem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plain Optuna script asked for a trial and died: nobody can know whose it was."""
+    monkeypatch.setattr("wpo_optuna.workers._OWNERLESS_S", 0.3)
+    for sampler in ("de", "random"):
+        objective = objective_of(problem)
+        study = new_study(optuna.storages.InMemoryStorage(), objective, sampler)
+        run(study, objective, 10, batch=5)
+        study._storage.create_new_trial(study._study_id)
+        run(study, objective, 30, batch=5)
+        states = Counter(trial.state for trial in study.trials)
+        assert states == {TrialState.COMPLETE: 30, TrialState.RUNNING: 1}
+
+
+def test_a_wait_for_other_processes_says_for_whom(
+    problem: WeightProgrammingProblem,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("wpo_optuna.optimize._FIRST_MESSAGE_S", 0.2)
+    objective = objective_of(problem)
+    study = new_study(optuna.storages.InMemoryStorage(), objective, "random")
+    run(study, objective, 1, batch=1)
+    study.ask()
+    end = time.monotonic() + 0.6
+    optimize(
+        study, objective, n_trials=2, batch_size=8, on_finished=lambda trials: None,
+        should_stop=lambda: time.monotonic() > end,
+    )  # fmt: skip
+    assert "trials 1 of study" in caplog.text
+    assert "study.tell(number, state=TrialState.FAIL)" in caplog.text
 
 
 def test_waiting_for_a_process_that_never_finishes_ends_with_the_stop_request(

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
 from analytic_engine import AnalyticEngine
 from optuna.trial import TrialState
@@ -91,7 +95,7 @@ def test_a_gradient_search_records_steps_and_starts_and_resumes_where_it_was_cut
     with pytest.raises(KeyboardInterrupt):
         run_study(problem, "gradient", 60, "g", url, callbacks=[stop_after_20], **QUIET)
     resumed = run_study(problem, "gradient", 60, "g", url, **QUIET)
-    assert resumed.n_new_trials == 40
+    assert resumed.n_new_trials == 60 - 32  # steps are recorded sixteen at a time
     assert [t.value for t in resumed.study.trials] == [t.value for t in whole.study.trials]
 
 
@@ -195,9 +199,116 @@ def test_the_self_check_sees_a_wrong_engine_and_passes_a_right_one(
 
 
 @pytest.mark.parametrize(
-    ("n_trials", "n_polished"), [(1, 0), (19, 0), (20, 1), (100, 5), (9999, 5)]
+    ("n_trials", "before", "n_polished"),
+    [(1, 0, 0), (19, 0, 0), (20, 0, 1), (100, 0, 5), (9999, 0, 5), (110, 100, 0), (200, 100, 5)],
 )
-def test_polishing_takes_a_small_part_of_the_total(n_trials: int, n_polished: int) -> None:
-    budget = Budget.of(n_trials, polished=True)
-    assert (budget.sampled, budget.polished) == (n_trials - n_polished, n_polished)
-    assert Budget.of(n_trials, polished=False) == Budget(n_trials, 0)
+def test_polishing_takes_a_small_part_of_what_is_new(
+    n_trials: int, before: int, n_polished: int
+) -> None:
+    assert Budget.of(n_trials, before) == Budget(n_trials - n_polished, n_polished)
+
+
+def test_a_study_that_grew_is_polished_again_within_its_total(
+    problem: WeightProgrammingProblem, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/wpo.db"
+    run_study(problem, n_trials=60, study_name="s", storage=url, **QUIET)
+    grown = run_study(problem, n_trials=160, study_name="s", storage=url, **QUIET)
+    assert phases(grown.study) == [
+        *["sampled"] * 57, *[POLISH] * 3, *["sampled"] * 95, *[POLISH] * 5
+    ]  # fmt: skip
+    best = min(grown.study.trials, key=lambda trial: trial.value)
+    assert best.number >= 155
+    hardly = run_study(problem, n_trials=165, study_name="s", storage=url, **QUIET)
+    assert phases(hardly.study)[160:] == ["sampled"] * 5
+
+
+def test_a_gradient_search_that_grew_has_its_total_and_never_gets_worse(
+    problem: WeightProgrammingProblem, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/wpo.db"
+    run_study(problem, "gradient", 30, "g", url, **QUIET)
+    for n_trials in (61, 62):
+        grown = run_study(problem, "gradient", n_trials, "g", url, **QUIET)
+        assert len(grown.study.trials) == n_trials
+    assert phases(grown.study) == [
+        *[GRADIENT_STEP] * 25, *[GRADIENT_START] * 5, *[GRADIENT_STEP] * 26, *[GRADIENT_START] * 6
+    ]  # fmt: skip
+    steps = [t.value for t in grown.study.trials if t.user_attrs[PHASE] == GRADIENT_STEP]
+    assert steps == sorted(steps, reverse=True)
+    starts = [tuple(t.params.values()) for t in grown.study.trials[25:30]]
+    assert len({*starts, *(tuple(t.params.values()) for t in grown.study.trials[-6:])}) == 11
+
+
+TWO = """
+import sys
+sys.path[:0] = [{tests!r}, {root!r}]
+from small_problems import small_problem
+from wpo_optuna import run_study
+run_study(small_problem(), sys.argv[2], 120, "s", sys.argv[1], tracking_uri=False,
+          self_check=False, n_finalists=1)
+"""
+
+
+@pytest.mark.parametrize("sampler", ["de", "gradient"])
+def test_two_processes_keep_to_the_total_and_polish_or_descend_once(
+    tmp_path: Path, sampler: str
+) -> None:
+    url = f"sqlite:///{tmp_path}/wpo.db"
+    tests = Path(__file__).parent
+    code = TWO.format(tests=str(tests), root=str(tests.parent))
+    processes = [
+        subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, url, sampler])
+        for _ in range(2)
+    ]
+    assert [process.wait(timeout=240) for process in processes] == [0, 0]
+    study = optuna.load_study(study_name="s", storage=url)
+    assert len(study.get_trials(states=(TrialState.COMPLETE,))) == 120
+    n_of_phase = Counter(phases(study))
+    assert n_of_phase == (
+        {"sampled": 115, POLISH: 5} if sampler == "de" else {GRADIENT_STEP: 99, GRADIENT_START: 21}
+    )
+
+
+@pytest.mark.parametrize("sampler", ["de", "gradient"])
+def test_a_callback_that_raises_stop_iteration_ends_the_search(
+    problem: WeightProgrammingProblem, sampler: str
+) -> None:
+    def stop(study, trial) -> None:
+        if trial.number == 4:
+            raise StopIteration
+
+    result = run_study(
+        problem, sampler, 300, storage="memory", callbacks=[stop], batch_size=10, polish=False,
+        **QUIET,
+    )  # fmt: skip
+    assert len(result.study.trials) < 30
+
+
+def test_a_population_that_agrees_to_the_tolerance_given_ends_the_sampling(
+    problem: WeightProgrammingProblem,
+) -> None:
+    options = {"popsize": 1, "tol": 1e9}
+    result = run_study(
+        problem, n_trials=300, storage="memory", sampler_options=options, polish=False, **QUIET
+    )
+    # scipy tests after a generation, and the initial population is none.
+    assert len(result.study.trials) == 2 * problem.hypercube.dimension
+    options = {"popsize": 1, "tol": 0.0, "atol": 0.0}
+    result = run_study(
+        problem, n_trials=60, storage="memory", sampler_options=options, polish=False, **QUIET
+    )
+    assert len(result.study.trials) == 60
+
+
+def test_asking_for_more_finalists_scores_anew_and_repeats_among_them_do_not_count(
+    problem: WeightProgrammingProblem, tmp_path: Path
+) -> None:
+    """Steps of a gradient search that find nothing better repeat the leader's point."""
+    url = f"sqlite:///{tmp_path}/wpo.db"
+    options = QUIET | {"n_finalists": 1}
+    run_study(problem, "gradient", 40, "s", url, **options)
+    more = run_study(problem, "gradient", 40, "s", url, **(QUIET | {"n_finalists": 4}))
+    assert more.scores is not None
+    assert len(more.scores.finalists) == 4
+    assert more.study.user_attrs[SCORES]["engine_bias"] == more.scores.engine_bias

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import optuna
+import pytest
 from optuna.trial import TrialState
 
 from wpo_optuna.workers import claim, fail_abandoned_trials
@@ -21,6 +22,19 @@ claim(study, study.ask())
 print("asked", flush=True)
 time.sleep(60)
 """
+
+
+def test_trials_of_unknown_hosts_are_failed_after_a_long_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    study = optuna.create_study()
+    trial = study.ask()
+    monkeypatch.setattr("wpo_optuna.samplers.claim_owner.socket.gethostname", lambda: "elsewhere")
+    claim(study, trial)
+    monkeypatch.undo()
+    assert fail_abandoned_trials(study) == 0
+    monkeypatch.setattr("wpo_optuna.workers.STALE_AFTER_S", 0.0)
+    assert fail_abandoned_trials(study) == 1
 
 
 def test_only_trials_of_dead_processes_are_failed(tmp_path: Path) -> None:

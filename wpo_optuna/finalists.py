@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
+from wpo_optuna.errors import WeightProgrammingError
 from wpo_optuna.loss.reference import ReferenceEngine
 from wpo_optuna.progress import Progress
 from wpo_optuna.rescoring import Estimate, distinct, score
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 SCORES = "scores"
 
-# Trials looked at for distinct ones, per finalist wanted.
-_POOL = 40
+# Trials decoded at once in the search for distinct ones.
+_POOL = 200
 
 # A score is lower for certain if it is by this many standard errors of the difference.
 # Five of equal error get another winner than the engine's by chance in one study of two hundred.
@@ -56,12 +57,14 @@ class Scores:
 
     Attributes:
         n_trials: completed trials of the study when the finalists were chosen.
+        n_wanted: number of finalists asked for; there may be fewer distinct trials.
         finalists: the finalists, the winner first, then by score.
         winner: the winner's score on draws that had no part in choosing it.
         baseline: the baseline's.
     """
 
     n_trials: int
+    n_wanted: int
     finalists: tuple[Finalist, ...]
     winner: Estimate
     baseline: Estimate
@@ -83,13 +86,14 @@ class Scores:
 
     def to_json(self) -> dict[str, Any]:
         """The scores as nested plain values."""
-        return asdict(self)
+        return asdict(self) | {"engine_bias": self.engine_bias}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Scores:
         """Reverses :meth:`to_json`."""
         return cls(
             n_trials=values["n_trials"],
+            n_wanted=values.get("n_wanted", len(values["finalists"])),
             finalists=tuple(
                 Finalist(
                     finalist["trial_number"],
@@ -112,21 +116,30 @@ def score_finalists(
     further draws of its own.
 
     Args:
-        study: a study with at least one completed trial.
+        study: the study.
         objective: the problem and how the trials were evaluated.
         how_many: number of finalists.
         progress: shows the draws.
 
     Returns:
         the scores; those kept with the study, if no trial has been completed since.
+
+    Raises:
+        WeightProgrammingError: the study has no completed trial of this problem.
     """
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     stored = study.user_attrs.get(SCORES)
     if stored is not None and stored["n_trials"] == len(trials):
-        return Scores.from_json(stored)
+        scores = Scores.from_json(stored)
+        if scores.n_wanted == how_many:
+            return scores
 
     engine = ReferenceEngine(objective.problem)
     chosen = _best_distinct(trials, objective, how_many)
+    if not chosen:
+        raise WeightProgrammingError(
+            f"study {study.study_name!r} has no completed trial of this problem to be scored."
+        )
     # Seeds of this scoring alone: neither the search nor an earlier scoring used them.
     seeds = np.random.SeedSequence([objective.problem.seed, len(trials)]).generate_state(
         len(chosen) + 2
@@ -144,6 +157,7 @@ def score_finalists(
         winner = finalists.pop(best)
         scores = Scores(
             n_trials=len(trials),
+            n_wanted=how_many,
             finalists=(winner, *sorted(finalists, key=lambda finalist: finalist.tnmse.mean)),
             winner=score(engine, chosen[best][1].to_converter(), int(seeds[0]), bar.update),
             baseline=score(
@@ -193,6 +207,14 @@ def _best_distinct(
 ) -> list[tuple[FrozenTrial, ProgrammingStrategy]]:
     # Trials of other search spaces (enqueued or added by hand) have no point in this hypercube.
     own = [t for t in trials if t.params.keys() == objective.distributions.keys()]
-    best = sorted(own, key=lambda trial: (trial.value, trial.number))[: _POOL * how_many]
-    strategies = [strategy_of(objective, trial) for trial in best]
-    return [(best[i], strategies[i]) for i in distinct(strategies, how_many)]
+    best = sorted(own, key=lambda trial: (trial.value, trial.number))
+    chosen: list[tuple[FrozenTrial, ProgrammingStrategy]] = []
+    for start in range(0, len(best), _POOL):
+        pool = best[start : start + _POOL]
+        decoded = objective.problem.hypercube.decode([objective.point(t.params) for t in pool])
+        assert isinstance(decoded, list)
+        candidates = [*chosen, *zip(pool, decoded, strict=True)]
+        chosen = [candidates[i] for i in distinct([s for _, s in candidates], how_many)]
+        if len(chosen) == how_many:
+            break
+    return chosen

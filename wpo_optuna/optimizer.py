@@ -30,10 +30,6 @@ if TYPE_CHECKING:
 # Trials of a search whose budget the user leaves open.
 DEFAULT_N_TRIALS = 2000
 
-# Of noisy trials the best was lucky, and the next ones may be better; the other engines rank
-# trials on equal terms, and further finalists would only cost draws.
-_NOISY_FINALISTS = 5
-
 
 class WeightProgrammingOptimizer(OptimizerOptions):
     """Finds a conductance converter that programs weights better than a baseline.
@@ -163,7 +159,6 @@ class WeightProgrammingOptimizer(OptimizerOptions):
             polish=bool(self.polish),
             workers=self.workers,
             device=str(self.device),
-            n_finalists=_NOISY_FINALISTS if self.engine == "aihwkit" else 1,
             callbacks=[self._generation_callback()],
         )
         if result.interrupted:

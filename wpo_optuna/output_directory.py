@@ -17,6 +17,8 @@ def check_directory(path: Path, argument: str) -> None:
     Raises:
         InvalidArgument: files cannot be written there.
     """
+    if path.exists() and not path.is_dir():
+        raise InvalidArgument(f"{argument} = {str(path)!r}: this is not a directory.")
     missing = [parent for parent in (path, *path.parents) if not parent.exists()]
     probe = path / ".wpo_optuna.partial"
     try:

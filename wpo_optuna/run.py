@@ -16,11 +16,19 @@ from wpo_optuna.loss.expected import ExpectedEngine
 from wpo_optuna.loss.monte_carlo import checked_device
 from wpo_optuna.loss.parallel import ParallelEngine
 from wpo_optuna.objective import HypercubeObjective
-from wpo_optuna.optimize import Interruption, interruptible
+from wpo_optuna.optimize import Interruption, interruptible, optimize
 from wpo_optuna.output_directory import check_directory, directory_of_study
 from wpo_optuna.progress import Progress
-from wpo_optuna.search import Budget, default_batch_size, polish_best, sample, search_by_gradient
+from wpo_optuna.samplers.de import DESampler
+from wpo_optuna.search import (
+    Budget,
+    budget_of,
+    default_batch_size,
+    polish_best,
+    search_by_gradient,
+)
 from wpo_optuna.storage import open_storage
+from wpo_optuna.study_identity import SAMPLER_OPTIONS
 from wpo_optuna.study_output import (
     STRATEGY_FILE,
     hand_to_mlflow,
@@ -227,7 +235,8 @@ class _Run:
             if self.plan.sampler == GRADIENT:
                 search_by_gradient(
                     self.study, self.objective, n_trials=self.plan.n_trials, seed=self.plan.seed,
-                    on_finished=on_finished, interruption=interruption,
+                    on_finished=on_finished,
+                    should_stop=lambda: self.stopped_by_callback or should_stop(),
                 )  # fmt: skip
             else:
                 self._sample_and_polish(on_finished, should_stop)
@@ -236,18 +245,30 @@ class _Run:
     def _sample_and_polish(
         self, on_finished: Callable[[Sequence[FrozenTrial]], None], should_stop: Callable[[], bool]
     ) -> None:
-        polished = self.plan.polish and isinstance(self.objective.engine, ExpectedEngine)
-        budget = Budget.of(self.plan.n_trials, polished=polished)
-        batch_size = self.plan.batch_size or default_batch_size(self.study, self.objective)
-        sample(
-            self.study, self.objective, n_trials=budget.sampled, batch_size=batch_size,
+        n_trials = self.plan.n_trials
+        budget = Budget(n_trials, 0)
+        if self.plan.polish and isinstance(self.objective.engine, ExpectedEngine):
+            budget = budget_of(self.study, n_trials)
+        optimize(
+            self.study, self.objective, n_trials=budget.sampled,
+            batch_size=self.plan.batch_size or default_batch_size(self.study, self.objective),
             on_finished=on_finished,
-            should_stop=lambda: self.stopped_by_callback or should_stop(),
+            should_stop=lambda: self.stopped_by_callback or self._converged() or should_stop(),
         )  # fmt: skip
         if budget.polished and not should_stop():
             polish_best(
-                self.study, self.objective, n_polished=budget.polished, on_finished=on_finished
-            )
+                self.study, self.objective, n_trials=n_trials, n_polished=budget.polished,
+                on_finished=on_finished,
+            )  # fmt: skip
+
+    def _converged(self) -> bool:
+        """Whether differential evolution has converged, where the user said what that means."""
+        options = self.study.user_attrs[SAMPLER_OPTIONS]
+        sampler = self.study.sampler
+        is_asked_for = options.get("tol") or options.get("atol")
+        return (
+            bool(is_asked_for) and isinstance(sampler, DESampler) and sampler.converged(self.study)
+        )
 
     def _take(self, trials: Sequence[FrozenTrial]) -> None:
         """Counts finished trials and hands them to MLflow and to the user's callbacks."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from optuna.samplers import CmaEsSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import qmc
 
 from wpo_optuna.loss.expected import ExpectedEngine
 from wpo_optuna.loss.gradient_search import multi_start, polish
-from wpo_optuna.optimize import PHASE, Interruption, optimize, record
+from wpo_optuna.optimize import PHASE, Origin, record, recorded
 from wpo_optuna.rescoring import distinct
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ _DESCENT_STEPS = 80
 
 # Of a gradient search: one trial for each step and one for each start.
 _STARTS_PER_STEP = 64 / 300
+# Steps whose trials are recorded together: each time, all trials are looked through.
+_STEPS_AT_ONCE = 16
 
 OnFinished = Callable[[Sequence[FrozenTrial]], None]
 
@@ -46,17 +50,23 @@ class Budget:
     """How the trials of a study are spent.
 
     Attributes:
-        sampled: trials that the sampler proposes.
-        polished: trials that refine the best of these by gradient descent.
+        sampled: trials before the polishing, those of earlier ones included.
+        polished: trials that refine the best of them by gradient descent.
     """
 
     sampled: int
     polished: int
 
     @classmethod
-    def of(cls, n_trials: int, *, polished: bool) -> Budget:
-        """Divides a total; a small study is not polished."""
-        n_polished = min(N_POLISHED, int(n_trials * _MOST_POLISHED_SHARE)) if polished else 0
+    def of(cls, n_trials: int, n_polished_before: int = 0) -> Budget:
+        """Divides a total; a small study, or one that has hardly grown, is not polished.
+
+        Args:
+            n_trials: the total of the study.
+            n_polished_before: its smaller total when it was last polished; 0 if it never was.
+        """
+        grown = n_trials - n_polished_before
+        n_polished = min(N_POLISHED, int(grown * _MOST_POLISHED_SHARE))
         return cls(n_trials - n_polished, n_polished)
 
 
@@ -74,38 +84,36 @@ def default_batch_size(study: Study, objective: HypercubeObjective) -> int:
     return {"expected": 256, "montecarlo": 64}.get(objective.engine.name, 8)
 
 
-def sample(
+def budget_of(study: Study, n_trials: int) -> Budget:
+    """How the trials of a study are spent, given what it was polished at."""
+    earlier = {origin.total for origin in recorded(study) if origin.phase == POLISH}
+    return Budget.of(n_trials, max((total for total in earlier if total < n_trials), default=0))
+
+
+def polish_best(
     study: Study,
     objective: HypercubeObjective,
     *,
     n_trials: int,
-    batch_size: int,
+    n_polished: int,
     on_finished: OnFinished,
-    should_stop: Callable[[], bool],
-) -> None:
-    """Brings the study to ``n_trials`` completed trials, not counting polished ones."""
-    optimize(
-        study,
-        objective,
-        n_trials=n_trials + _n_of_phase(study, POLISH),
-        batch_size=batch_size,
-        on_finished=on_finished,
-        should_stop=should_stop,
-    )
-
-
-def polish_best(
-    study: Study, objective: HypercubeObjective, *, n_polished: int, on_finished: OnFinished
 ) -> None:
     """Refines the best sampled trials along the gradient and records the best distinct results.
 
     The best trials descend together first, which sorts out in whose valley the lowest point is;
-    bounded L-BFGS then finishes the best distinct ones. Does nothing if the study has that many
-    polished trials already.
+    bounded L-BFGS then finishes the best distinct ones. Does nothing if the study was polished at
+    this total already.
+
+    Args:
+        study: the study.
+        objective: with the expected engine, which has gradients.
+        n_trials: the total of trials that the study is brought to.
+        n_polished: how many results are recorded.
+        on_finished: called with newly recorded trials.
     """
     assert isinstance(objective.engine, ExpectedEngine)
-    n_missing = n_polished - _n_of_phase(study, POLISH)
-    if n_missing <= 0:
+    origins = [Origin(POLISH, n_trials, index) for index in range(n_polished)]
+    if recorded(study).issuperset(origins):
         return
     trials = [
         trial
@@ -120,8 +128,8 @@ def polish_best(
     x = x[np.argsort(tnmse, kind="stable")]
     strategies = objective.problem.hypercube.decode(x)
     assert isinstance(strategies, list)
-    x, tnmse = polish(objective.engine, x[distinct(strategies, n_missing)], _POLISH_ITERATIONS)
-    on_finished(record(study, objective, x, tnmse, POLISH))
+    x, tnmse = polish(objective.engine, x[distinct(strategies, n_polished)], _POLISH_ITERATIONS)
+    on_finished(record(study, objective, x, tnmse, origins[: len(x)]))
 
 
 def search_by_gradient(
@@ -131,12 +139,13 @@ def search_by_gradient(
     n_trials: int,
     seed: int,
     on_finished: OnFinished,
-    interruption: Interruption,
+    should_stop: Callable[[], bool],
 ) -> None:
     """Descends from many starts at once; records the best so far of each step and every end.
 
     The search is deterministic: a resumed one repeats the steps whose trials the study has
-    already, which takes seconds, and records the others.
+    already, which takes seconds, and records the others. A study that is to have more trials than
+    before gets further starts of its own for these.
 
     Args:
         study: the study.
@@ -144,27 +153,106 @@ def search_by_gradient(
         n_trials: trials in total; about a fifth of them are starts, the others steps.
         seed: seed of the Latin hypercube of starts.
         on_finished: called with newly recorded trials.
-        interruption: ends the search after the step at hand.
+        should_stop: asked after each step.
     """
-    assert isinstance(objective.engine, ExpectedEngine)
-    n_starts = max(1, round(n_trials * _STARTS_PER_STEP / (1 + _STARTS_PER_STEP)))
-    n_steps = n_trials - n_starts
-    if _n_of_phase(study, GRADIENT_START) >= n_starts:
-        return
-    n_recorded = _n_of_phase(study, GRADIENT_STEP)
-    starts = qmc.LatinHypercube(objective.problem.hypercube.dimension, rng=seed).random(n_starts)
-    x_best, best = starts[0], np.inf
-    for step, (x, tnmse) in enumerate(multi_start(objective.engine, starts, n_steps)):
-        leader = int(np.argmin(tnmse))
-        if tnmse[leader] < best:
-            x_best, best = x[leader].copy(), float(tnmse[leader])
-        if n_recorded <= step < n_steps:
-            on_finished(record(study, objective, x_best[None], np.array([best]), GRADIENT_STEP))
-        if interruption.requested:
+    present = recorded(study)
+    totals = {o.total for o in present if o.phase in (GRADIENT_STEP, GRADIENT_START)}
+    if n_trials > max(totals, default=0):
+        totals.add(n_trials)
+    for before, total in pairwise([0, *sorted(totals)]):
+        descent = _Descent(before, total)
+        if not present.issuperset(descent.origins):
+            descent.carry_out(study, objective, seed, on_finished, should_stop)
+        if should_stop():
             return
-    on_finished(record(study, objective, x, tnmse, GRADIENT_START))
 
 
-def _n_of_phase(study: Study, phase: str) -> int:
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return sum(trial.user_attrs.get(PHASE) == phase for trial in trials)
+@dataclass(frozen=True)
+class _Step:
+    """The best point ``(d,)`` so far after a step, its TNMSE, and the origin of its trial."""
+
+    x: NDArray[np.float64]
+    tnmse: float
+    origin: Origin
+
+
+def _record_steps(
+    study: Study, objective: HypercubeObjective, steps: Sequence[_Step]
+) -> list[FrozenTrial]:
+    if not steps:
+        return []
+    return record(
+        study,
+        objective,
+        np.array([step.x for step in steps]),
+        np.array([step.tnmse for step in steps]),
+        [step.origin for step in steps],
+    )
+
+
+@dataclass(frozen=True)
+class _Descent:
+    """The part of a gradient search that brings a study from one total of trials to another."""
+
+    before: int
+    total: int
+
+    @property
+    def n_starts(self) -> int:
+        n_trials = self.total - self.before
+        return max(1, round(n_trials * _STARTS_PER_STEP / (1 + _STARTS_PER_STEP)))
+
+    @property
+    def n_steps(self) -> int:
+        return self.total - self.before - self.n_starts
+
+    @property
+    def origins(self) -> list[Origin]:
+        """Those of the steps, then those of the starts."""
+        return [
+            *(Origin(GRADIENT_STEP, self.total, index) for index in range(self.n_steps)),
+            *(Origin(GRADIENT_START, self.total, index) for index in range(self.n_starts)),
+        ]
+
+    def carry_out(
+        self,
+        study: Study,
+        objective: HypercubeObjective,
+        seed: int,
+        on_finished: OnFinished,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        assert isinstance(objective.engine, ExpectedEngine)
+        rng = np.random.default_rng([seed, self.before] if self.before else seed)
+        dimension = objective.problem.hypercube.dimension
+        starts = qmc.LatinHypercube(dimension, rng=rng).random(self.n_starts)
+        origins, present = self.origins, recorded(study)
+        x_best, best = self._best_before(study, objective)
+        steps: list[_Step] = []
+        for step, (x, tnmse) in enumerate(multi_start(objective.engine, starts, self.n_steps)):
+            leader = int(np.argmin(tnmse))
+            if x_best is None or tnmse[leader] < best:
+                x_best, best = x[leader].copy(), float(tnmse[leader])
+            if step < self.n_steps and origins[step] not in present:
+                steps.append(_Step(x_best, best, origins[step]))
+            is_last = step == self.n_steps
+            if len(steps) == _STEPS_AT_ONCE or is_last or should_stop():
+                on_finished(_record_steps(study, objective, steps))
+                steps = []
+            if should_stop():
+                return
+        on_finished(record(study, objective, x, tnmse, origins[self.n_steps :]))
+
+    def _best_before(
+        self, study: Study, objective: HypercubeObjective
+    ) -> tuple[NDArray[np.float64] | None, float]:
+        """The best point of the descents before this one, and its TNMSE."""
+        earlier = [
+            trial
+            for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+            if (origin := Origin.of(trial)) is not None and origin.total <= self.before
+        ]
+        if not earlier:
+            return None, np.inf
+        best = min(earlier, key=lambda trial: (trial.value, trial.number))
+        return np.array(objective.point(best.params)), float(best.user_attrs["tnmse"])

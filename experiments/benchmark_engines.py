@@ -8,6 +8,10 @@ and a ratio is the median over the rounds. Agreement is with the mean of many Mo
 strategies from the best known to ten times the baseline's error: the bias of an engine, and how
 much a single one of its evaluations scatters. Memory and compilation are measured in processes of
 their own.
+
+    python -m experiments.benchmark_engines --device cuda
+
+measures the Monte Carlo engine alone, on that device and on the processor's cores, by wall time.
 """
 
 from __future__ import annotations
@@ -229,6 +233,39 @@ def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def compare_devices(device: str, rounds: int, batch: int = 1024) -> str:
+    """Candidates per second of the Monte Carlo engine on a device, and of all processor cores.
+
+    Args:
+        device: torch device, such as ``"cuda"``.
+        rounds: how often both are timed, in turns.
+        batch: candidates at once.
+
+    Returns:
+        One line to print.
+    """
+    problem = reference_problem()
+    x = np.random.default_rng(1).random((batch, problem.hypercube.dimension))
+    engines = [make_engine("montecarlo", problem, device=place) for place in ("cpu", device)]
+    ratios, per_second = [], []
+    for engine in engines:
+        engine.tnmse(x)
+    for _ in range(rounds):
+        seconds = []
+        for engine in engines:
+            start = time.perf_counter()
+            # The result is on the processor: nothing is left running on the device.
+            engine.tnmse(x)
+            seconds.append(time.perf_counter() - start)
+        ratios.append(seconds[0] / seconds[1])
+        per_second.append([batch / each for each in seconds])
+    on_cpu, on_device = np.median(per_second, axis=0)
+    return (
+        f"montecarlo, batch {batch}: {on_device:,.0f} candidates/s on {device}, {on_cpu:,.0f} on "
+        f"{torch.get_num_threads()} cores, ratio {np.median(ratios):.1f}"
+    )
+
+
 def _print_table(results: Sequence[Benchmark]) -> None:
     columns = [
         *(f"/s at {batch}" for batch in BATCHES), *(f"ratio at {batch}" for batch in BATCHES),
@@ -255,10 +292,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmark_engines.json"))
     parser.add_argument("--rounds", type=int, default=5, help="how often everything is timed")
     parser.add_argument("--draws", type=int, default=100, help="Monte Carlo draws to compare with")
+    parser.add_argument("--device", help="compare this torch device with the processor instead")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.measure:
         print(_measure(*options.measure))
+        return
+    if options.device:
+        print(compare_devices(options.device, options.rounds))
         return
     results = benchmark(options.rounds, options.draws)
     _print_table(results)

@@ -279,7 +279,8 @@ def layers_by_parameter(parameters: Sequence[str], model: nn.Module) -> dict[str
         if None not in found.values():
             return {parameter: str(layer) for parameter, layer in found.items()}
         prefixes = {name.partition(".")[0] for name in names.values()}
-        if len(prefixes) != 1 or not all("." in name for name in names.values()):
+        # What is left must still name a layer and its parameter.
+        if len(prefixes) != 1 or not all(name.count(".") >= 2 for name in names.values()):
             break
         names = {parameter: name.partition(".")[2] for parameter, name in names.items()}
     lost = next(name for name in parameters if _layer_of(name, layers) is None)

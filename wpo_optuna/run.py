@@ -313,6 +313,7 @@ class _Run:
             self.search_time,
             self.n_new,
             run_id=None if self.tracker is None else self.tracker.run_id,
+            experiment_id=None if self.tracker is None else self.tracker.experiment_id,
             files=None if self.plan.output is None else files,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -218,9 +219,6 @@ def _describe(settings: Settings, result: StudyResult, resume: str) -> str:
         else "off" if settings.tracking_uri == "none"
         else "not delivered yet (see the warning above)"
     )  # fmt: skip
-    look = "mlflow ui"
-    if settings.tracking_uri not in (None, "none"):
-        look += f" --backend-store-uri {shlex.quote(settings.tracking_uri)}"
     factors = ", ".join(f"{f:.4g}" for f in result.strategy.f_lst)
     lines = [
         "",
@@ -238,12 +236,32 @@ def _describe(settings: Settings, result: StudyResult, resume: str) -> str:
         f"MLflow           {tracking}, experiment {settings.experiment}",
         *_file_lines(result),
         "",
-        "To look at it:",
-        f"  {look}    (then open http://127.0.0.1:5000)",
+        *_look_lines(settings, result),
         "To go on with the search:",
         f"  {resume}",
     ]
     return "\n".join(lines)
+
+
+def _look_lines(settings: Settings, result: StudyResult) -> list[str]:
+    """How to see the run in MLflow."""
+    from wpo_optuna.storage import masked_url
+    from wpo_optuna.tracking import page_of_experiment
+
+    if settings.tracking_uri == "none":
+        return []
+    uri = settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
+    is_server = uri is not None and uri.startswith(("http://", "https://"))
+    server = masked_url(uri) if uri is not None and is_server else "http://127.0.0.1:5000"
+    page = server
+    if result.experiment_id is not None:
+        page = page_of_experiment(server, result.experiment_id)
+    if is_server:
+        return ["To look at it, open:", f"  {page}"]
+    command = "mlflow ui"
+    if uri is not None:
+        command += f" --backend-store-uri {shlex.quote(masked_url(uri))}"
+    return ["To look at it:", f"  {command}", f"and open {page}"]
 
 
 def _file_lines(result: StudyResult) -> list[str]:

@@ -30,6 +30,7 @@ class StudyResult:
         search_time: seconds this run spent searching (sampling, evaluating, storing, polishing).
         n_new_trials: trials that this run completed.
         run_id: the MLflow run of the study; None without tracking, or while MLflow is away.
+        experiment_id: the run's experiment; None likewise.
         files: the files that were written; None if none.
     """
 
@@ -40,6 +41,7 @@ class StudyResult:
     search_time: float
     n_new_trials: int
     run_id: str | None = None
+    experiment_id: str | None = None
     files: StudyFiles | None = None
 
     @property

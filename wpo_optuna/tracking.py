@@ -32,6 +32,17 @@ STATUSES = ("FINISHED", "KILLED", "FAILED")
 _FIRST_CONTACT_S = 30.0
 
 
+def page_of_experiment(server: str, experiment_id: str) -> str:
+    """Page of MLflow's UI where an experiment's studies are compared.
+
+    Args:
+        server: address of the UI.
+        experiment_id: the experiment.
+    """
+    query = urlencode({"searchFilter": STUDIES_FILTER, "compareRunsMode": "CHART"})
+    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?{query}"
+
+
 class MlflowTracker:
     """Optuna callback that records a study in MLflow.
 
@@ -55,10 +66,9 @@ class MlflowTracker:
             ``MLFLOW_TRACKING_URI`` or else ``sqlite:///mlflow.db``, where ``mlflow ui`` looks too.
         experiment_name: MLflow experiment, for a family of studies that are compared.
         trial_runs: which trials get a run of their own: ``"all"``, ``"best"`` for those that
-            improved the best, ``"none"``, or ``"auto"``: all while the study has at most 1000
-            trials, above that the best.
-        planned_trials: how many trials the study will have, if that is known: ``"auto"`` can then
-            decide beforehand.
+            improved the best, ``"none"``, or ``"auto"``: the first 1000 and of the others the
+            best, or, if more than 1000 are planned from the beginning, the best alone.
+        planned_trials: how many trials the study will have, if that is known.
         parameters: further parameters of the study's run; nested mappings are flattened.
         tags: further tags of the study's run.
         show_progress_bar: whether waiting at the end shows progress on a terminal.
@@ -136,14 +146,14 @@ class MlflowTracker:
         """
         if self.experiment_id is None:
             return None
-        query = urlencode({"searchFilter": STUDIES_FILTER, "compareRunsMode": "CHART"})
-        return f"{server.rstrip('/')}/#/experiments/{self.experiment_id}/runs?{query}"
+        return page_of_experiment(server, self.experiment_id)
 
     def attach(self, study: Study) -> None:
         """Begins the study's run, or goes on with it, before the first trial.
 
         Raises:
-            InvalidArgument: the tracker records another study.
+            InvalidArgument: the tracker records another study, or MLflow's store would be the file
+                of the study's storage. Nothing is written then.
         """
         feeder = self._feeder
         if feeder is None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -16,8 +16,10 @@ import mlflow
 import numpy as np
 import optuna
 import pytest
+import torch
 import yaml
 from optuna.trial import TrialState
+from safetensors.torch import save_file
 
 from wpo_optuna import ProgrammingStrategy
 
@@ -99,7 +101,9 @@ def test_a_study_runs_is_recorded_everywhere_and_resumes_with_the_same_command(
     assert parent.info.run_name == "digits-de"
     assert parent.info.status == "FINISHED"
     artifacts = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
-    assert {"strategy.json", "settings.yaml"} <= artifacts
+    assert {"strategy.json", "settings.yaml", "report.html", "figures"} <= artifacts
+    figures = {a.path for a in client.list_artifacts(parent.info.run_id, "figures")}
+    assert {figure.rpartition(".")[2] for figure in figures} == {"png", "svg"}
 
     again = study(directory, *QUICK, "--n-trials", "120")
     assert again.returncode == 0, again.stderr
@@ -119,10 +123,15 @@ def test_the_saved_settings_repeat_the_study_and_the_strategy_is_the_one_scored(
     results = directory / "wpo_results" / "digits-de"
     saved = yaml.safe_load((results / "settings.yaml").read_text())
     assert saved["test_out_features"] == 8
+    assert (saved["engine"], saved["n_trials"], saved["study_name"]) == (
+        "expected",
+        60,
+        "digits-de",
+    )
+    assert (saved["g_min"], saved["g_max"]) == (0.0, 25.0)
 
     other = directory / "other"
     other.mkdir()
-    shutil.copy(directory / "hardware.py", other)
     config = str(results / "settings.yaml")
     second = study(other, "--config", config)
     assert second.returncode == 0, second.stderr
@@ -137,6 +146,79 @@ def test_the_saved_settings_repeat_the_study_and_the_strategy_is_the_one_scored(
     told = re.search(r"best TNMSE\s+([\d.]+)", first.stdout)
     assert told is not None
     assert float(told[1]) == pytest.approx(strategy.provenance["tnmse"]["mean"], abs=1e-5)
+
+
+def test_a_users_checkpoint_is_optimised_against_a_strategy_file(directory: Path) -> None:
+    generator = torch.Generator().manual_seed(4)
+    tensors = {
+        f"{name}.weight": torch.randn(size, generator=generator)
+        for name, size in (("fc1", (40, 30)), ("fc2", (10, 40)), ("embed", (50, 8)))
+    }
+    save_file(tensors | {"fc1.bias": torch.zeros(40)}, directory / "net.safetensors")
+    pairs = ((0.0, 12.0, 25.0), (25.0, 12.0, 0.0))
+    ProgrammingStrategy((1.0,), pairs, 0.0, 25.0).save(directory / "pair.json")
+    words = ("--weights", "net.safetensors", "--include", "fc*.weight", "--baseline", "pair.json")
+    result = study(directory, *QUICK, *words, "--n-trials", "40", "--tracking-uri", "none")
+    assert result.returncode == 0, result.stderr
+    assert "1,600 weights in 2 tensors" in result.stdout
+    assert "study            net-de" in result.stdout
+    strategy = ProgrammingStrategy.load(directory / "wpo_results" / "net-de" / "strategy.json")
+    assert strategy.provenance["tnmse"]["mean"] < strategy.provenance["baseline"]["mean"]
+    assert strategy.provenance["noise_model"] == "PCMLikeNoiseModel"
+
+
+def test_strategies_by_layer_are_compared_in_error_and_accuracy(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from wpo_optuna.study import main
+
+    network = """
+        import torch
+        from torch import nn
+
+        def network():
+            torch.manual_seed(0)
+            net = nn.Sequential(nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 3))
+            nn.init.zeros_(net[2].weight)
+            return net
+
+        def trained():
+            return {"module." + name: value for name, value in network().state_dict().items()}
+
+        def batches():
+            return [(torch.randn(20, 12), torch.zeros(20, dtype=torch.int64))]
+        """
+    (directory / "net.py").write_text(textwrap.dedent(network))
+    words = ("--weights", "net.py:trained", "--per", "layer", "--model", "net.py:network")
+    result = study(directory, *QUICK, *words, "--data", "net.py:batches", "--n-trials", "20",
+                   "--repeats", "2", "--trial-runs", "none")  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    for told in (
+        "module.0.weight", "network-wide", "per layer", "all weights are zero", "module.2.weight",
+        "accuracy after programming",
+    ):  # fmt: skip
+        assert told in result.stdout
+    results = directory / "wpo_results" / "trained-de"
+    for name in ("strategy.json", "layers.csv", "accuracy/over_time.svg", "accuracy/summary.csv"):
+        assert (results / name).is_file()
+    assert ProgrammingStrategy.load(results / "module.0.weight" / "strategy.json").f_lst
+
+    client = mlflow.MlflowClient(f"sqlite:///{directory}/mlflow.db")
+    experiment = client.get_experiment_by_name("wpo")
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    (top,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    below = [run.info.run_name for run in runs if run is not top]
+    assert top.info.run_name == "trained-de"
+    assert sorted(below) == ["accuracy of trained-de by layer", "trained-de/module.0.weight"]
+    assert top.data.metrics.keys() >= {"layers_tnmse_network_wide", "layers_tnmse_per_layer"}
+
+    (directory / "other.py").write_text("from torch import nn\ndef f(): return nn.Linear(3, 3)\n")
+    before = written(directory)
+    monkeypatch.chdir(directory)
+    words = (*QUICK, *words[:-1], "other.py:f", "--data", "net.py:batches")
+    assert main([*words, "--storage", "sqlite:///new.db"]) == 1
+    assert "no analog layer of the network holds 'module.0.weight'" in capfd.readouterr().err
+    assert written(directory) == before
 
 
 def test_what_a_study_writes_is_what_mlruns_gitignore_lists(directory: Path) -> None:
@@ -224,6 +306,19 @@ def test_a_study_of_another_problem_is_refused_and_the_difference_is_told(direct
         (["--config", "absent.yaml"], ["absent.yaml"]),
         (["--sampler", "tpe", "--popsize", "3"], ["popsize", "differential"]),
         (["--n-trials", "0"], ["n_trials", "0", "at least 1"]),
+        (["--maxiter", "-1"], ["maxiter", "-1", "at least 0"]),
+        (["--mutation", "5,5"], ["mutation", "5"]),
+        (["--recombination", "3"], ["recombination", "3"]),
+        (["--strategy", "foo"], ["strategy", "foo", "best1bin"]),
+        (["--popsize", "0"], ["popsize", "0"]),
+        (["--device", "abacus"], ["device", "abacus", "cuda"]),
+        (["--tracking-uri", "foo://x"], ["tracking_uri", "foo://x", "http"]),
+        (["--experiment", ""], ["experiment_name", "''"]),
+        (["--output", "text.db/results"], ["output", "text.db", "directory"]),
+        (["--study-name", "../elsewhere"], ["study_name", "../elsewhere", ".."]),
+        (["--g-max", "40"], ["g_max = 40", "0 to 25 µS"]),
+        (["--model", "net.py:f"], ["model", "net.py:f", "per layer"]),
+        (["--per", "layer", "--data", "net.py:f"], ["data", "net.py:f", "model"]),
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_is_written(

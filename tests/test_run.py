@@ -1,28 +1,22 @@
-"""Studies through the Python API: search, polish, scores, resuming, the choice of the engine."""
+"""Studies through the Python API: search, polish, scores, resuming."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import optuna
 import pytest
-from analytic_engine import AnalyticEngine
 from optuna.trial import TrialState
-from small_problems import small_problem, small_rpu_config
+from small_problems import small_problem
 
 from wpo_optuna import run_study
-from wpo_optuna.engine_choice import EngineWarning, choose_engine
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.finalists import SCORES, Scores
-from wpo_optuna.loss import make_engine
 from wpo_optuna.loss.reference import ReferenceEngine
-from wpo_optuna.loss.self_check import SelfCheck, check_engine
 from wpo_optuna.optimize import PHASE
 from wpo_optuna.problem import WeightProgrammingProblem
 from wpo_optuna.rescoring import RELATIVE_WIDTH
@@ -149,53 +143,20 @@ def test_a_study_is_not_continued_with_another_search(
     ("argument", "value"),
     [
         ("sampler", "annealing"), ("engine", "exact"), ("n_trials", 0), ("batch_size", 0),
-        ("n_finalists", 0), ("workers", -2), ("trial_runs", "some"), ("seed", -1),
+        ("n_finalists", 0), ("workers", -2), ("trial_runs", "some"), ("seed", -1), ("seed", "a"),
+        ("workers", 2.5), ("n_trials", True), ("tracking_uri", 5), ("device", "abacus"),
+        ("sampler_options", {"popsizes": 3}),
     ],
 )  # fmt: skip
 def test_a_bad_argument_is_named_and_no_study_is_made(
     problem: WeightProgrammingProblem, tmp_path: Path, argument: str, value: object
 ) -> None:
-    with pytest.raises(InvalidArgument, match=argument):
+    told = "popsizes" if argument == "sampler_options" else argument
+    with pytest.raises(InvalidArgument, match=told):
         run_study(problem, storage=f"sqlite:///{tmp_path}/wpo.db", **{argument: value})
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_expected_engine_is_taken_where_it_agrees_with_the_tile() -> None:
-    problem = small_problem(rpu_config=small_rpu_config(max_input_size=256))
-    chosen = choose_engine(problem)
-    assert chosen.engine.name == "expected"
-    assert chosen.self_check is not None
-    assert chosen.self_check.worst <= 0.03
-    assert len(chosen.self_check.deviations) >= 4
-
-
-def test_an_engine_that_deviates_is_passed_over_with_a_warning(
-    problem: WeightProgrammingProblem, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wrong = SelfCheck((0.08, 0.01), (0.005, 0.005), 8)
-    monkeypatch.setattr("wpo_optuna.engine_choice.check_engine", lambda *_, **__: wrong)
-    with pytest.warns(EngineWarning, match=r"expected engine deviates by 7\.0%"):
-        assert choose_engine(problem).engine.name == "montecarlo"
-    assert choose_engine(problem, "expected").engine.name == "expected"
-
-
-def test_hardware_that_no_fast_engine_knows_goes_to_the_tile_with_a_reason() -> None:
-    problem = small_problem(rpu_config=small_rpu_config(ir_drop=1.0))
-    with pytest.warns(EngineWarning, match="aihwkit"):
-        assert choose_engine(problem).engine.name == "aihwkit"
-
-
-def test_the_self_check_sees_a_wrong_engine_and_passes_a_right_one(
-    problem: WeightProgrammingProblem,
-) -> None:
-    points = np.random.default_rng(0).random((3, problem.hypercube.dimension))
-    reference = ReferenceEngine(problem)
-    # Three deviations of the right engine all beyond 2 s.e. + 10 %: practically impossible.
-    right = check_engine(make_engine("montecarlo", problem, draws=50), reference, points, draws=50)
-    wrong = check_engine(AnalyticEngine(problem), reference, points, draws=50)
-    assert right.worst < 0.1
-    assert wrong.worst > 0.3
-    assert dataclasses.asdict(right).items() <= right.to_json().items()
+    with pytest.raises(InvalidArgument, match=r"storage = .*PosixPath"):
+        run_study(problem, storage=tmp_path)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
 
 class WeightProgrammingError(Exception):
     """Something failed in a way the user can act on.
@@ -18,3 +23,22 @@ def first_line(error: BaseException) -> str:
     """The first line of another library's message without its full stop, to quote in one's own."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(". ") if lines else type(error).__name__
+
+
+def check_options(constructor: Callable[..., Any], options: Mapping[str, Any], owner: str) -> None:
+    """Refuses options that a constructor does not take.
+
+    Args:
+        constructor: a class or function.
+        options: what is to be given to it by name.
+        owner: what the options belong to, for the message.
+
+    Raises:
+        InvalidArgument: there is no such option.
+    """
+    known = list(inspect.signature(constructor).parameters)
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}."
+            raise InvalidArgument(f"{owner} has no option {name!r}; {hint}")

@@ -211,6 +211,12 @@ def _check_weights(weights: object) -> None:
         )
     if weights.numel() == 0:
         raise InvalidArgument("weights is empty: at least one weight is needed.")
+    if weights.layout is not torch.strided or weights.is_meta:
+        kind = "a meta tensor, without data" if weights.is_meta else "sparse or nested"
+        raise InvalidArgument(f"weights is {kind}: a dense tensor of numbers is needed.")
+    # Eight-bit floats know no arithmetic.
+    if weights.is_floating_point() and weights.element_size() == 1:
+        weights = weights.to(torch.float32)
     if not weights.is_floating_point():
         raise InvalidArgument(
             f"weights has type {weights.dtype}: floating-point numbers are needed."
@@ -231,7 +237,15 @@ def _check_weights(weights: object) -> None:
         )
 
 
+def _as_list(values: object) -> object:
+    """Arrays, tensors and ranges as lists; anything else as it is."""
+    if isinstance(values, np.ndarray | Tensor):
+        return values.tolist()
+    return list(values) if isinstance(values, range) else values
+
+
 def _checked_factors(f_lst: object) -> tuple[float | None, ...]:
+    f_lst = _as_list(f_lst)
     if not isinstance(f_lst, list | tuple) or not f_lst:
         raise InvalidArgument(
             f"f_lst = {f_lst!r}: give a list with one significance factor, or None to find it, "
@@ -292,7 +306,8 @@ def _check_hardware(rpu_config: object, baseline: object) -> None:
             f"g_converter_baseline is a {type(baseline).__name__}: a SinglePair-, DualPair-, "
             "NPair- or CustomPairConductanceConverter is needed."
         )
-    if not 0 <= baseline.g_min < baseline.g_max < math.inf:
+    range_us = (baseline.g_min, baseline.g_max)
+    if not all(map(_is_real, range_us)) or not 0 <= range_us[0] < range_us[1] < math.inf:
         raise InvalidArgument(
             f"g_converter_baseline has g_min = {baseline.g_min}, g_max = {baseline.g_max}: "
             "0 <= g_min < g_max is needed (µS)."
@@ -310,8 +325,12 @@ def _check_test_matrix(problem: WeightProgrammingProblem) -> None:
 
 def _check_baseline(baseline: BaseConductanceConverter, weights: Tensor) -> None:
     """Tries the baseline: aihwkit accepts factors and curves that cannot work."""
-    factors = getattr(baseline, "f_lst", [1.0])
-    if not factors or not all(_is_real(f) and math.isfinite(f) and f > 0 for f in factors):
+    factors = _as_list(getattr(baseline, "f_lst", [1.0]))
+    if (
+        not isinstance(factors, list | tuple)
+        or not factors
+        or not all(_is_real(f) and math.isfinite(f) and f > 0 for f in factors)
+    ):
         raise InvalidArgument(
             f"g_converter_baseline has f_lst = {factors!r}: one positive factor is needed for "
             "each pair of conductances."
@@ -331,6 +350,7 @@ def _check_baseline(baseline: BaseConductanceConverter, weights: Tensor) -> None
 
 
 def _checked_times(t_steps: object, noise_model: BaseNoiseModel) -> tuple[float, ...]:
+    t_steps = _as_list(t_steps)
     if not isinstance(t_steps, list | tuple) or not t_steps:
         raise InvalidArgument(
             f"t_steps = {t_steps!r}: give a list of at least one time after programming in s."

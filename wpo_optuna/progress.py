@@ -21,6 +21,11 @@ class Progress:
     def __init__(self, shown: bool = True) -> None:
         self.shown = shown and sys.stderr.isatty()
 
+    def say(self, what: str) -> None:
+        """Tells what takes a while without a measure of it."""
+        if self.shown:
+            print(what, file=sys.stderr)
+
     @contextmanager
     def bar(self, description: str, total: int, unit: str, initial: int = 0) -> Iterator[tqdm]:
         """A bar that counts to a total."""

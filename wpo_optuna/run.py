@@ -9,8 +9,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.finalists import score_finalists, strategy_of
 from wpo_optuna.loss.expected import ExpectedEngine
 from wpo_optuna.loss.monte_carlo import checked_device
@@ -44,7 +46,6 @@ from wpo_optuna.tracking import MlflowTracker
 
 if TYPE_CHECKING:
     from optuna import Study
-    from optuna.storages import BaseStorage
 
     from wpo_optuna.problem import WeightProgrammingProblem
 
@@ -137,6 +138,7 @@ def run_study(
         attachments=attachments,
     )
     check_choice("trial_runs", trial_runs, TRIAL_RUNS)
+    _check_types(storage, tracking_uri)
     checked_device(device)
     study_name = study_name or f"wpo-{problem.fingerprint[:8]}-{sampler}"
     if plan.output is not None:
@@ -151,6 +153,8 @@ def run_study(
             planned_trials=n_trials,
             show_progress_bar=show_progress_bar,
         )
+    progress = Progress(show_progress_bar)
+    progress.say("preparing the loss (the first time on a machine it is compiled: a minute)")
     # All arguments have been checked: from here on something may be written.
     opened = open_storage(storage) if isinstance(storage, str) else storage
     study, objective = prepare(problem, opened, study_name, plan)
@@ -164,11 +168,24 @@ def run_study(
         results = _results_directory(plan, study, tracker, stack)
         if tracker is not None:
             stack.enter_context(tracker).attach(study)
-        run = _Run(plan, study, objective, tracker, results, callbacks, Progress(show_progress_bar))
+        run = _Run(plan, study, objective, tracker, results, callbacks, progress)
         run.attach()
         with interruptible() as interruption:
             run.search(interruption)
         return run.interrupted() if interruption.requested else run.finish()
+
+
+def _check_types(storage: object, tracking_uri: object) -> None:
+    if not isinstance(storage, str | BaseStorage):
+        raise InvalidArgument(
+            f"storage = {storage!r}: a URL such as 'sqlite:///wpo.db', or an Optuna storage, is "
+            "needed."
+        )
+    if not (tracking_uri is None or isinstance(tracking_uri, str | bool)):
+        raise InvalidArgument(
+            f"tracking_uri = {tracking_uri!r}: a URI, None for MLflow's default, or False for no "
+            "tracking is needed."
+        )
 
 
 def _results_directory(
@@ -263,7 +280,7 @@ class _Run:
 
     def _converged(self) -> bool:
         """Whether differential evolution has converged, where the user said what that means."""
-        options = self.study.user_attrs[SAMPLER_OPTIONS]
+        options = self.plan.sampler_options or self.study.user_attrs[SAMPLER_OPTIONS]
         sampler = self.study.sampler
         is_asked_for = options.get("tol") or options.get("atol")
         return (
@@ -300,6 +317,7 @@ class _Run:
         keep_report_data(self.study, self.objective, scores, strategy, self.progress)
         files = None
         if self.results is not None:
+            self.progress.say("drawing the report")
             files = write_files(self.results, self.study, strategy)
         if self.tracker is not None:
             report = None if files is None else files.report

@@ -241,6 +241,10 @@ def read_settings(flags: Mapping[str, Any], config: str | Path | None) -> Settin
         InvalidArgument: the file cannot be read, or has an unknown key or a value of a wrong type.
     """
     values = {} if config is None else _read_yaml(Path(config))
+    # Either determines the budget: a flag for one replaces the file's other.
+    for given, other in (("n_trials", "maxiter"), ("maxiter", "n_trials")):
+        if given in flags and other not in flags:
+            values.pop(other, None)
     values |= {name: tuple(v) if isinstance(v, list) else v for name, v in flags.items()}
     for name in _WITH_PASSWORDS:
         if ":***@" in (values.get(name) or ""):

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wpo_optuna.command_line import INTERRUPTED, run_command
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.settings import Settings, add_settings, read_settings
-
-if TYPE_CHECKING:
-    from wpo_optuna.study_result import StudyResult
 
 PROGRAM = "python -m wpo_optuna.study"
 
@@ -38,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(
         lambda: _run(read_settings(options, config), given, quiet),
         debug=debug,
-        on_interruption="Interrupted; what was finished is saved.",
+        on_interruption="Interrupted before the study began.",
     )
 
 
@@ -70,6 +65,7 @@ def _run(settings: Settings, given: Sequence[str], quiet: bool) -> int:
     check_aihwkit()
     import optuna
 
+    from wpo_optuna import study_text
     from wpo_optuna.effective_settings import effective_settings
     from wpo_optuna.problem_setup import set_up_problem
     from wpo_optuna.progress import Progress
@@ -107,20 +103,24 @@ def _run(settings: Settings, given: Sequence[str], quiet: bool) -> int:
         },
         show_progress_bar=not quiet,
     )
-    comparison = None
-    if settings.per is None:
-        result = run_one(setup.problem, study_name=study_name)
-        interrupted = result.interrupted
-    else:
-        from wpo_optuna import layers_command
+    try:
+        if settings.per is None:
+            result, comparison = run_one(setup.problem, study_name=study_name), None
+            is_interrupted = result.interrupted
+        else:
+            from wpo_optuna import layers_command
 
-        layers, comparison = layers_command.run(settings, setup, run_one, study_name, quiet)
-        result, interrupted = layers.network, layers.interrupted
-    resume = _resume_command(given, n_trials, interrupted)
-    if interrupted:
-        print(f"\nInterrupted; what was finished is saved. To go on:\n  {resume}")
+            layers, comparison = layers_command.run(settings, setup, run_one, study_name, quiet)
+            result, is_interrupted = layers.network, layers.interrupted
+    except KeyboardInterrupt:
+        is_interrupted = True
+    if is_interrupted:
+        print(study_text.interruption(study_text.resume_command(PROGRAM, given, n_trials)))
         return INTERRUPTED
-    print(_describe(settings, result, resume))
+    assert result.scores is not None
+    larger = 2 * max(n_trials, result.scores.n_trials)
+    resume = study_text.resume_command(PROGRAM, given, larger)
+    print(study_text.describe(settings, result, n_trials, resume))
     if comparison is not None:
         print(f"\n{comparison}")
     return 0
@@ -206,85 +206,6 @@ def _mutation(text: str) -> float | tuple[float, float]:
     raise InvalidArgument(
         f"mutation = {text!r}: a number is needed, or two for dithering, e.g. 0.5,1."
     )
-
-
-def _describe(settings: Settings, result: StudyResult, resume: str) -> str:
-    from wpo_optuna.storage import masked_url
-
-    scores = result.scores
-    assert scores is not None
-    assert result.strategy is not None
-    tracking = (
-        f"run {result.run_id}" if result.run_id
-        else "off" if settings.tracking_uri == "none"
-        else "not delivered yet (see the warning above)"
-    )  # fmt: skip
-    factors = ", ".join(f"{f:.4g}" for f in result.strategy.f_lst)
-    lines = [
-        "",
-        f"baseline TNMSE   {scores.baseline}  (95 % interval, {scores.baseline.draws} draws)",
-        f"best TNMSE       {scores.winner}  (95 % interval, {scores.winner.draws} fresh draws "
-        "through aihwkit's tile)",
-        f"improvement      {100 * scores.improvement:.1f} %",
-        f"f_lst            [{factors}]",
-        f"engine           {result.objective.engine.name}, {100 * scores.engine_bias:+.2f} % "
-        "from the fresh draws at the best",
-        f"trials           {scores.n_trials}, {result.n_new_trials} of them new in "
-        f"{result.search_time:.1f} s; best is number {scores.winning_trial}",
-        "",
-        f"study            {result.study.study_name} in {masked_url(settings.storage)}",
-        f"MLflow           {tracking}, experiment {settings.experiment}",
-        *_file_lines(result),
-        "",
-        *_look_lines(settings, result),
-        "To go on with the search:",
-        f"  {resume}",
-    ]
-    return "\n".join(lines)
-
-
-def _look_lines(settings: Settings, result: StudyResult) -> list[str]:
-    """How to see the run in MLflow."""
-    from wpo_optuna.storage import masked_url
-    from wpo_optuna.tracking import page_of_experiment
-
-    if settings.tracking_uri == "none":
-        return []
-    uri = settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
-    is_server = uri is not None and uri.startswith(("http://", "https://"))
-    server = masked_url(uri) if uri is not None and is_server else "http://127.0.0.1:5000"
-    page = server
-    if result.experiment_id is not None:
-        page = page_of_experiment(server, result.experiment_id)
-    if is_server:
-        return ["To look at it, open:", f"  {page}"]
-    command = "mlflow ui"
-    if uri is not None:
-        command += f" --backend-store-uri {shlex.quote(masked_url(uri))}"
-    return ["To look at it:", f"  {command}", f"and open {page}"]
-
-
-def _file_lines(result: StudyResult) -> list[str]:
-    if result.files is None:
-        return []
-    lines = [f"strategy         {result.files.strategy}"]
-    if result.files.report is not None:
-        lines.append(f"report           {result.files.report.page}")
-    return lines
-
-
-def _resume_command(given: Sequence[str], n_trials: int, interrupted: bool) -> str:
-    """The command that goes on: the same one, with a larger total if this one is reached."""
-    kept, skip = [], False
-    for word in given:
-        if skip:
-            skip = False
-        elif word in ("--n-trials", "--maxiter"):
-            skip = True
-        elif not word.startswith(("--n-trials=", "--maxiter=")):
-            kept.append(word)
-    total = n_trials if interrupted else 2 * n_trials
-    return shlex.join([*PROGRAM.split(), *kept, "--n-trials", str(total)])
 
 
 def _list_rpu_configs() -> int:

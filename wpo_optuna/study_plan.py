@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,16 +63,16 @@ class StudyPlan:
             )
         for name in ("n_trials", "batch_size", "n_finalists"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and (not _is_whole(value) or value < 1):
                 raise InvalidArgument(
                     f"{name} = {value!r}: a whole number of at least 1 is needed."
                 )
-        if self.workers < 1 and self.workers != -1:
+        if not _is_whole(self.workers) or (self.workers < 1 and self.workers != -1):
             raise InvalidArgument(
                 f"workers = {self.workers!r}: a number of processes is needed, or -1 for one per "
                 "core."
             )
-        if not 0 <= self.seed < 2**32:
+        if not _is_whole(self.seed) or not 0 <= self.seed < 2**32:
             raise InvalidArgument(
                 f"seed = {self.seed!r}: a whole number from 0 to 2^32 - 1 is needed."
             )
@@ -79,6 +80,10 @@ class StudyPlan:
             options = DE_OPTIONS if self.sampler == "de" else {}
             # Refuses options that the sampler does not take.
             make_sampler(self.sampler, seed=self.seed, **(self.sampler_options or options))
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def check_choice(argument: str, value: object, accepted: Sequence[str]) -> None:

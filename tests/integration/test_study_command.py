@@ -269,6 +269,22 @@ def test_ctrl_c_saves_what_is_finished_and_the_study_goes_on_from_there(director
     assert "10 of them new" in resumed.stdout
 
 
+def test_ctrl_c_while_the_result_is_scored_says_how_to_go_on_as_well(directory: Path) -> None:
+    process = subprocess.Popen(
+        command(*SMALL, "--tracking-uri", "none", "--engine", "montecarlo", "--n-trials", "10"),
+        cwd=directory, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while _n_complete(f"sqlite:///{directory}/wpo.db") < 10:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "To go on" in output
+    assert "--n-trials 10" in output
+    assert "Traceback" not in errors
+
+
 def _n_complete(url: str) -> int:
     try:
         study = optuna.load_study(study_name="digits-de", storage=url)

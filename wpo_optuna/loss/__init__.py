@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING, Any
 
-from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.errors import InvalidArgument, check_options
 from wpo_optuna.loss.base import LossEngine
 
 if TYPE_CHECKING:
@@ -29,18 +29,24 @@ def make_engine(name: str, problem: WeightProgrammingProblem, **options: Any) ->
     Raises:
         InvalidArgument: no engine has this name, or this one cannot evaluate the problem.
     """
+    engine_class = _engine_class(name)
+    check_options(engine_class, options, f"engine {name!r}")
+    return engine_class(problem, **options)
+
+
+def _engine_class(name: str) -> type[LossEngine]:
     if name == "aihwkit":
         from wpo_optuna.loss.reference import ReferenceEngine
 
-        return ReferenceEngine(problem, **options)
+        return ReferenceEngine
     if name == "montecarlo":
         from wpo_optuna.loss.monte_carlo import MonteCarloEngine
 
-        return MonteCarloEngine(problem, **options)
+        return MonteCarloEngine
     if name == "expected":
         from wpo_optuna.loss.expected import ExpectedEngine
 
-        return ExpectedEngine(problem, **options)
+        return ExpectedEngine
     close = difflib.get_close_matches(str(name), ENGINE_NAMES, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     raise InvalidArgument(f"engine = {name!r}: one of {', '.join(ENGINE_NAMES)} is needed{hint}.")

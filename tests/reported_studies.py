@@ -81,6 +81,7 @@ def finish(study: optuna.Study, problem: WeightProgrammingProblem, n_finalists: 
     best = int(np.argmin([finalist.tnmse.mean for finalist in found]))
     scores = Scores(
         n_trials=len(trials),
+        n_wanted=n_finalists,
         finalists=tuple(sorted(found, key=lambda finalist: finalist.tnmse.mean)),
         winner=score(strategies[best].to_converter(), 1),
         baseline=score(problem.g_converter_baseline, 2),

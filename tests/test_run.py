@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
@@ -206,9 +207,33 @@ import sys
 sys.path[:0] = [{tests!r}, {root!r}]
 from small_problems import small_problem
 from wpo_optuna import run_study
-run_study(small_problem(), sys.argv[2], 120, "s", sys.argv[1], tracking_uri=False,
-          self_check=False, n_finalists=1)
+run_study(small_problem(), sys.argv[2], 120, "s", sys.argv[1], engine=sys.argv[3],
+          tracking_uri=False, self_check=False, n_finalists=1)
 """
+
+
+def _run_two(url: str, sampler: str, engine: str) -> None:
+    """Two processes that begin the same study at once."""
+    tests = Path(__file__).parent
+    code = TWO.format(tests=str(tests), root=str(tests.parent))
+    processes = [
+        subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, url, sampler, engine])
+        for _ in range(2)
+    ]
+    assert [process.wait(timeout=240) for process in processes] == [0, 0]
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_two_processes_that_begin_together_share_a_baseline_and_repeat_no_point(
+    tmp_path: Path, sampler: str
+) -> None:
+    url = f"sqlite:///{tmp_path}/wpo.db"
+    _run_two(url, sampler, "montecarlo")
+    study = optuna.load_study(study_name="s", storage=url)
+    trials = study.get_trials(states=(TrialState.COMPLETE,))
+    assert len(trials) == 120
+    assert {trial.user_attrs["baseline"] for trial in trials} == {study.user_attrs["baseline"]}
+    assert len({tuple(trial.params.values()) for trial in trials}) == 120
 
 
 @pytest.mark.parametrize("sampler", ["de", "gradient"])
@@ -216,13 +241,7 @@ def test_two_processes_keep_to_the_total_and_polish_or_descend_once(
     tmp_path: Path, sampler: str
 ) -> None:
     url = f"sqlite:///{tmp_path}/wpo.db"
-    tests = Path(__file__).parent
-    code = TWO.format(tests=str(tests), root=str(tests.parent))
-    processes = [
-        subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, url, sampler])
-        for _ in range(2)
-    ]
-    assert [process.wait(timeout=240) for process in processes] == [0, 0]
+    _run_two(url, sampler, "expected")
     study = optuna.load_study(study_name="s", storage=url)
     assert len(study.get_trials(states=(TrialState.COMPLETE,))) == 120
     n_of_phase = Counter(phases(study))
@@ -273,3 +292,26 @@ def test_asking_for_more_finalists_scores_anew_and_repeats_among_them_do_not_cou
     assert more.scores is not None
     assert len(more.scores.finalists) == 4
     assert more.study.user_attrs[SCORES]["engine_bias"] == more.scores.engine_bias
+
+
+def test_options_that_no_json_holds_are_kept_in_words_and_needed_again_or_not(
+    problem: WeightProgrammingProblem, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/wpo.db"
+    first = np.random.default_rng(0).random((6, problem.hypercube.dimension))
+    options = {"engine": "montecarlo", **QUIET}
+    run_study(problem, "de", 8, "array", url, sampler_options={"init": first}, **options)
+    grown = run_study(problem, "de", 12, "array", url, **options)
+    points = [list(trial.params.values()) for trial in grown.study.trials]
+    np.testing.assert_array_equal(points[:6], first)
+    assert len({tuple(point) for point in points}) == 12
+
+    def strategy(candidate, population, rng=None):
+        return population[candidate]
+
+    given = {"strategy": strategy, "popsize": 1}
+    run_study(problem, "de", 8, "function", url, sampler_options=given, **options)
+    with pytest.raises(InvalidArgument, match=r"strategy was the function .*give it again"):
+        run_study(problem, "de", 12, "function", url, **options)
+    grown = run_study(problem, "de", 12, "function", url, sampler_options=given, **options)
+    assert len(grown.study.trials) == 12

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 
 import optuna
@@ -14,8 +17,9 @@ from hypothesis import strategies as st
 from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage, _CachedStorage
 from optuna.trial import TrialState
 
+from wpo_optuna.command_line import run_command
 from wpo_optuna.errors import WeightProgrammingError
-from wpo_optuna.sqlite import SQLiteStorage
+from wpo_optuna.sqlite import SQLiteStorage, schema
 from wpo_optuna.storage import masked_url, open_storage
 
 
@@ -96,6 +100,37 @@ def test_an_unknown_kind_is_refused_with_all_that_are_accepted(url: str) -> None
     for accepted in ("sqlite:///FILE", "memory", "journal:///FILE", "grpc://", "postgresql://"):
         assert accepted in message
     assert repr(masked_url(url)) in message
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgres+psycopg2"])
+def test_the_old_name_of_postgresql_is_refused_with_the_one_of_today(scheme: str) -> None:
+    message = _refusal(f"{scheme}://me:secret@localhost/wpo")
+    assert "accepted is postgresql://USER:PASSWORD@HOST/NAME" in message
+    assert "secret" not in message
+
+
+def test_the_usual_storage_opens_without_sqlalchemy() -> None:
+    program = (
+        "import sys; from wpo_optuna.storage import open_storage; open_storage('sqlite:///a.db'); "
+        "open_storage('sqlite:///a.db'); sys.exit('sqlalchemy' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_the_command_line_says_so_when_the_fast_storage_cannot_be_used(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(schema, "KNOWN_SCHEMA_VERSIONS", frozenset({"v2.6.0.a"}))
+    # The command line puts its own in this place.
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+    def command() -> int:
+        open_storage("sqlite:///wpo.db")
+        return 0
+
+    assert run_command(command, debug=True, on_interruption="") == 0
+    told = capsys.readouterr().err
+    assert re.search(r"^warning: Optuna .* RDBStorage is used, which takes", told)
 
 
 @pytest.mark.parametrize("url", ["sqlite://wpo.db", "journal://study.log", "journal:///"])

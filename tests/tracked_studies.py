@@ -111,7 +111,8 @@ def recorded(client: MlflowClient, study_name: str, experiment: str = "wpo") -> 
     parent = study_runs[0]
     trials: dict[int, RecordedRun] = {}
     for run in all_runs(client, experiment):
-        if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id:
+        is_under_it = run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
+        if is_under_it and run.data.tags.get("wpo.kind") != "study":
             number = int(run.data.tags["wpo.trial_number"])
             assert number not in trials, f"trial {number} has two runs"
             trials[number] = read_run(client, run)

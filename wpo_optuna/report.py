@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from wpo_optuna.command_line import run_command
 from wpo_optuna.delivery.messages import Artifact
 from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.output_directory import directory_of_study
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -179,7 +180,8 @@ def _parser() -> argparse.ArgumentParser:
         "studies)")  # fmt: skip
     add("--tracking-uri", metavar="URI",
         help="MLflow tracking URI; with it the report is kept with each study's run")  # fmt: skip
-    add("--experiment", default="wpo", metavar="NAME", help="MLflow experiment (%(default)s)")
+    add("--experiment", metavar="NAME",
+        help="MLflow experiment; by default the one the study was recorded in, or wpo")  # fmt: skip
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -189,24 +191,25 @@ def _run(options: argparse.Namespace) -> int:
     from wpo_optuna.compatibility import check_aihwkit
 
     check_aihwkit()
-    from wpo_optuna.delivery.destination import Destination
-    from wpo_optuna.track import deliver, load_study
+    from wpo_optuna.track import deliver, destination_of, load_study
 
     names = list(dict.fromkeys(options.study_names))
-    destination = None
-    if options.tracking_uri is not None:
-        destination = Destination(
-            options.tracking_uri, options.experiment, "none", 0, (), (), is_live=False
-        )
     studies = [load_study(options.storage, name) for name in names]
-    directory = _as_file_name(names[0]) if len(names) == 1 else _COMPARISON
-    files = write_report(studies, options.output or Path(_RESULTS, directory, REPORT_FILE))
+    # Checked before anything is written.
+    destinations = [
+        destination_of(study, options.tracking_uri, options.experiment, "none")
+        for study in studies
+        if options.tracking_uri is not None
+    ]
+    directory = Path(_RESULTS, _COMPARISON)
+    if len(names) == 1:
+        directory = directory_of_study(Path(_RESULTS), names[0])
+    files = write_report(studies, options.output or directory / REPORT_FILE)
     print(f"report   {files.page}")
     print(f"figures  {files.page.parent / FIGURES} ({len(files.figures)} files)")
-    if destination is not None:
-        for study in studies:
-            extras = _extras(files, is_comparison=len(studies) > 1)
-            print(f"MLflow   {deliver(study, destination, extras)}")
+    for study, destination in zip(studies, destinations, strict=False):
+        extras = _extras(files, is_comparison=len(studies) > 1)
+        print(f"MLflow   {deliver(study, destination, extras)}")
     return 0
 
 

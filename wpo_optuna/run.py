@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from wpo_optuna.delivery.tracking_uri import refuse_file_of
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.finalists import score_finalists, strategy_of
 from wpo_optuna.loss.expected import ExpectedEngine
@@ -157,6 +158,8 @@ def run_study(
     progress.say("preparing the loss (the first time on a machine it is compiled: a minute)")
     # All arguments have been checked: from here on something may be written.
     opened = open_storage(storage) if isinstance(storage, str) else storage
+    if tracker is not None:
+        refuse_file_of(opened, tracker.tracking_uri)
     study, objective = prepare(problem, opened, study_name, plan)
 
     with ExitStack() as stack:

@@ -17,8 +17,6 @@ from optuna.storages import (
     RDBStorage,
 )
 from optuna.storages.journal import JournalFileBackend
-from sqlalchemy import make_url
-from sqlalchemy.exc import SQLAlchemyError
 
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.sqlite import SQLiteStorage, UnknownSchemaError, check_path, refuse_foreign
@@ -46,6 +44,10 @@ _DRIVER_PACKAGES = {
         "mysqlconnector": "mysql-connector-python",
     },
 }
+
+
+class StorageWarning(UserWarning):
+    """A study is kept in another way than the fastest."""
 
 
 def open_storage(url: str, *, busy_timeout: float = 60.0) -> BaseStorage:
@@ -89,6 +91,11 @@ def open_storage(url: str, *, busy_timeout: float = 60.0) -> BaseStorage:
             return _open_grpc(url, location)
         if dialect in ("postgresql", "mysql"):
             return _open_server(url, dialect, driver)
+        if dialect == "postgres":
+            raise InvalidArgument(
+                f"storage {masked_url(url)!r}: SQLAlchemy no longer knows postgres://; accepted "
+                "is postgresql://USER:PASSWORD@HOST/NAME"
+            )
     raise InvalidArgument(f"storage {masked_url(url)!r}: accepted is {ACCEPTED}")
 
 
@@ -128,6 +135,7 @@ def _open_sqlite(url: str, driver: str, location: str, busy_timeout: float) -> B
         refuse_foreign(Path(name), busy_timeout)
         warnings.warn(
             f"{error}; Optuna's own RDBStorage is used, which takes about 50 ms per trial",
+            StorageWarning,
             stacklevel=3,
         )
         return _open_rdb(url, {"connect_args": {"timeout": busy_timeout}})
@@ -181,6 +189,8 @@ def _open_server(url: str, dialect: str, driver: str) -> BaseStorage:
     try:
         return _open_rdb(url)
     except ImportError as error:
+        from sqlalchemy import make_url
+
         # Which driver a URL without one means depends on SQLAlchemy's version.
         package = packages[driver or make_url(url).get_dialect().driver]
         raise InvalidArgument(
@@ -190,6 +200,9 @@ def _open_server(url: str, dialect: str, driver: str) -> BaseStorage:
 
 
 def _open_rdb(url: str, engine_kwargs: dict | None = None) -> BaseStorage:
+    # Takes a tenth of a second, which the usual storage can do without.
+    from sqlalchemy.exc import SQLAlchemyError
+
     try:
         return optuna.storages.get_storage(RDBStorage(url, engine_kwargs))
     except RuntimeError as error:

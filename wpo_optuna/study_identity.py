@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import optuna
 from optuna.study import Study
 
@@ -32,6 +33,12 @@ VERSIONS = "versions"
 
 _MOST_DIFFERENCES_TOLD = 4
 
+# Options that decide when a search ends, and not what it proposes.
+_STOPPING_OPTIONS = {"tol", "atol", "max_attempts", "stale_after", "warn_independent_sampling"}
+_FUNCTION = "function "
+# System attribute: how many processes have worked on the study.
+_SESSIONS = "wpo:sessions"
+
 
 def find_study(storage: BaseStorage, study_name: str) -> Study | None:
     """The study of this name, or None; nothing is written."""
@@ -42,12 +49,17 @@ def find_study(storage: BaseStorage, study_name: str) -> Study | None:
 
 
 def check_same_problem(
-    study: Study, problem: WeightProgrammingProblem, sampler: str, seed: int
+    study: Study,
+    problem: WeightProgrammingProblem,
+    sampler: str,
+    seed: int,
+    sampler_options: Mapping[str, Any] | None,
 ) -> None:
     """Refuses to go on with a study that was made for something else.
 
     Raises:
-        InvalidArgument: the study's problem, sampler or seed differ; the message says how.
+        InvalidArgument: the study's problem, sampler or seed differ, or an option of the sampler
+            that decides what it proposes; the message says how.
     """
     stored = study.user_attrs
     if FINGERPRINT not in stored:
@@ -60,9 +72,13 @@ def check_same_problem(
     told: list[str] = []
     if stored[FINGERPRINT] != problem.fingerprint:
         told = differences(stored[DESCRIPTION], problem.description)
-    for name, value in ((SAMPLER, sampler), (SEED, seed)):
+    # Of a problem with another seed this has been said.
+    same_seed = stored.get(SEED, seed) == seed or any(phrase.startswith("seed ") for phrase in told)
+    for name, value in ((SAMPLER, sampler), (SEED, stored.get(SEED) if same_seed else seed)):
         if stored.get(name, value) != value:
             told.append(f"{name} was {stored[name]}, now {value}")
+    if sampler_options is not None and SAMPLER_OPTIONS in stored:
+        told += _changed_options(stored[SAMPLER_OPTIONS], storable_options(sampler_options))
     if told:
         listed = "; ".join(told[:_MOST_DIFFERENCES_TOLD])
         more = len(told) - _MOST_DIFFERENCES_TOLD
@@ -73,6 +89,58 @@ def check_same_problem(
         )
 
 
+def _changed_options(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    names = sorted((stored.keys() | given.keys()) - _STOPPING_OPTIONS)
+    return [
+        f"{name} was {stored.get(name, 'not given')}, now {given.get(name, 'not given')}"
+        for name in names
+        if stored.get(name) != given.get(name)
+    ]
+
+
+def storable_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A sampler's options as JSON can hold them: arrays as lists, functions by their name."""
+    return {name: _storable(value) for name, value in options.items()}
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return [_storable(item) for item in value]
+    if callable(value):
+        return f"{_FUNCTION}{getattr(value, '__module__', '?')}.{getattr(value, '__name__', '?')}"
+    return value
+
+
+def restored_options(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampler's options of a stored study, to go on with.
+
+    Raises:
+        InvalidArgument: one of them was a function, which no storage keeps.
+    """
+    for name, value in stored.items():
+        if isinstance(value, str) and value.startswith(_FUNCTION):
+            raise InvalidArgument(
+                f"sampler_options: {name} was the {value} when the study began, which cannot be "
+                "stored; give it again."
+            )
+    # JSON has no tuples, and scipy's dithering is one.
+    return {
+        name: tuple(value) if name == "mutation" and isinstance(value, list) else value
+        for name, value in stored.items()
+    }
+
+
+def count_session(study: Study) -> int:
+    """How many processes have begun to work on the study before this one; each is counted once."""
+    storage, study_id = study._storage, study._study_id
+    with transaction(study):
+        n_before = int(storage.get_study_system_attrs(study_id).get(_SESSIONS, 0))
+        storage.set_study_system_attr(study_id, _SESSIONS, n_before + 1)
+    return n_before
+
+
 def create_study(
     storage: BaseStorage,
     study_name: str,
@@ -80,6 +148,8 @@ def create_study(
     attributes: Mapping[str, Any],
 ) -> Study:
     """Makes the study, or adopts an empty one of this name, and says what it is about.
+
+    If another process was faster, what it said stays.
 
     Args:
         storage: where it is kept.
@@ -91,6 +161,8 @@ def create_study(
         study_name=study_name, storage=storage, direction="minimize", load_if_exists=True
     )
     with transaction(study):
+        if FINGERPRINT in study.user_attrs:
+            return study
         for name, value in attributes.items():
             study.set_user_attr(name, value)
         study.set_user_attr(PROBLEM, summary(problem))

@@ -34,10 +34,9 @@ def prepare(
     """
     study = identity.find_study(storage, study_name)
     if study is not None:
-        identity.check_same_problem(study, problem, plan.sampler, plan.seed)
+        _check_same_problem(study, problem, plan)
     stored: Mapping[str, Any] = {} if study is None else study.user_attrs
     options = _sampler_options(plan, stored)
-    sampler = _sampler(plan, options, study, problem)
 
     chosen = choose_engine(
         problem,
@@ -49,19 +48,41 @@ def prepare(
     if study is None or identity.FINGERPRINT not in stored:
         attributes = {
             identity.SAMPLER: plan.sampler,
-            identity.SAMPLER_OPTIONS: dict(options),
+            identity.SAMPLER_OPTIONS: identity.storable_options(options),
             identity.SEED: plan.seed,
             identity.ENGINE: chosen.engine.name,
             identity.BASELINE: objective.baseline,
         }
-        if chosen.self_check is not None:
-            attributes[identity.SELF_CHECK] = chosen.self_check.to_json()
         if plan.parent_study is not None:
             attributes[identity.PARENT_STUDY] = plan.parent_study
         study = identity.create_study(storage, study_name, problem, attributes)
+        # Another process may have begun the same study meanwhile: what it wrote is everybody's.
+        _check_same_problem(study, problem, plan)
+        objective = _objective_of(study, objective, plan)
+    if chosen.self_check is not None:
+        # Of a resumed study too, if it was begun without, so that it is checked once.
+        study.set_user_attr(identity.SELF_CHECK, chosen.self_check.to_json())
+    sampler = _sampler(plan, options, study, problem)
     if sampler is not None:
         study.sampler = sampler
     return study, objective
+
+
+def _check_same_problem(study: Study, problem: WeightProgrammingProblem, plan: StudyPlan) -> None:
+    identity.check_same_problem(study, problem, plan.sampler, plan.seed, plan.sampler_options)
+
+
+def _objective_of(
+    study: Study, objective: HypercubeObjective, plan: StudyPlan
+) -> HypercubeObjective:
+    """The objective with the study's own engine and baseline."""
+    stored = study.user_attrs
+    engine = objective.engine
+    if stored[identity.ENGINE] != engine.name:
+        engine = choose_engine(
+            objective.problem, stored[identity.ENGINE], device=plan.device, check=False
+        ).engine
+    return HypercubeObjective(objective.problem, engine, stored[identity.BASELINE])
 
 
 def _engine_name(plan: StudyPlan, stored: Mapping[str, Any], study_name: str) -> str | None:
@@ -80,17 +101,13 @@ def _sampler_options(plan: StudyPlan, stored: Mapping[str, Any]) -> Mapping[str,
         return plan.sampler_options
     if identity.SAMPLER_OPTIONS not in stored:
         return DE_OPTIONS if plan.sampler == "de" else {}
-    # JSON has no tuples, and scipy's dithering is one.
-    return {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in stored[identity.SAMPLER_OPTIONS].items()
-    }
+    return identity.restored_options(stored[identity.SAMPLER_OPTIONS])
 
 
 def _sampler(
     plan: StudyPlan,
     options: Mapping[str, Any],
-    study: Study | None,
+    study: Study,
     problem: WeightProgrammingProblem,
 ) -> BaseSampler | None:
     if plan.sampler == GRADIENT:
@@ -99,11 +116,11 @@ def _sampler(
         # The loss of a point is never undefined: an engine that fails has lost its device or its
         # memory, which says nothing against the candidates of that batch.
         options = {"max_attempts": _NO_LIMIT} | dict(options)
-    n_earlier = 0 if study is None else len(study.get_trials(deepcopy=False))
     return make_sampler(
         plan.sampler,
         seed=plan.seed,
         search_space=problem.hypercube.distributions(),
-        n_earlier_trials=n_earlier,
+        n_earlier_trials=len(study.get_trials(deepcopy=False)),
+        n_earlier_sessions=identity.count_session(study),
         **options,
     )

@@ -2,7 +2,7 @@
 
 What MLflow lacks of the study is taken from its Optuna storage: after MLflow was away, after the
 study's process was killed, for a study that was never tracked, or when MLflow's own store is lost.
-A second time there is nothing left to do.
+A second time there is nothing left to do. While the study is still being run, this does no harm.
 """
 
 from __future__ import annotations
@@ -36,16 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        destination = Destination(
-            tracking_uri=options.tracking_uri,
-            experiment_name=options.experiment,
-            trial_runs=options.trial_runs,
-            planned_trials=0,
-            parameters=(),
-            tags=(),
-            is_live=False,
+        study = load_study(options.storage, options.study_name)
+        destination = destination_of(
+            study, options.tracking_uri, options.experiment, options.trial_runs
         )
-        print(deliver(load_study(options.storage, options.study_name), destination))
+        print(deliver(study, destination))
+        _remember(study, destination)
         return 0
     except KeyboardInterrupt:
         print("\nInterrupted; run the same command again to deliver the rest.", file=sys.stderr)
@@ -108,10 +104,50 @@ def deliver(study: Study, destination: Destination, extras: Sequence[Extra] = ()
             f"MLflow lacks trials of study {study.study_name!r} ({reason_of_failure(feeder)}); run "
             "the same command again when that is mended."
         )
+    where = f"run {feeder.run_id} in experiment {destination.experiment_name!r}"
+    if feeder.recorder is not None:
+        where += f"; {feeder.recorder} is recording it still, and will end it"
     return (
-        f"MLflow has all {feeder.n_delivered} finished trials of study {study.study_name!r}: run "
-        f"{feeder.run_id} in experiment {destination.experiment_name!r}."
+        f"MLflow has all {feeder.n_delivered} finished trials of study {study.study_name!r}: "
+        f"{where}."
     )
+
+
+def destination_of(
+    study: Study, tracking_uri: str | None, experiment: str | None, trial_runs: str | None
+) -> Destination:
+    """Where the arguments say, and where they are None, where the study has been recorded.
+
+    Raises:
+        InvalidArgument: an argument cannot be used, or a password is lacking.
+    """
+    from wpo_optuna.delivery.description import DeliveryState
+
+    recorded = DeliveryState.read(study) or DeliveryState(identity="", versions=())
+    tracking_uri = tracking_uri or recorded.tracking_uri
+    if tracking_uri is not None and "***" in tracking_uri:
+        raise InvalidArgument(
+            f"tracking_uri = {tracking_uri!r}: it is kept and shown without the password; give "
+            "--tracking-uri with it."
+        )
+    return Destination(
+        tracking_uri=tracking_uri,
+        experiment_name=experiment or recorded.experiment_name or "wpo",
+        trial_runs=trial_runs or recorded.trial_runs or "auto",
+        planned_trials=0,
+        parameters=(),
+        tags=(),
+        is_live=False,
+    )
+
+
+def _remember(study: Study, destination: Destination) -> None:
+    """Keeps with a study that no tracker has recorded where it is now."""
+    from wpo_optuna.delivery.description import DeliveryState
+
+    state = DeliveryState.read(study)
+    if state is not None and state.experiment_name is None:
+        state.at(destination).write(study)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -127,15 +163,17 @@ def _parser() -> argparse.ArgumentParser:
         help="Optuna storage of the study (sqlite:///wpo.db)",
     )  # fmt: skip
     parser.add_argument(
-        "--tracking-uri", metavar="URI", help="MLflow tracking URI; by default MLflow's own"
-    )
+        "--tracking-uri", metavar="URI",
+        help="MLflow tracking URI; by default the one the study was recorded with, or MLflow's own",
+    )  # fmt: skip
     parser.add_argument(
-        "--experiment", default="wpo", metavar="NAME", help="MLflow experiment (wpo)"
-    )
+        "--experiment", metavar="NAME",
+        help="MLflow experiment; by default the one the study was recorded in, or wpo",
+    )  # fmt: skip
     parser.add_argument(
-        "--trial-runs", default="auto", choices=TRIAL_RUNS,
-        help="trials with an MLflow run of their own (auto: all of at most 1000 trials, else "
-        "those that improved the best)",
+        "--trial-runs", choices=TRIAL_RUNS,
+        help="trials with an MLflow run of their own; by default as the study was recorded, or "
+        "auto: all of at most 1000 trials, else those that improved the best",
     )  # fmt: skip
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser

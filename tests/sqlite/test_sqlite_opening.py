@@ -15,7 +15,7 @@ from optuna.study import StudyDirection
 from wpo_optuna.errors import InvalidArgument, WeightProgrammingError
 from wpo_optuna.sqlite import SQLiteStorage, StorageError, UnknownSchemaError, schema
 from wpo_optuna.sqlite.file_systems import network_file_system
-from wpo_optuna.storage import open_storage
+from wpo_optuna.storage import StorageWarning, open_storage
 
 MINIMIZE = [StudyDirection.MINIMIZE]
 
@@ -229,13 +229,61 @@ def test_an_optuna_with_an_unknown_schema_falls_back_to_its_own_storage(
     with pytest.raises(UnknownSchemaError, match=r"has the database schema v3\.2\.0\.a"):
         SQLiteStorage(tmp_path / "study.db")
     assert list(tmp_path.iterdir()) == []
-    with pytest.warns(UserWarning, match=r"Optuna's own RDBStorage is used"):
+    with pytest.warns(StorageWarning, match=r"Optuna's own RDBStorage is used"):
         storage = open_storage(f"sqlite:///{tmp_path / 'study.db'}")
     study = optuna.create_study(storage=storage)
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
     _run(tmp_path / "other.db", "CREATE TABLE notes (text TEXT)")
     with pytest.raises(InvalidArgument, match="another program"):
         open_storage(f"sqlite:///{tmp_path / 'other.db'}")
+
+
+def test_the_tables_known_by_heart_are_those_that_the_installed_optuna_makes() -> None:
+    by_heart, tried_out = schema.installed_schema(), schema._tried_out()
+    assert (by_heart.version, by_heart.tables) == (tried_out.version, tried_out.tables)
+
+
+def test_an_optuna_of_the_known_schema_is_not_asked_for_its_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema.installed_schema.cache_clear()
+    monkeypatch.setattr(schema, "_tried_out", lambda: pytest.fail("asked"))
+    SQLiteStorage(tmp_path / "study.db").close()
+
+
+def _migration(folder: Path, version: str, older: str | None, form: str = "{} = {!r}\n") -> None:
+    folder.mkdir(exist_ok=True)
+    text = form.format("revision", version) + form.format("down_revision", older)
+    (folder / f"{version}.py").write_text(f'"""Revises {older}"""\n{text}')
+
+
+def test_the_newest_migration_is_the_installed_schema(tmp_path: Path) -> None:
+    assert schema.head_of_migrations(schema._MIGRATIONS) in schema.KNOWN_SCHEMA_VERSIONS
+    migrations = tmp_path / "versions"
+    assert schema.head_of_migrations(migrations) is None
+    _migration(migrations, "v1", None)
+    _migration(migrations, "v3", "v2", '{}: str = "{}"\n')
+    _migration(migrations, "v2", "v1")
+    assert schema.head_of_migrations(migrations) == "v3"
+
+
+@pytest.mark.parametrize("form", ["{} = make({!r})\n", "{} = [{!r}]\n", "# {} {}\n"])
+def test_a_migration_in_another_manner_makes_optuna_be_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    migrations = tmp_path / "versions"
+    _migration(migrations, "v3.2.0.a", None)
+    _migration(migrations, "v9.0.0.a", "v3.2.0.a", form)
+    assert schema.head_of_migrations(migrations) is None
+    monkeypatch.setattr(schema, "_MIGRATIONS", migrations)
+    newer = schema.OptunaSchema("v9.0.0.a", frozenset(), ())
+    monkeypatch.setattr(schema, "_tried_out", lambda: newer)
+    schema.installed_schema.cache_clear()
+    try:
+        with pytest.raises(UnknownSchemaError, match=r"schema v9\.0\.0\.a"):
+            SQLiteStorage(tmp_path / "study.db")
+    finally:
+        schema.installed_schema.cache_clear()
 
 
 @pytest.mark.parametrize(

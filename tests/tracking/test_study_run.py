@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -46,7 +47,7 @@ def describe(name: str = "quadratic", **changed: object) -> StudyDescription:
         "tracking_uri": None,
         "experiment_name": "wpo",
         "trial_runs": "all",
-        "planned_trials": 0,
+        "all_runs_below": 1000,
         "parameters": (("sampler", "random"),),
         "tags": (("version.optuna", "5.0"),),
         "started_ms": 1_700_000_000_000,
@@ -204,15 +205,33 @@ def test_failed_and_pruned_trials_are_shown_as_such_and_have_no_values(store: st
 
 
 @pytest.mark.parametrize(
-    ("trial_runs", "n_trials", "expected"),
-    [("auto", 1000, "all"), ("auto", 1001, "best"), ("best", 30, "best"), ("none", 30, "none")],
+    ("trial_runs", "all_runs_below", "expected"),
+    [("auto", 20, "all"), ("auto", 0, "best"), ("best", 20, "best"), ("none", 20, "none")],
 )
-def test_which_trials_get_a_run(store: str, trial_runs: str, n_trials: int, expected: str) -> None:
+def test_which_trials_get_a_run(
+    store: str, trial_runs: str, all_runs_below: int, expected: str
+) -> None:
     client = MlflowClient(store)
     study = study_of([finished_trial(x) for x in random_points(20)])
-    description = describe(trial_runs=trial_runs, planned_trials=n_trials)
+    description = describe(trial_runs=trial_runs, all_runs_below=all_runs_below)
     deliver(client, description, study)
     assert_complete(recorded(client, "quadratic"), study, expected)
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 20])
+def test_where_auto_goes_over_to_the_best_does_not_depend_on_what_is_delivered_together(
+    store: str, at_once: int
+) -> None:
+    client = MlflowClient(store)
+    study = study_of([finished_trial(x) for x in random_points(20)])
+    run = open_run(client, describe(trial_runs="auto", all_runs_below=7))
+    of_study = records(study)
+    for start in range(0, 20, at_once):
+        run.deliver(of_study[start : start + at_once], lambda n: None)
+    tnmse = [trial.user_attrs["tnmse"] for trial in study.trials]
+    improving = {number for number in range(20) if tnmse[number] < min(tnmse[:number], default=9.9)}
+    assert improving > {0}
+    assert set(recorded(client, "quadratic").trials) == set(range(7)) | improving
 
 
 @settings(
@@ -414,3 +433,65 @@ def test_the_table_is_announced_to_mlflows_ui(store: str) -> None:
     assert table["tnmse"].tolist() == pytest.approx(
         [trial.user_attrs["tnmse"] for trial in study.trials], rel=1e-5
     )
+
+
+def test_what_was_measured_before_the_first_trial_is_logged_once(store: str) -> None:
+    client = MlflowClient(store)
+    description = describe(metrics=(("self_check_worst_percent", 0.4),))
+    open_run(client, description)
+    # A later session says another time, which would make it another row of MLflow's database.
+    run = open_run(client, dataclasses.replace(description, started_ms=1_800_000_000_000))
+    history = client.get_metric_history(run.run_id, "self_check_worst_percent")
+    assert [(metric.value, metric.step) for metric in history] == [(0.4, 0)]
+
+
+def parent_of(client: MlflowClient, run: StudyRun) -> str | None:
+    parent: str | None = client.get_run(run.run_id).data.tags.get("mlflow.parentRunId")
+    return parent
+
+
+def test_a_study_is_put_under_the_run_of_its_parent_study(store: str) -> None:
+    """The parent's own trials are not mixed up with it."""
+    client = MlflowClient(store)
+    parent = describe("network")
+    of_parent = study_of([finished_trial(x) for x in random_points(3)])
+    deliver(client, parent, of_parent)
+    child = open_run(client, describe("layer", parent_identity=parent.identity))
+    of_child = study_of([finished_trial(x) for x in random_points(2, seed=1)])
+    child.deliver(records(of_child), lambda n: None)
+    child.finish("FINISHED", keep_end=False)
+    deliver(client, parent, of_parent)
+    assert parent_of(client, child) == open_run(client, parent).run_id
+    assert_complete(recorded(client, "layer"), of_child, "all")
+    assert set(recorded(client, "network").trials) == {0, 1, 2}
+    assert len(all_runs(client)) == 2 + 3 + 2
+
+
+def test_a_parent_that_mlflow_lacks_is_looked_for_again_at_the_next_opening(store: str) -> None:
+    client = MlflowClient(store)
+    parent = describe("network")
+    description = describe("layer", parent_identity=parent.identity)
+    assert parent_of(client, open_run(client, description)) is None
+    run_id = open_run(client, parent).run_id
+    assert parent_of(client, open_run(client, description)) == run_id
+
+
+def test_deleting_a_parent_that_is_there_twice_leaves_the_run_of_the_study_under_it(
+    store: str,
+) -> None:
+    """Two processes create the parent; the study was put under the one that goes."""
+    client = MlflowClient(store)
+    parent = describe("network")
+    later = open_run(client, parent)
+    description = describe("layer", parent_identity=parent.identity)
+    child = open_run(client, description)
+    assert parent_of(client, child) == later.run_id
+    earlier = client.create_run(
+        later.experiment_id,
+        run_name=parent.name,
+        tags={"wpo.study_id": parent.identity, "wpo.kind": "study", "wpo.created_ns": "1"},
+    )
+    assert open_run(client, parent).run_id == earlier.info.run_id
+    assert client.get_run(later.run_id).info.lifecycle_stage == "deleted"
+    assert client.get_run(child.run_id).info.lifecycle_stage == "active"
+    assert parent_of(client, open_run(client, description)) == earlier.info.run_id

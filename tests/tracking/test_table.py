@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -113,6 +115,39 @@ def test_a_table_too_large_for_the_ui_is_shown_in_parts(
     assert all(file.stat().st_size < 1200 for file in files)
     rows = [row for file in files for row in json.loads(file.read_text())["data"]]
     assert [row[0] for row in rows] == list(range(30))
+
+
+def peak_while_writing(directory: Path, n_rows: int) -> int:
+    """Most bytes that Python and Arrow held while a table was written, beyond those before."""
+    table = TrialTable()
+    for start in range(0, n_rows, 500):
+        # Neighbours come out of order, as from several processes.
+        numbers = range(min(start + 500, n_rows) - 1, start - 1, -1)
+        table.add([record_of(number, phase="x" * 1000) for number in numbers])
+    usual = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(usual)
+    pa.set_memory_pool(pool)
+    tracemalloc.start()
+    try:
+        files = table.write(directory / "trials.parquet", directory / "trials.json")
+        peak = tracemalloc.get_traced_memory()[1] + (pool.max_memory() or 0)
+    finally:
+        tracemalloc.stop()
+        pa.set_memory_pool(usual)
+        table.close()
+    rows = [row for file in files for row in json.loads(file.read_text())["data"]]
+    assert [row[0] for row in rows] == list(range(n_rows))
+    assert pq.read_metadata(directory / "trials.parquet").num_rows == n_rows
+    return peak
+
+
+def test_writing_a_large_table_takes_no_more_memory_than_a_small_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table_module, "_ROWS_IN_MEMORY", 500)
+    peak_while_writing(tmp_path, 1000)  # what is imported at the first time does not count
+    small, large = (peak_while_writing(tmp_path, n_rows) for n_rows in (1000, 8000))
+    assert large < 1.5 * small
 
 
 @given(

@@ -27,6 +27,7 @@ from tracked_studies import (
 from wpo_optuna.delivery import ending
 from wpo_optuna.delivery.description import DeliveryState
 from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.storage import open_storage
 from wpo_optuna.tracking import MlflowTracker, TrackingWarning
 
 
@@ -252,6 +253,91 @@ def test_studies_run_at_the_same_time_in_a_new_directory_are_all_recorded(
         assert_complete(recorded(client, study.study_name), study, "all")
 
 
+def test_how_the_engine_compares_with_the_tile_is_told_once(store: str) -> None:
+    """As metrics, to compare studies by, and in full as parameters."""
+    study = make_study()
+    study.set_user_attr(
+        "self_check",
+        {"engine": "expected", "deviations": [0.001, -0.004], "worst": 0.002, "mean": -0.0015},
+    )
+    for _ in range(2):
+        with MlflowTracker() as tracker:
+            study.optimize(objective, n_trials=2, callbacks=[tracker])
+    found = recorded(MlflowClient(store), "quadratic").run
+    for name, value in (("worst", 0.2), ("mean", -0.15)):
+        ((step, logged, _),) = found.histories[f"self_check_{name}_percent"]
+        assert (step, float(logged)) == (0, pytest.approx(value))
+    assert found.params["self_check.engine"] == "expected"
+    assert found.params["self_check.deviations"] == "[0.001, -0.004]"
+
+
+def test_no_password_of_the_tracking_uri_is_shown(
+    working_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ending, "_AWAY_S", 0.5)
+    study = make_study(storage="sqlite:///wpo.db")
+    tracker = MlflowTracker("http://me:secret@127.0.0.1:9")
+    with pytest.warns(TrackingWarning) as told, tracker:
+        study.optimize(objective, n_trials=2, callbacks=[tracker])
+    texts = [str(warning.message) for warning in told]
+    assert all("http://me:***@127.0.0.1:9" in text for text in texts)
+    assert "--tracking-uri 'http://me:***@127.0.0.1:9'" in texts[-1]
+    assert not any("secret" in text for text in texts)
+    with pytest.raises(InvalidArgument, match=r"ftp://me:\*\*\*@host"):
+        MlflowTracker("ftp://me:secret@host")
+
+
+@pytest.mark.parametrize("way", ["argument", "variable", "default", "link", "plain storage"])
+def test_the_file_of_the_optuna_storage_is_refused_before_anything_is_written(
+    way: str, working_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "mlflow.db" if way == "default" else "wpo.db"
+    url = f"sqlite:///{name}"
+    study = make_study(storage=url if way == "plain storage" else open_storage(url))
+    tracking_uri: str | None = url
+    if way in ("variable", "default"):
+        tracking_uri = None
+    if way == "variable":
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{working_directory}/{name}")
+    elif way == "link":
+        Path("link.db").symlink_to(name)
+        tracking_uri = "sqlite:///link.db"
+    attributes = study._storage.get_study_system_attrs(study._study_id)
+    tracker = MlflowTracker(tracking_uri)
+    named = "MLFLOW_TRACKING_URI" if way == "variable" else "tracking_uri"
+    with pytest.raises(InvalidArgument, match=rf"^{named} = [^\n]*needs one of its own[^\n]*$"):
+        study.optimize(objective, n_trials=1, callbacks=[tracker])
+    assert study._storage.get_study_system_attrs(study._study_id) == attributes
+    assert tracker.close()
+
+
+def test_the_environments_tracking_uri_is_checked_like_the_argument(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "ftp://x")
+    with pytest.raises(InvalidArgument, match=r"^MLFLOW_TRACKING_URI = 'ftp://x': accepted"):
+        MlflowTracker()
+    assert MlflowTracker("http://127.0.0.1:9").tracking_uri  # which counts instead
+
+
+@pytest.mark.parametrize(
+    ("uri", "module", "package"),
+    [
+        ("postgresql+psycopg://me:secret@host/name", "psycopg", "psycopg[binary]"),
+        ("mysql+pymysql://me:secret@host/name", "pymysql", "PyMySQL"),
+        ("mssql+pymssql://me:secret@host/name", "pymssql", "pymssql"),
+    ],
+)
+def test_a_missing_database_driver_is_named_by_its_package(
+    uri: str, module: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(InvalidArgument) as refusal:
+        MlflowTracker(uri)
+    assert f"run `pip install '{package}'`" in str(refusal.value)
+    assert "secret" not in str(refusal.value)
+
+
 @pytest.mark.slow
 def test_two_processes_on_one_study_record_it_once(store: str, working_directory: Path) -> None:
     script = """
@@ -312,6 +398,7 @@ def test_a_study_named_by_two_processes_at_the_same_time_ends_in_one_run(
         ({"experiment_name": ""}, "experiment_name = ''"),
         ({"tracking_uri": "htp://127.0.0.1"}, "tracking_uri = 'htp://127.0.0.1': accepted"),
         ({"tracking_uri": "./mlruns"}, "directories no longer"),
+        ({"tracking_uri": "mysql+other://u@host/name"}, "or mysql with +mysqldb, +pymysql"),
         ({"planned_trials": -1}, "planned_trials = -1"),
         ({"tags": {"note": "x" * 9000}}, "'note' has a name of 4 and a value of 9000"),
     ],

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from wpo_optuna.delivery.destination import DATABASES
+from wpo_optuna.delivery.tracking_uri import DATABASES
 
 if TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry

@@ -24,6 +24,7 @@ from wpo_optuna.delivery.messages import (
     Text,
     milliseconds,
 )
+from wpo_optuna.delivery.tracking_uri import masked
 from wpo_optuna.versions import versions
 
 if TYPE_CHECKING:
@@ -32,12 +33,19 @@ if TYPE_CHECKING:
 # User attributes of a study that become parameters of its run.
 DESCRIBING_ATTRIBUTES = (
     "sampler", "sampler_options", "seed", "engine", "baseline", "problem_fingerprint", "problem",
+    "self_check",
 )  # fmt: skip
+# The user attribute that says how the engine compares with aihwkit's tile, and what of it becomes
+# metrics, so that studies can be compared and sorted by it.
+_SELF_CHECK = "self_check"
+_SELF_CHECK_METRICS = ("worst", "mean")
 # The user attribute that names the study, in the same storage, under whose run this one's is put.
 PARENT_STUDY = "parent_study"
 _STATE = "wpo:mlflow"
 _SETTLING_S = 0.3
 _FORBIDDEN_IN_NAMES = re.compile(r"[^\w\-. :/]", re.ASCII)
+# Fields of the state that earlier versions of this package did not write.
+_ADDED_LATER = ("experiment_name", "trial_runs", "tracking_uri", "all_runs_below")
 _KINDS = {"artifact": Artifact, "text": Text, "metrics": Metrics, "tags": Tags}
 
 
@@ -48,6 +56,12 @@ class DeliveryState:
     Attributes:
         identity: tells the study from others of the same name, also in a copied database.
         versions: the packages that ran the study.
+        experiment_name: the experiment that has it; None if an earlier version of this package
+            delivered it, which did not say.
+        trial_runs: which trials have a run of their own; None likewise.
+        tracking_uri: where MLflow is, without a password; None for MLflow's default.
+        all_runs_below: where ``auto`` goes over from all trials to the best; None where that has
+            not been decided.
         status: how the study's run ended; None if it has not.
         delivered: everything beside the trials that MLflow got.
         undelivered: what it has still to get.
@@ -55,6 +69,10 @@ class DeliveryState:
 
     identity: str
     versions: tuple[tuple[str, str], ...]
+    experiment_name: str | None = None
+    trial_runs: str | None = None
+    tracking_uri: str | None = None
+    all_runs_below: int | None = None
     status: str | None = None
     delivered: tuple[Extra, ...] = ()
     undelivered: tuple[Extra, ...] = ()
@@ -68,29 +86,53 @@ class DeliveryState:
         return cls(
             identity=stored["identity"],
             versions=tuple(stored["versions"].items()),
+            **{name: stored.get(name) for name in _ADDED_LATER},
             status=stored["status"],
             delivered=tuple(_read_extra(extra) for extra in stored["delivered"]),
             undelivered=tuple(_read_extra(extra) for extra in stored["undelivered"]),
         )
 
     @classmethod
-    def read_or_create(cls, study: Study) -> DeliveryState:
-        """What the storage has, a new state being written for a study never delivered."""
+    def begin(cls, study: Study, destination: Destination) -> DeliveryState:
+        """What the storage has when a delivery begins, after this one's part is written to it."""
         state = cls.read(study)
         if state is None:
             current = study.user_attrs.get("versions") or versions()
-            cls(identity=uuid.uuid4().hex, versions=tuple(current.items())).write(study)
+            state = cls(identity=uuid.uuid4().hex, versions=tuple(current.items()))
+            state._with(study, destination).write(study)
             # Another process may do the same at the same time: the later one's is everybody's.
             time.sleep(_SETTLING_S)
             state = cls.read(study)
             assert state is not None
-        return state
+        begun = state._with(study, destination)
+        if begun != state:
+            begun.write(study)
+        return begun
+
+    def _with(self, study: Study, destination: Destination) -> DeliveryState:
+        """The state that a delivery to a destination begins with."""
+        state = self
+        if state.all_runs_below is None and destination.trial_runs == "auto":
+            n_trials = study._storage.get_n_trials(study._study_id)
+            state = replace(state, all_runs_below=destination.all_runs_below(n_trials))
+        return state.at(destination) if destination.is_live else state
+
+    def at(self, destination: Destination) -> DeliveryState:
+        """The state of a study that is delivered to this destination, also later on."""
+        uri = destination.tracking_uri
+        return replace(
+            self,
+            experiment_name=destination.experiment_name,
+            trial_runs=destination.trial_runs,
+            tracking_uri=None if uri is None else masked(uri),
+        )
 
     def write(self, study: Study) -> None:
         """Replaces what the storage has."""
         stored = {
             "identity": self.identity,
             "versions": dict(self.versions),
+            **{name: getattr(self, name) for name in _ADDED_LATER},
             "status": self.status,
             "delivered": [_write_extra(extra) for extra in self.delivered],
             "undelivered": [_write_extra(extra) for extra in self.undelivered],
@@ -135,13 +177,12 @@ def describe(study: Study, destination: Destination, state: DeliveryState) -> St
 
     Args:
         study: the study; its user attributes ``problem``, ``problem_fingerprint``, ``sampler``,
-            ``engine`` and ``baseline`` become parameters of its run, and ``parent_study`` names
-            the study under whose run it is put.
+            ``engine``, ``baseline`` and ``self_check`` become parameters of its run, the last
+            metrics as well, and ``parent_study`` names the study under whose run it is put.
         destination: where it goes.
         state: what the storage knows.
     """
     attributes = study.user_attrs
-    n_trials = study._storage.get_n_trials(study._study_id)
     parameters: dict[str, str] = {}
     for name in DESCRIBING_ATTRIBUTES:
         if name in attributes:
@@ -160,12 +201,23 @@ def describe(study: Study, destination: Destination, state: DeliveryState) -> St
         tracking_uri=destination.tracking_uri,
         experiment_name=destination.experiment_name,
         trial_runs=destination.trial_runs,
-        planned_trials=max(destination.planned_trials, n_trials),
+        all_runs_below=state.all_runs_below or 0,
         parameters=tuple(parameters.items()),
         tags=tuple(tags.items()),
         started_ms=_started_ms(study),
         is_live=destination.is_live,
         parent_identity=_identity_of_parent(study),
+        metrics=_self_check_metrics(attributes.get(_SELF_CHECK)),
+    )
+
+
+def _self_check_metrics(self_check: Any) -> tuple[tuple[str, float], ...]:
+    if not isinstance(self_check, Mapping):
+        return ()
+    return tuple(
+        (f"self_check_{name}_percent", 100.0 * float(self_check[name]))
+        for name in _SELF_CHECK_METRICS
+        if self_check.get(name) is not None
     )
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from importlib.metadata import entry_points
-from urllib.parse import urlsplit
 
+from wpo_optuna.delivery.tracking_uri import check_tracking_uri
 from wpo_optuna.errors import InvalidArgument
 
 TRIAL_RUNS = ("auto", "all", "best", "none")
+# With at most so many trials, "auto" gives each of them a run of its own.
+AUTO_ALL_TRIALS = 1000
 
 _LONGEST_EXPERIMENT_NAME = 500
 _LONGEST_NAME = 250
 _LONGEST_TAG = 8000
-DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-_SERVERS = ("http", "https", "databricks", "databricks-uc", "uc")
 
 
 @dataclass(frozen=True)
@@ -41,8 +39,7 @@ class Destination:
     is_live: bool
 
     def __post_init__(self) -> None:
-        if self.tracking_uri is not None:
-            _check_tracking_uri(self.tracking_uri)
+        check_tracking_uri(self.tracking_uri)
         if not 0 < len(self.experiment_name) <= _LONGEST_EXPERIMENT_NAME:
             raise InvalidArgument(
                 f"experiment_name = {self.experiment_name!r}: a name of 1 to "
@@ -58,6 +55,14 @@ class Destination:
             )
         check_tags(self.tags)
 
+    def all_runs_below(self, n_trials: int) -> int:
+        """Up to where ``auto`` gives a run to each trial of a study that is first delivered.
+
+        Args:
+            n_trials: how many trials it has.
+        """
+        return AUTO_ALL_TRIALS if max(self.planned_trials, n_trials) <= AUTO_ALL_TRIALS else 0
+
 
 def check_tags(tags: tuple[tuple[str, str], ...]) -> None:
     """Refuses tags that MLflow would cut.
@@ -71,20 +76,3 @@ def check_tags(tags: tuple[tuple[str, str], ...]) -> None:
                 f"tags: {name!r} has a name of {len(name)} and a value of {len(value)} "
                 f"characters; MLflow takes 1 to {_LONGEST_NAME} and at most {_LONGEST_TAG}."
             )
-
-
-def _check_tracking_uri(uri: str) -> None:
-    scheme = urlsplit(uri).scheme.partition("+")[0]
-    if scheme in ("", "file") and uri not in _SERVERS:
-        if os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() not in ("1", "true"):
-            raise InvalidArgument(
-                f"tracking_uri = {uri!r}: MLflow keeps runs in directories no longer; give a "
-                "database such as sqlite:///mlflow.db or a server such as http://127.0.0.1:5000."
-            )
-        return
-    plugins = {plugin.name for plugin in entry_points(group="mlflow.tracking_store")}
-    if scheme not in {*DATABASES, *_SERVERS, *plugins} and uri not in _SERVERS:
-        raise InvalidArgument(
-            f"tracking_uri = {uri!r}: accepted are URIs that begin with "
-            f"{', '.join(name + ':' for name in (*_SERVERS[:2], *DATABASES))}."
-        )

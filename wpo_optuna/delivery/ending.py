@@ -9,13 +9,13 @@ import sys
 import time
 import warnings
 import weakref
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wpo_optuna.delivery.feeder import Feeder, TrackingWarning
+from wpo_optuna.delivery.storage_address import storage_url
+from wpo_optuna.delivery.tracking_uri import masked
 
 if TYPE_CHECKING:
-    from optuna.storages import BaseStorage
     from tqdm import tqdm
 
 # How long to wait for an MLflow that takes nothing, and for a sign of anything: one request may
@@ -48,8 +48,7 @@ def wait_for_end(feeder: Feeder, show_progress_bar: bool) -> None:
             if bar is None and show_progress_bar and now > began + _SHOW_PROGRESS_AFTER_S:
                 bar = _progress_bar()
             if bar is not None:
-                bar.total = feeder.n_delivered + feeder.n_left
-                bar.update(feeder.n_delivered - bar.n)
+                _show(bar, feeder)
     except KeyboardInterrupt:
         feeder.abandon()
         feeder.has_ended.wait(_AWAY_S)
@@ -77,6 +76,13 @@ def _progress_bar() -> tqdm:
     )
 
 
+def _show(bar: tqdm, feeder: Feeder) -> None:
+    bar.total = feeder.n_delivered + feeder.n_left
+    bar.update(feeder.n_delivered - bar.n)
+    if feeder.n_left == 0 and not bar.disable and not bar.postfix:
+        bar.set_postfix_str("the table of all trials is left")
+
+
 def undelivered(feeder: Feeder) -> str | None:
     """What MLflow lacks of an ended delivery, and how to deliver it; None if nothing."""
     if feeder.is_complete:
@@ -101,41 +107,12 @@ def _track_command(feeder: Feeder, storage: str) -> str:
     words += ["--study-name", feeder.study.study_name, "--storage", storage]
     destination = feeder.destination
     if destination.tracking_uri is not None:
-        words += ["--tracking-uri", destination.tracking_uri]
+        words += ["--tracking-uri", masked(destination.tracking_uri)]
     if destination.experiment_name != "wpo":
         words += ["--experiment", destination.experiment_name]
     if destination.trial_runs != "auto":
         words += ["--trial-runs", destination.trial_runs]
     return shlex.join(words)
-
-
-def storage_url(storage: BaseStorage) -> str | None:
-    """URL of a storage, for a command line; None if it is in memory.
-
-    A password is not shown.
-    """
-    from optuna.storages import GrpcStorageProxy, InMemoryStorage, JournalStorage
-
-    from wpo_optuna.sqlite import SQLiteStorage
-    from wpo_optuna.storage import masked_url
-
-    if isinstance(storage, InMemoryStorage):
-        return None
-    if isinstance(storage, SQLiteStorage):
-        return f"sqlite:///{_from_here(storage.path)}"
-    if isinstance(storage, JournalStorage):
-        path = getattr(storage._backend, "_file_path", None)
-        return f"journal:///{_from_here(Path(path))}" if path else "STORAGE"
-    if isinstance(storage, GrpcStorageProxy):
-        return f"grpc://{storage._host}:{storage._port}"
-    url = getattr(getattr(storage, "_backend", storage), "url", None)
-    return masked_url(url) if isinstance(url, str) else "STORAGE"
-
-
-def _from_here(path: Path) -> str:
-    path = path.absolute()
-    here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 def end_at_exit(feeder: Feeder) -> None:

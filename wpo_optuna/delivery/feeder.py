@@ -31,7 +31,9 @@ from wpo_optuna.delivery.messages import (
     Reply,
     TrialRecord,
 )
+from wpo_optuna.delivery.presence import Presence
 from wpo_optuna.delivery.process import WorkerLostError, WorkerProcess
+from wpo_optuna.delivery.tracking_uri import refuse_file_of
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -73,6 +75,11 @@ class Feeder:
         n_delivered: trials that MLflow has got.
         last_sign: ``time.monotonic()`` of the last sign that something moves.
         is_reading: whether the study's storage is being read.
+        recorder: for a delivery that is not live: the process that is still recording the study
+            and will end its run, as a phrase; None if there is none.
+
+    Raises:
+        InvalidArgument: MLflow's store would be the file of the study's storage.
     """
 
     def __init__(self, study: Study, destination: Destination) -> None:
@@ -89,7 +96,10 @@ class Feeder:
         self.is_reading = False
         self.study = study
         self.destination = destination
+        self.recorder: str | None = None
+        refuse_file_of(study._storage, destination.tracking_uri)
         self._backlog = Backlog(study)
+        self._presence = Presence(study)
         self._state: DeliveryState | None = None
         self._extras: deque[Extra] = deque()
         self._delivered_extras: list[Extra] = []
@@ -159,27 +169,65 @@ class Feeder:
         self._backlog.restart()
         # It imports MLflow while the storage is asked for what it needs to know.
         self._worker = self._worker or WorkerProcess(self._directory)
-        yield self._open()
+        if self.destination.is_live:
+            self._presence.say_recording()
+            self._presence.meet_latecomers()
+            yield self._open()
+            yield from self._record()
+        else:
+            yield self._open_as_latecomer()
+            yield from self._catch_up()
+        self._has_finished = True
+
+    def _record(self) -> Iterator[Command | None]:
+        """Delivers trials while they are run, and all that is left when they are over."""
         while not self.is_finishing:
             yield from self._live()
         rest = self._read_rest()
-        if self._backlog.has_foreign and self.destination.is_live:
-            yield self._open()
+        if self._backlog.has_foreign:
+            yield self._open_as_latecomer()
             rest = self._read_rest()
+        elif self._presence.has_new_latecomer:
+            yield self._open()
         yield from self._deliver_rest(rest)
         yield from self._deliver_extras()
         if self._backlog.has_foreign:
-            # Whichever process is last finds what two have written, and leaves one of it.
+            yield self._open_as_latecomer()
+        elif self._presence.has_new_latecomer:
             yield self._open()
-        yield Finish(self._status or self.intended_status, keep_end=not self.destination.is_live)
-        self._has_finished = True
+        yield Finish(self._status or self.intended_status, keep_end=False)
+
+    def _catch_up(self) -> Iterator[Command]:
+        """Delivers what others have run, and ends the run unless somebody records it still."""
+        recorder = self._presence.recorder
+        while True:
+            yield from self._deliver_rest(self._read_rest())
+            earlier, recorder = recorder, self._presence.recorder
+            if self._backlog.has_foreign or recorder != earlier:
+                yield self._open_as_latecomer()
+            if recorder == earlier:
+                break
+            # The recorder's last trials, or how it ended the run, may not have been there yet.
+        yield from self._deliver_extras()
+        self.recorder = recorder
+        if recorder is None:
+            yield Finish(self._status or self.intended_status, keep_end=True)
+
+    def _open_as_latecomer(self) -> Open:
+        """Asks what there is, and makes others do so later.
+
+        Whichever process is last finds what two have written, and leaves one of it.
+        """
+        self._presence.say_latecomer()
+        return self._open()
 
     def _open(self) -> Open:
-        self._state = DeliveryState.read_or_create(self.study)
+        self._state = DeliveryState.begin(self.study, self.destination)
         return Open(describe(self.study, self.destination, self._state))
 
     def _live(self) -> Iterator[Command | None]:
         """One round while trials may still come."""
+        self._presence.say_recording()
         yield from self._deliver_extras()
         if own := self._backlog.next_own(_BATCH):
             yield from self._deliver(own)
@@ -237,6 +285,8 @@ class Feeder:
         has_hurried = False
         while not self._is_abandoned.is_set():
             reply = self._worker.receive(_TICK_S)
+            if self.destination.is_live:
+                self._presence.say_recording()
             if reply is None:
                 if self.is_finishing and self.stuck_since and not has_hurried:
                     self._worker.send(Hurry())
@@ -313,11 +363,12 @@ class Feeder:
         except Exception as error:  # the storage may be what failed
             self._has_finished = False
             self._note_failure(" ".join(str(error).split()), is_stuck=True)
+        self._presence.say_recorded()
         self.has_ended.set()
 
     def _remember(self) -> None:
         """Keeps in the storage what is needed to deliver the rest, or everything again."""
-        state = DeliveryState.read_or_create(self.study)
+        state = DeliveryState.begin(self.study, self.destination)
         after = state.after(
             self._delivered_extras,
             tuple(self._extras),

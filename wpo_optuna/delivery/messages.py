@@ -106,12 +106,14 @@ class StudyDescription:
         tracking_uri: MLflow's address; None for MLflow's default.
         experiment_name: the experiment of the run.
         trial_runs: which trials get a run of their own.
-        planned_trials: how many trials the study will have, as far as known.
+        all_runs_below: for ``auto``: each trial of a smaller number gets a run of its own, others
+            if they improved the best.
         parameters: names and values of the run's parameters.
         tags: names and values of the run's tags.
         started_ms: start of the study in milliseconds since the epoch.
         is_live: trials are still to come: the run is set to RUNNING.
         parent_identity: identity of the study under whose run this one's is put; None for none.
+        metrics: names and values of what was measured before the first trial.
     """
 
     name: str
@@ -119,12 +121,13 @@ class StudyDescription:
     tracking_uri: str | None
     experiment_name: str
     trial_runs: str
-    planned_trials: int
+    all_runs_below: int
     parameters: tuple[tuple[str, str], ...]
     tags: tuple[tuple[str, str], ...]
     started_ms: int
     is_live: bool
     parent_identity: str | None = None
+    metrics: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -267,6 +270,11 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Working:
+    """A sign of life during a command that takes long."""
+
+
+@dataclass(frozen=True)
 class Done:
     """The command is carried out."""
 
@@ -286,4 +294,4 @@ class Refused:
     reason: str
 
 
-Reply = Opened | Progress | Done | Away | Refused
+Reply = Opened | Progress | Working | Done | Away | Refused

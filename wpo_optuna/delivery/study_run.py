@@ -12,7 +12,7 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,7 +92,6 @@ class StudyRun:
         self._client = client
         self._table = table
         self._best = best
-        self._n_trials = description.planned_trials
         self._tags: dict[str, str] = {}
         self._status = "RUNNING"
 
@@ -118,12 +117,12 @@ class StudyRun:
             self._client.update_run(self.run_id, status="RUNNING")
             self._status = "RUNNING"
         self._describe(run.data.params)
+        self._log_lacking_metrics(run.data.metrics)
 
     def regard(self, records: Sequence[TrialRecord]) -> None:
         """Counts trials for the best so far and the table, and writes nothing."""
         self._table.add(records)
         for record in records:
-            self._n_trials = max(self._n_trials, record.number + 1)
             if record.is_complete:
                 self._best.add(record.number, record.tnmse)
 
@@ -140,7 +139,7 @@ class StudyRun:
             n_done = 0
             for record in batch:
                 n_done += 1
-                if gets_a_run(record, self.description.trial_runs, self._n_trials, self._best):
+                if self._gets_a_run(record):
                     self._trial_runs.deliver(record)
                     progress(n_done)
                     n_done = 0
@@ -181,6 +180,10 @@ class StudyRun:
             if child.data.tags.get(KIND_TAG) != "study":
                 self._client.delete_run(child.info.run_id)
         self._client.delete_run(run_id)
+
+    def _gets_a_run(self, record: TrialRecord) -> bool:
+        description = self.description
+        return gets_a_run(record, description.trial_runs, description.all_runs_below, self._best)
 
     def _find_or_create_experiment(self) -> str:
         from mlflow.exceptions import MlflowException
@@ -260,6 +263,14 @@ class StudyRun:
             self._client.log_batch(self.run_id, params=batch)
         self._set_tags(tags)
 
+    def _log_lacking_metrics(self, present: Mapping[str, float]) -> None:
+        """Logs what was measured before the first trial, at step 0, where the UI shows bars."""
+        description = self.description
+        lacking = {name: value for name, value in description.metrics if name not in present}
+        if lacking:
+            metrics = limits.metrics(lacking, description.started_ms, step=0)
+            self._client.log_batch(self.run_id, metrics=metrics)
+
     def _set_tags(self, tags: dict[str, str]) -> None:
         from mlflow.entities import RunTag
 
@@ -290,10 +301,7 @@ class StudyRun:
         """Writes the table of all trials, and the best of them, unless MLflow has just that."""
         parquet = directory / PARQUET_FILE
         shown = self._table.write(parquet, directory / TABLE_FILE)
-        digest = hashlib.sha256()
-        for file in shown:
-            digest.update(file.read_bytes())
-        contents = digest.hexdigest()[:16]
+        contents = _digest(shown)
         if self._tags.get(_TABLE_TAG) == contents:
             return
         for file in (parquet, *shown):
@@ -328,3 +336,11 @@ class StudyRun:
             "full precision."
         )
         self._set_tags({"mlflow.note.content": note})
+
+
+def _digest(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()[:16]

@@ -7,7 +7,9 @@ import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
 
 from wpo_optuna.delivery.messages import TrialRecord
 
@@ -20,7 +22,7 @@ COLUMNS = (
     "g_lst", "x",
 )  # fmt: skip
 
-# Rows gathered before they go to disk.
+# Rows gathered before they go to disk, and rows of the written table in memory at a time.
 _ROWS_IN_MEMORY = 2000
 # The UI's table has six digits, the Parquet file all. The UI shows no file of more than 50 MB, so
 # that a table of some 60 000 trials or more is shown in parts.
@@ -51,7 +53,7 @@ def schema() -> pyarrow.Schema:
 
 
 class TrialTable:
-    """Rows of trials in any order; the memory it needs does not grow with them.
+    """Rows of trials in any order, on disk: of each, only its number stays in memory.
 
     Attributes:
         numbers: the trials it has.
@@ -102,16 +104,16 @@ class TrialTable:
         """
         import pyarrow.parquet as pq
 
-        table = self._sorted()
-        table = table.replace_schema_metadata({"x_names": json.dumps(self._x_names)})
-        pq.write_table(table, parquet, compression="zstd")
-        files = []
-        for number, rows in enumerate(_parts(_shown_rows(table)), start=1):
-            file = shown if number == 1 else shown.with_stem(f"{shown.stem}_{number}")
-            header = json.dumps({"columns": list(COLUMNS)})[:-1] + ', "data": [\n'
-            file.write_text(header + ",\n".join(rows) + "\n]}\n", encoding="utf-8")
-            files.append(file)
-        return files
+        about = schema().with_metadata({"x_names": json.dumps(self._x_names)})
+        with (
+            pq.ParquetWriter(parquet, about, compression="zstd") as writer,
+            _ShownTable(shown) as shown_table,
+        ):
+            for piece in self._in_order():
+                writer.write_table(piece.cast(about))
+                for row in piece.to_pylist():
+                    shown_table.write(json.dumps([_shown(row[column]) for column in COLUMNS]))
+        return shown_table.files
 
     def _spill(self) -> None:
         import pyarrow as pa
@@ -122,16 +124,75 @@ class TrialTable:
         self._writer.write_batch(_batch(self._rows))
         self._rows = []
 
-    def _sorted(self) -> pyarrow.Table:
+    def _in_order(self) -> Iterator[pyarrow.Table]:
+        """The rows sorted by number, in pieces."""
         import pyarrow as pa
 
-        batches = [_batch(self._rows)] if self._rows else []
+        batches = self._batches()
+        numbers = [batch.column("number").to_numpy() for batch in batches]
+        order = np.argsort(np.concatenate([*numbers, np.empty(0, np.int64)]))
+        ends = np.cumsum([len(part) for part in numbers])
+        for start in range(0, len(order), _ROWS_IN_MEMORY):
+            wanted = np.sort(order[start : start + _ROWS_IN_MEMORY])
+            source = np.searchsorted(ends, wanted, side="right")
+            parts = []
+            for index in np.unique(source):
+                first = ends[index] - len(numbers[index])
+                parts.append(batches[index].take(pa.array(wanted[source == index] - first)))
+            yield pa.Table.from_batches(parts, schema=schema()).combine_chunks().sort_by("number")
+
+    def _batches(self) -> list[pyarrow.RecordBatch]:
+        """All rows as they came; those on disk are mapped, not read."""
+        import pyarrow as pa
+
+        batches = []
         if self._writer is not None:
             # The stream is read without its end mark, so that it can grow further.
             self._sink.flush()
             with pa.memory_map(str(self._spool)) as source, pa.ipc.open_stream(source) as reader:
-                batches = [*reader, *batches]
-        return pa.Table.from_batches(batches, schema=schema()).sort_by("number")
+                batches = list(reader)
+        return [*batches, _batch(self._rows)] if self._rows else batches
+
+
+class _ShownTable:
+    """Files for MLflow's UI, at least one, written row by row."""
+
+    def __init__(self, first: Path) -> None:
+        self.files: list[Path] = []
+        self._first = first
+        self._file: IO[str] | None = None
+        self._n_characters = 0
+
+    def __enter__(self) -> _ShownTable:
+        self._begin()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._end()
+
+    def write(self, row: str) -> None:
+        """Appends a row, in another file if this one becomes too large."""
+        if self._n_characters and self._n_characters + len(row) > _MOST_CHARACTERS_SHOWN:
+            self._end()
+            self._begin()
+        assert self._file is not None
+        self._file.write((",\n" if self._n_characters else "") + row)
+        self._n_characters += len(row) + 2
+
+    def _begin(self) -> None:
+        number = len(self.files) + 1
+        path = self._first
+        if number > 1:
+            path = path.with_stem(f"{path.stem}_{number}")
+        self.files.append(path)
+        self._n_characters = 0
+        self._file = path.open("w", encoding="utf-8")
+        self._file.write(json.dumps({"columns": list(COLUMNS)})[:-1] + ', "data": [\n')
+
+    def _end(self) -> None:
+        if self._file is not None:
+            self._file.write("\n]}\n")
+            self._file.close()
 
 
 def _comes_before(record: TrialRecord, best: TrialRecord | None) -> bool:
@@ -161,25 +222,6 @@ def _batch(records: Sequence[TrialRecord]) -> pyarrow.RecordBatch:
 
 def _or_null(value: float) -> float | None:
     return None if math.isnan(value) else value
-
-
-def _shown_rows(table: pyarrow.Table) -> Iterator[str]:
-    for batch in table.to_batches(max_chunksize=1000):
-        for row in batch.to_pylist():
-            yield json.dumps([_shown(row[column]) for column in COLUMNS])
-
-
-def _parts(rows: Iterator[str]) -> Iterator[list[str]]:
-    """Rows put together to files, at least one."""
-    part: list[str] = []
-    n_characters = 0
-    for row in rows:
-        if n_characters + len(row) > _MOST_CHARACTERS_SHOWN and part:
-            yield part
-            part, n_characters = [], 0
-        part.append(row)
-        n_characters += len(row) + 2
-    yield part
 
 
 def _shown(value: Any) -> Any:

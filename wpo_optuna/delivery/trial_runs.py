@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param
 
-# With at most so many trials, "auto" gives each of them a run of its own.
-AUTO_ALL_TRIALS = 1000
-
 PARENT_TAG = "mlflow.parentRunId"
 TRIAL_TAG = "wpo.trial_number"
 STATE_TAG = "wpo.state"
@@ -28,17 +25,19 @@ G_LST_FILE = "g_lst.json"
 _ENDED = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 
 
-def gets_a_run(record: TrialRecord, trial_runs: str, n_trials: int, best: BestSoFar) -> bool:
+def gets_a_run(record: TrialRecord, trial_runs: str, all_runs_below: int, best: BestSoFar) -> bool:
     """Whether a trial gets a run of its own.
+
+    That does not depend on how far the study has got: a lost store is rebuilt as it was.
 
     Args:
         record: the trial.
         trial_runs: ``all``, ``best``, ``none`` or ``auto``.
-        n_trials: how many trials the study has or will have.
+        all_runs_below: where ``auto`` goes over from ``all`` to ``best``.
         best: knows the trials before this one.
     """
     if trial_runs == "auto":
-        trial_runs = "all" if n_trials <= AUTO_ALL_TRIALS else "best"
+        trial_runs = "all" if record.number < all_runs_below else "best"
     if trial_runs == "best":
         return record.is_complete and record.tnmse < best.before(record.number)
     return trial_runs == "all"

@@ -12,8 +12,9 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 
 from wpo_optuna.delivery import database_store
@@ -33,9 +34,11 @@ from wpo_optuna.delivery.messages import (
     Refused,
     Regard,
     StudyDescription,
+    Working,
 )
 from wpo_optuna.delivery.study_run import StudyRun
 from wpo_optuna.delivery.table import TrialTable
+from wpo_optuna.delivery.tracking_uri import masked, without_password
 
 # MLflow's client would repeat a request for minutes in silence. Here each is made once; then is
 # waited, and what MLflow has is asked again before anything is repeated.
@@ -49,6 +52,11 @@ REQUEST_SETTINGS = {
 _FIRST_WAIT_S = 0.25
 _LONGEST_WAIT_S = 15.0
 _PARENT_CHECK_S = 1.0
+# Signs of life while MLflow is asked what it has of a large study, and while the table of all
+# trials is written and uploaded: that may take minutes. An upload that hangs must not hold up the
+# end of the program for ever.
+_SIGN_EVERY_S = 5.0
+_LONGEST_LIFE_S = 1800.0
 # The study's loop goes first where there are too few cores.
 _NICENESS = 5
 _MOST_CHARACTERS_OF_A_REASON = 300
@@ -154,8 +162,29 @@ class Worker:
         elif isinstance(command, DeliverExtra):
             self._deliver_extra(run, command)
         elif isinstance(command, Finish):
-            run.finish(command.status, command.keep_end)
+            with self._showing_life():
+                run.finish(command.status, command.keep_end)
             self._has_finished = True
+
+    @contextlib.contextmanager
+    def _showing_life(self) -> Iterator[None]:
+        """Tells again and again that something goes on; nothing else may be told meanwhile."""
+        is_over = threading.Event()
+
+        def show() -> None:
+            end = time.monotonic() + _LONGEST_LIFE_S
+            while not is_over.wait(_SIGN_EVERY_S) and time.monotonic() < end:
+                with contextlib.suppress(OSError):  # the study's process is gone
+                    self._channel.send(Working())
+
+        thread = threading.Thread(target=show, name="wpo-signs", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            # The channel is for one thread at a time.
+            thread.join()
 
     def _opened(self) -> StudyRun:
         if self._run is None:
@@ -166,9 +195,10 @@ class Worker:
             with database_store.preparing(self._tracking_uri):
                 client = mlflow.MlflowClient(self._tracking_uri)
             run = StudyRun(client, self._description, self._table, self._best)
-            run.open()
-            for run_id in self._obsolete_run_ids:
-                run.delete(run_id)
+            with self._showing_life():
+                run.open()
+                for run_id in self._obsolete_run_ids:
+                    run.delete(run_id)
             self._obsolete_run_ids.clear()
             self._run = run
             self._channel.send(
@@ -218,9 +248,11 @@ def _reason(error: Exception, tracking_uri: str | None) -> str:
     """Why MLflow did not take something, as a phrase."""
     text = " ".join(str(error).split()) or type(error).__name__
     text = text.partition(" [SQL: ")[0]
+    if tracking_uri is not None:
+        text = without_password(text, tracking_uri)
     for sign, reason in _REQUEST_FAILURES.items():
         if sign in text:
-            return f"{tracking_uri} {reason}"
+            return f"{masked(tracking_uri or 'MLflow')} {reason}"
     if len(text) <= _MOST_CHARACTERS_OF_A_REASON:
         return text
     return text[:_MOST_CHARACTERS_OF_A_REASON] + " ..."

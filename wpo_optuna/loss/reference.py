@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from wpo_optuna.loss.base import LossEngine
+from wpo_optuna.loss.threads import one_thread
 
 if TYPE_CHECKING:
     from aihwkit.inference.converter.base import BaseConductanceConverter
@@ -115,7 +116,7 @@ class ReferenceEngine(LossEngine):
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Seeds torch's generator, without gradients, and puts its state back afterwards."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with one_thread(), torch.random.fork_rng(devices=[]), torch.no_grad():
         # torch.manual_seed would also seed the generators of other devices, for good.
         torch.default_generator.manual_seed(seed)
         yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -14,10 +15,16 @@ from pathlib import Path
 import optuna
 
 from wpo_optuna.errors import InvalidArgument, WeightProgrammingError
+from wpo_optuna.sqlite import known_schema
 from wpo_optuna.sqlite.connection import StorageError, explain
 
 #: The head of Optuna's schema migrations whose tables this package reads and writes.
-KNOWN_SCHEMA_VERSIONS = frozenset({"v3.2.0.a"})
+KNOWN_SCHEMA_VERSIONS = frozenset({known_schema.VERSION})
+
+# Where the installed Optuna keeps its migrations, one file each.
+_MIGRATIONS = Path(optuna.__file__).parent / "storages" / "_rdb" / "alembic" / "versions"
+_REVISION = re.compile(r"""^revision\b[^=\n]*=\s*["']([^"']+)["']""", re.MULTILINE)
+_DOWN_REVISION = re.compile(r"""^down_revision\b[^=\n]*=\s*["']([^"']+)["']""", re.MULTILINE)
 
 _SMALLEST_DATABASE_BYTES = 512
 
@@ -43,7 +50,32 @@ class OptunaSchema:
 
 @functools.cache
 def installed_schema() -> OptunaSchema:
-    """What the installed Optuna itself makes of an empty database in memory."""
+    """What the installed Optuna makes of an empty database: known here, or else tried out."""
+    if head_of_migrations(_MIGRATIONS) != known_schema.VERSION:
+        return _tried_out()
+    return OptunaSchema(
+        known_schema.VERSION, known_schema.NAMES, known_schema.statements(optuna.__version__)
+    )
+
+
+def head_of_migrations(folder: Path) -> str | None:
+    """The newest schema version among Optuna's migrations, or None if it cannot be told.
+
+    Read as text, since importing them brings SQLAlchemy and alembic along.
+
+    Args:
+        folder: Where the migrations are.
+    """
+    texts = [path.read_text(encoding="utf-8") for path in folder.glob("*.py")]
+    revisions = {match[1] for match in map(_REVISION.search, texts) if match}
+    older = {match[1] for match in map(_DOWN_REVISION.search, texts) if match}
+    heads = revisions - older
+    # A migration written in another manner might be newer than those understood.
+    return heads.pop() if len(heads) == 1 and len(revisions) == len(texts) else None
+
+
+def _tried_out() -> OptunaSchema:
+    """What Optuna itself makes of an empty database in memory."""
     reference = optuna.storages.RDBStorage("sqlite:///:memory:")
     connection = reference.engine.raw_connection()
     try:

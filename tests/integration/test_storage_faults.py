@@ -9,6 +9,7 @@ import resource
 import signal
 import sqlite3
 import subprocess
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -313,6 +314,24 @@ def test_opening_waits_for_a_lock_as_well(tmp_path: Path) -> None:
     RDBStorage(f"sqlite:///{path}")  # A rollback journal, where the lock keeps readers out too.
     process = _locked_by_another_process(path, 1.0, "EXCLUSIVE")
     assert open_storage(f"sqlite:///{path}").get_all_studies() == []
+    process.join()
+
+
+def test_opening_a_locked_database_says_so_and_hears_ctrl_c(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("wpo_optuna.sqlite.schema.LOCK_WARNING_S", 0.3)
+    path = tmp_path / "study.db"
+    RDBStorage(f"sqlite:///{path}")
+    process = _locked_by_another_process(path, 5.0, "EXCLUSIVE")
+    timer = threading.Timer(1.5, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        open_storage(f"sqlite:///{path}")
+    assert time.monotonic() - began < 4
+    assert "which another program has locked (giving up after 60 s)" in caplog.text
+    process.terminate()
     process.join()
 
 

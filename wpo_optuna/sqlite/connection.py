@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from pathlib import Path
 
@@ -10,7 +11,14 @@ from optuna.exceptions import StorageInternalError
 from wpo_optuna.errors import WeightProgrammingError
 from wpo_optuna.sqlite.file_systems import network_file_system
 
+_logger = logging.getLogger(__name__)
+
 _PAGE_CACHE_KIB = 16 * 1024
+
+# A lock is asked for again this often, so that Ctrl-C is heard while waiting.
+LOCK_ATTEMPT_S = 0.25
+# After so long a message says what is waited for.
+LOCK_WARNING_S = 5.0
 
 
 class StorageError(WeightProgrammingError, StorageInternalError):
@@ -91,3 +99,12 @@ def is_busy(error: sqlite3.Error) -> bool:
     """Whether somebody else's lock was in the way."""
     code = getattr(error, "sqlite_errorname", None) or ""
     return code.startswith(("SQLITE_BUSY", "SQLITE_PROTOCOL"))
+
+
+def tell_of_lock(path: Path, busy_timeout: float) -> None:
+    """Says that a lock is waited for, and for how long at most, in seconds."""
+    _logger.warning(
+        "waiting for %s, which another program has locked (giving up after %g s)",
+        path,
+        busy_timeout,
+    )

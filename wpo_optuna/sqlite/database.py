@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import sqlite3
 import threading
@@ -15,14 +14,16 @@ from types import TracebackType
 
 from optuna.exceptions import OptunaError
 
-from wpo_optuna.sqlite.connection import StorageError, connect, explain, is_busy
+from wpo_optuna.sqlite.connection import (
+    LOCK_ATTEMPT_S,
+    LOCK_WARNING_S,
+    StorageError,
+    connect,
+    explain,
+    is_busy,
+    tell_of_lock,
+)
 from wpo_optuna.sqlite.pending import PendingWrites
-
-_logger = logging.getLogger(__name__)
-
-# A lock is asked for again this often, so that Ctrl-C is heard while waiting.
-_LOCK_ATTEMPT_SECONDS = 0.25
-_LOCK_WARNING_SECONDS = 5.0
 
 # What Optuna's storages raise to refuse a call, always before anything was changed. Raised inside
 # a batch they leave it intact.
@@ -156,7 +157,7 @@ class Database:
         self._nested_error = error
 
     def _begin(self, connection: sqlite3.Connection) -> None:
-        attempt_s = min(_LOCK_ATTEMPT_SECONDS, self.busy_timeout)
+        attempt_s = min(LOCK_ATTEMPT_S, self.busy_timeout)
         connection.execute(f"PRAGMA busy_timeout = {int(attempt_s * 1000)}")
         try:
             self._begin_when_unlocked(connection)
@@ -178,13 +179,9 @@ class Database:
                 waited = time.monotonic() - started
                 if not is_busy(error) or waited >= self.busy_timeout:
                     raise
-                if waited >= _LOCK_WARNING_SECONDS and not warned:
+                if waited >= LOCK_WARNING_S and not warned:
                     warned = True
-                    _logger.warning(
-                        "waiting for %s, which another program has locked (giving up after %g s)",
-                        self.path,
-                        self.busy_timeout,
-                    )
+                    tell_of_lock(self.path, self.busy_timeout)
 
     def _commit(self) -> None:
         connection = self._open()

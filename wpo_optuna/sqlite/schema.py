@@ -16,7 +16,14 @@ import optuna
 
 from wpo_optuna.errors import InvalidArgument, WeightProgrammingError
 from wpo_optuna.sqlite import known_schema
-from wpo_optuna.sqlite.connection import StorageError, explain
+from wpo_optuna.sqlite.connection import (
+    LOCK_ATTEMPT_S,
+    LOCK_WARNING_S,
+    StorageError,
+    explain,
+    is_busy,
+    tell_of_lock,
+)
 
 #: The head of Optuna's schema migrations whose tables this package reads and writes.
 KNOWN_SCHEMA_VERSIONS = frozenset({known_schema.VERSION})
@@ -154,14 +161,32 @@ def refuse_foreign(path: Path, busy_timeout: float) -> bool:
     # its owner to do; where there is no log, a read-only connection would leave an empty one.
     mode = "ro" if Path(f"{path}-wal").exists() else "rw"
     try:
-        with _connection(path, busy_timeout, mode) as connection:
-            return _is_optuna(connection, path)
+        return _is_optuna_when_unlocked(path, busy_timeout, mode)
     except StorageError:
         if mode == "rw":
             raise
     # After a crash the log or journal may need repair before anybody can read.
-    with _connection(path, busy_timeout) as connection:
-        return _is_optuna(connection, path)
+    return _is_optuna_when_unlocked(path, busy_timeout, "rwc")
+
+
+def _is_optuna_when_unlocked(path: Path, busy_timeout: float, mode: str) -> bool:
+    """Whether a file is Optuna's, once nobody locks it; Ctrl-C is heard meanwhile."""
+    started = time.monotonic()
+    is_told = False
+    while True:
+        try:
+            with _connection(path, min(LOCK_ATTEMPT_S, busy_timeout), mode) as connection:
+                return _is_optuna(connection, path)
+        except StorageError as error:
+            waited = time.monotonic() - started
+            cause = error.__cause__
+            if not (isinstance(cause, sqlite3.Error) and is_busy(cause)):
+                raise
+            if waited >= busy_timeout:
+                raise StorageError(explain(cause, path, round(waited, 1))) from cause
+            if waited >= LOCK_WARNING_S and not is_told:
+                is_told = True
+                tell_of_lock(path, busy_timeout)
 
 
 def check_path(path: Path, url: str) -> None:

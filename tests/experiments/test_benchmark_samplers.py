@@ -23,7 +23,9 @@ def test_benchmark_prints_a_table_and_writes_json(
     costs = json.loads(output.read_text())
     found = {(cost["sampler"], cost["optunas"], cost["history"]) for cost in costs}
     expected = {(name, False, n) for name in SAMPLER_NAMES for n in (40, 90)}
-    assert found == expected | {(name, True, n) for name in ("cmaes", "tpe") for n in (40, 90)}
+    assert found == expected | {
+        (name, True, n) for name in ("cmaes", "tpe", "qmc") for n in (40, 90)
+    }
     assert all(cost["ms_per_trial"] > 0 and cost["n_trials"] >= 8 for cost in costs)
 
 

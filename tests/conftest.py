@@ -24,3 +24,9 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 def problem() -> WeightProgrammingProblem:
     """Two pairs of PCM devices on a tile of 24 x 8, with 14 dimensions."""
     return small_problem()
+
+
+@pytest.fixture
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores stop after 60 draws: small tiles scatter so much that they would need thousands."""
+    monkeypatch.setattr("wpo_optuna.rescoring._MOST_DRAWS", 60)

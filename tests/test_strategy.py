@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from aihwkit.inference.converter.conductance import CustomPairConductanceConverter
+from aihwkit.simulator.configs import InferenceRPUConfig
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from wpo_optuna import apply_strategy
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.strategy import FORMAT, ProgrammingStrategy
 
@@ -182,3 +184,11 @@ def test_a_missing_file_and_a_folder_are_refused_by_their_names(tmp_path: Path) 
 def test_what_cannot_be_programmed_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidArgument, match=message):
         replace(STRATEGY, **changes)
+
+
+def test_curves_for_the_weight_zero_alone_are_no_strategy_to_be_used(tmp_path: Path) -> None:
+    flat = ProgrammingStrategy((1.0,), ((5.0, 5.0, 5.0), (5.0, 5.0, 5.0)), 0.0, 25.0)
+    with pytest.raises(InvalidArgument, match=r"flat.json stands for the weight 0 alone"):
+        ProgrammingStrategy.load(flat.save(tmp_path / "flat.json"))
+    with pytest.raises(InvalidArgument, match="the weight 0 alone"):
+        apply_strategy(InferenceRPUConfig(), flat)

@@ -129,6 +129,7 @@ def apply_strategy(
             "ProgrammingStrategy (read a file with ProgrammingStrategy.load); strategies by layer "
             "need a network."
         )
+    _check_strategies({"*": strategy})
     noise_model = _noise_model(target.noise_model, "the RPU configuration")
     check_range(strategy, noise_model, "strategy")
     target.noise_model = _with_converter(target.noise_model, strategy.to_converter())
@@ -234,6 +235,11 @@ def _check_strategies(by_layer: Any) -> None:
             raise InvalidArgument(
                 f"strategy of layer {pattern!r} is a {type(strategy).__name__}: a "
                 "ProgrammingStrategy is needed."
+            )
+        if not strategy.spans_weights:
+            raise InvalidArgument(
+                "strategy has curves that stand for the weight 0 alone: the sum of f (g+ - g-) "
+                "must differ from 0 at one of the weights."
             )
 
 

@@ -70,13 +70,9 @@ class ProgrammingStrategy:
                         f"and g_max = {self.g_max}."
                     )
 
-        if not self._spans_weights():
-            raise InvalidArgument(
-                "g_lst has curves that stand for the weight 0 alone: the sum of f (g+ - g-) must "
-                "differ from 0 at one of the weights."
-            )
-
-    def _spans_weights(self) -> bool:
+    @property
+    def spans_weights(self) -> bool:
+        """Whether another weight than 0 can be programmed."""
         pairs = zip(self.f_lst, self.g_lst[::2], self.g_lst[1::2], strict=True)
         weights = zip(
             *([f * (g - h) for g, h in zip(plus, minus, strict=True)] for f, plus, minus in pairs),
@@ -137,7 +133,7 @@ class ProgrammingStrategy:
                 f'Strategy {path} is not a file of wpo_optuna: its "format" is not "{FORMAT}".'
             )
         try:
-            return cls(
+            strategy = cls(
                 f_lst=tuple(float(f) for f in document["f_lst"]),
                 g_lst=tuple(tuple(float(g) for g in curve) for curve in document["g_lst_us"]),
                 g_min=float(document["g_min_us"]),
@@ -151,3 +147,9 @@ class ProgrammingStrategy:
                 f"Strategy {path} is incomplete or malformed ({error!r}): f_lst, g_lst_us, "
                 "g_min_us and g_max_us are needed."
             ) from error
+        if not strategy.spans_weights:
+            raise InvalidArgument(
+                f"Strategy {path} stands for the weight 0 alone: the sum of f (g+ - g-) must "
+                "differ from 0 at one of the weights."
+            )
+        return strategy

@@ -25,6 +25,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import torch
 from aihwkit.inference.converter.wpo import WeightProgrammingOptimizer
 from scipy.optimize import OptimizeResult
 
@@ -137,6 +138,8 @@ class SearchProgress:
 
 def search_with_aihwkit(problem: WeightProgrammingProblem, popsize: int) -> Search:
     """aihwkit's optimiser until its own convergence."""
+    # It forks a process for each core; a forked copy of torch's thread pool would hang.
+    torch.set_num_threads(1)
     progress = SearchProgress()
     optimizer = WeightProgrammingOptimizer(
         problem.weights,

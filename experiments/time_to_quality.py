@@ -132,7 +132,8 @@ class SearchProgress:
     def __call__(self, intermediate_result: OptimizeResult) -> None:
         """Notes a generation."""
         self.times.append(time.perf_counter() - self.started)
-        self.best.append(float(intermediate_result.fun) * self.baseline + self.loss_of_zero)
+        tnmse = intermediate_result.fun * self.baseline + self.loss_of_zero
+        self.best.append(float(tnmse))
         print(f"aihwkit: {self.times[-1]:6.1f} s, TNMSE {self.best[-1]:.4f}", flush=True)
 
 

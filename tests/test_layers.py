@@ -44,6 +44,7 @@ def run(directory: Path, n_trials: int = N_TRIALS) -> LayersResult:
         self_check=False,
         n_finalists=1,
         trial_runs="none",
+        report=False,
     )
     network = small_problem(weights=torch.cat(list(WEIGHTS.values())))
     return run_layers(one, network, layers(), "net")

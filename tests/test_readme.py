@@ -73,7 +73,16 @@ def test_the_commands_for_ones_own_network_do_what_they_say(
 
     assert study.main(listing) == 0
     assert set(NAMED_RPU_CONFIGS) <= set(capsys.readouterr().out.split())
-    quick = ["--n-trials", "20", "--finalists", "1", "--no-self-check", "--tracking-uri", "none"]
+    quick = [
+        "--n-trials",
+        "20",
+        "--finalists",
+        "1",
+        "--no-self-check",
+        "--tracking-uri",
+        "none",
+        "--no-report",
+    ]
     assert study.main([*search, *quick]) == 0
     assert "study            mine in sqlite:///wpo.db" in capsys.readouterr().out
     assert evaluate.main([*accuracy, "--repeats", "1", "--tracking-uri", "none"]) == 0

@@ -34,11 +34,12 @@ from wpo_optuna.storage import open_storage
 from wpo_optuna.study_identity import SAMPLER_OPTIONS
 from wpo_optuna.study_output import (
     STRATEGY_FILE,
+    StudyFiles,
     hand_to_mlflow,
     keep_report_data,
+    make_report,
     with_provenance,
     write_attachments,
-    write_files,
 )
 from wpo_optuna.study_plan import DEFAULT_N_TRIALS, GRADIENT, TRIAL_RUNS, StudyPlan, check_choice
 from wpo_optuna.study_preparation import prepare
@@ -48,7 +49,10 @@ from wpo_optuna.tracking import MlflowTracker
 if TYPE_CHECKING:
     from optuna import Study
 
+    from wpo_optuna.finalists import Scores
     from wpo_optuna.problem import WeightProgrammingProblem
+    from wpo_optuna.report import ReportFiles
+    from wpo_optuna.strategy import ProgrammingStrategy
 
 Callback = Callable[["Study", FrozenTrial], object]
 
@@ -74,6 +78,7 @@ def run_study(
     parent_study: str | None = None,
     experiment_name: str = "wpo",
     trial_runs: str = "auto",
+    report: bool = True,
     output: str | Path | None = None,
     attachments: Callable[[HypercubeObjective], Mapping[str, str]] = lambda objective: {},
     callbacks: Sequence[Callback] = (),
@@ -110,6 +115,7 @@ def run_study(
         experiment_name: MLflow's experiment.
         trial_runs: which trials get an MLflow run of their own: ``"auto"``, ``"all"``,
             ``"best"`` or ``"none"``.
+        report: whether a report is made at the end, for the output directory and for MLflow.
         output: directory for files with the results; None writes none.
         attachments: makes further text files, by name, that are kept beside the results and in
             MLflow.
@@ -135,6 +141,7 @@ def run_study(
         device=device,
         self_check=self_check,
         parent_study=parent_study,
+        report=report,
         output=None if output is None else Path(output),
         attachments=attachments,
     )
@@ -317,13 +324,11 @@ class _Run:
         strategy = with_provenance(
             strategy_of(self.objective, winner), self.study, self.objective, scores
         )
-        keep_report_data(self.study, self.objective, scores, strategy, self.progress)
+        report = self._report(scores, strategy)
         files = None
         if self.results is not None:
-            self.progress.say("drawing the report")
-            files = write_files(self.results, self.study, strategy)
+            files = StudyFiles(strategy.save(self.results / STRATEGY_FILE), report)
         if self.tracker is not None:
-            report = None if files is None else files.report
             texts = {STRATEGY_FILE: strategy.to_json()}
             hand_to_mlflow(self.tracker, scores, self.search_time, texts, report)
         return StudyResult(
@@ -337,6 +342,16 @@ class _Run:
             experiment_id=None if self.tracker is None else self.tracker.experiment_id,
             files=None if self.plan.output is None else files,
         )
+
+    def _report(self, scores: Scores, strategy: ProgrammingStrategy) -> ReportFiles | None:
+        if not self.plan.report:
+            return None
+        # Kept with the study, for a report that is made later.
+        keep_report_data(self.study, self.objective, scores, strategy, self.progress)
+        if self.results is None:
+            return None
+        self.progress.say("drawing the report")
+        return make_report(self.results, self.study)
 
     def _best_value(self) -> float:
         try:

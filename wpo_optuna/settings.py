@@ -191,6 +191,7 @@ class Settings:
         "auto", "trials with an MLflow run of their own: auto, all, best or none", _RECORD,
         "WHICH", ("auto", "all", "best", "none"),
     )  # fmt: skip
+    report: bool = _setting(True, "whether the study ends with a report of figures", _RECORD)
     output: str = _setting("wpo_results", "directory for results", _RECORD, "DIR")
 
     def to_yaml(self) -> str:

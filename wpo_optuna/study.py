@@ -97,6 +97,7 @@ def _run(settings: Settings, given: Sequence[str], quiet: bool) -> int:
         self_check=settings.self_check,
         experiment_name=settings.experiment,
         trial_runs=settings.trial_runs,
+        report=settings.report,
         output=settings.output,
         attachments=lambda objective: {
             "settings.yaml": effective_settings(settings, setup, n_trials, objective).to_yaml()

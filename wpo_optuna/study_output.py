@@ -34,7 +34,7 @@ class StudyFiles:
 
     Attributes:
         strategy: the winner's strategy.
-        report: the report; None if it could not be made.
+        report: the report; None if it was not wanted or could not be made.
     """
 
     strategy: Path
@@ -82,15 +82,13 @@ def write_attachments(directory: Path, attachments: Mapping[str, str]) -> None:
         (directory / name).write_text(text, encoding="utf-8")
 
 
-def write_files(directory: Path, study: Study, strategy: ProgrammingStrategy) -> StudyFiles:
-    """Writes the strategy and the report into a directory."""
-    path = strategy.save(directory / STRATEGY_FILE)
+def make_report(directory: Path, study: Study) -> ReportFiles | None:
+    """Writes the report into a directory; a failure is a warning."""
     try:
-        report = write_report([study], directory / REPORT_FILE)
+        return write_report([study], directory / REPORT_FILE)
     except Exception as error:  # figures are not worth the loss of a result
         warnings.warn(f"The report could not be made: {error}", ReportWarning, stacklevel=2)
-        report = None
-    return StudyFiles(path, report)
+        return None
 
 
 def hand_to_mlflow(

@@ -49,6 +49,7 @@ class StudyPlan:
     device: str = "cpu"
     self_check: bool = True
     parent_study: str | None = None
+    report: bool = True
     output: Path | None = None
     attachments: Callable[[HypercubeObjective], Mapping[str, str]] = lambda objective: {}
 

@@ -40,7 +40,7 @@ def small():
     )
 """
 SMALL = ("--rpu-config", "hardware.py:small", "--test-out-features", "8", "--t-steps", "1s,1h")
-QUICK = (*SMALL, "--no-self-check", "--finalists", "2", "--seed", "3")
+QUICK = (*SMALL, "--no-self-check", "--finalists", "2", "--seed", "3", "--no-report")
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def written(directory: Path) -> list[str]:
 def test_a_study_runs_is_recorded_everywhere_and_resumes_with_the_same_command(
     directory: Path,
 ) -> None:
-    first = study(directory, *QUICK, "--n-trials", "120")
+    first = study(directory, *QUICK, "--n-trials", "120", "--report")
     assert first.returncode == 0, first.stderr
     for word in (
         "baseline TNMSE", "best TNMSE", "95 % interval", "improvement", "f_lst", "digits-de",

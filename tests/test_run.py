@@ -183,8 +183,10 @@ def test_a_study_that_grew_is_polished_again_within_its_total(
     assert phases(grown.study) == [
         *["sampled"] * 57, *[POLISH] * 3, *["sampled"] * 95, *[POLISH] * 5
     ]  # fmt: skip
-    best = min(grown.study.trials, key=lambda trial: trial.value)
-    assert best.number >= 155
+    values = [trial.value for trial in grown.study.trials]
+    # Which of the two polishings ends lower is a matter of the last digits.
+    assert min(values[155:]) == pytest.approx(min(values), abs=0.005)
+    assert min(values[155:]) < min(values[:57] + values[60:155])
     hardly = run_study(problem, n_trials=165, study_name="s", storage=url, **QUIET)
     assert phases(hardly.study)[160:] == ["sampled"] * 5
 

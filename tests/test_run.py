@@ -33,8 +33,9 @@ def phases(study) -> list[str]:
 
 
 def test_a_study_ends_with_a_scored_strategy_better_than_what_it_started_from(
-    problem: WeightProgrammingProblem,
+    problem: WeightProgrammingProblem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("wpo_optuna.rescoring._MOST_DRAWS", 400)
     result = run_study(problem, n_trials=140, storage="memory", **QUIET)
     assert len(result.study.trials) == 140
     assert phases(result.study) == ["sampled"] * 135 + [POLISH] * 5
@@ -46,7 +47,7 @@ def test_a_study_ends_with_a_scored_strategy_better_than_what_it_started_from(
     assert result.scores is not None
     for estimate in (result.tnmse, result.baseline):
         # A tile of 24 x 8 is so noisy that the most draws there are may be needed.
-        assert estimate.relative_width < RELATIVE_WIDTH or estimate.draws == 60
+        assert estimate.relative_width < RELATIVE_WIDTH or estimate.draws == 400
         assert estimate.low < estimate.mean < estimate.high
     finalists = result.scores.finalists
     lowest = min(finalists, key=lambda finalist: finalist.tnmse.mean).tnmse
@@ -54,10 +55,8 @@ def test_a_study_ends_with_a_scored_strategy_better_than_what_it_started_from(
     assert finalists[0].tnmse.mean <= lowest.mean + 3 * error
     winner = result.study.trials[result.scores.winning_trial]
     assert [list(curve) for curve in result.strategy.g_lst] == winner.user_attrs["g_lst"]
-    # The engine's mean and the tile's agree within what a small tile's expectation neglects, and
-    # four standard errors of the draws: a false alarm in 16 000 runs.
-    error = result.tnmse.standard_error / result.tnmse.mean
-    assert abs(result.scores.engine_bias) < 0.03 + 4 * error
+    # The engine's mean and the tile's agree within what a small tile's expectation neglects.
+    assert abs(result.scores.engine_bias) < 0.03
     assert result.success == (result.scores.improvement > problem.loss_margin)
 
 

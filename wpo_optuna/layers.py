@@ -58,11 +58,6 @@ class Layer:
     shape: tuple[int, ...]
     problem: Callable[[], WeightProgrammingProblem]
 
-    @property
-    def count(self) -> int:
-        """Number of weights."""
-        return int(np.prod(self.shape))
-
 
 @dataclass(frozen=True)
 class LayerResult:
@@ -112,9 +107,7 @@ class LayersResult:
         return {layer.name: layer.strategy for layer in self.layers}
 
     def means(self) -> dict[str, float]:
-        """Mean TNMSE over all weights under the baseline, the network-wide strategy, and those by
-        layer.
-        """
+        """Mean TNMSE over all weights: ``baseline``, ``network_wide`` and ``per_layer``."""
         counts = [layer.count for layer in self.layers]
         return {
             name: float(np.average([of(layer).mean for layer in self.layers], weights=counts))

@@ -17,9 +17,11 @@ from wpo_optuna.accuracy import (
 )
 from wpo_optuna.accuracy_tracking import record_or_warn
 from wpo_optuna.apply import layers_by_parameter
+from wpo_optuna.delivery.trial_runs import PARENT_TAG
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.evaluation_setup import NetworkSetup, set_up_network
 from wpo_optuna.layers import Layer, LayersResult, RunStudy, run_layers
+from wpo_optuna.output_directory import directory_of_study
 from wpo_optuna.problem_setup import ProblemSetup, make_problem
 from wpo_optuna.progress import Progress
 from wpo_optuna.rpu_configs import rpu_config
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
 
 LAYERS_FILE = "layers.csv"
 NETWORK_WIDE, PER_LAYER = "network-wide", "per layer"
-
-_PARENT_TAG = "mlflow.parentRunId"
 
 
 def run(
@@ -72,23 +72,23 @@ def run(
     )  # fmt: skip
     if result.interrupted:
         return result, ""
-    output = Path(settings.output) / study_name
+    output = directory_of_study(Path(settings.output), study_name)
     files = [result.write(output / LAYERS_FILE)]
     told = [result.table(), ""]
     zero = [weights.name for weights in setup.checkpoint.layers if weights.is_zero]
     if zero:
         told += [f"all weights are zero, so that any strategy will do: {', '.join(zero)}", ""]
-    if network is not None:
+    if network is None:
+        told += ["For the accuracy as well, run this again with --model and --data.", ""]
+    else:
         started_s = time.time()
         measured = _measure(settings, setup, network, result, places, Progress(not quiet))
-        files += _write(measured, output)
+        of_accuracy = _write(measured, output)
+        _record_accuracy(settings, result, measured, of_accuracy, network, started_s)
+        files += of_accuracy
         told += [measured.table(), ""]
     _hand_to_mlflow(settings, result, files)
-    if network is not None:
-        _record_accuracy(settings, result, measured, files[1:], network, started_s)
     told.append(f"tables           {output}")
-    if network is None:
-        told.append("For the accuracy as well, run this again with --model and --data.")
     return result, "\n".join(told)
 
 
@@ -187,7 +187,7 @@ def _record_accuracy(
     parameters = {name: getattr(settings, name) for name in names}
     parameters |= {"metric": network.metric_name, "rpu_config": network.hardware}
     tags = {f"version.{name}": version for name, version in versions().items()}
-    tags[_PARENT_TAG] = result.network.run_id
+    tags[PARENT_TAG] = result.network.run_id
     record_or_warn(
         measured,
         files,

@@ -28,7 +28,6 @@ SEED = "seed"
 ENGINE = "engine"
 BASELINE = "baseline"
 SELF_CHECK = "self_check"
-PARENT_STUDY = "parent_study"
 VERSIONS = "versions"
 
 _MOST_DIFFERENCES_TOLD = 4
@@ -72,10 +71,10 @@ def check_same_problem(
     told: list[str] = []
     if stored[FINGERPRINT] != problem.fingerprint:
         told = differences(stored[DESCRIPTION], problem.description)
-    # Of a problem with another seed this has been said.
-    same_seed = stored.get(SEED, seed) == seed or any(phrase.startswith("seed ") for phrase in told)
-    for name, value in ((SAMPLER, sampler), (SEED, stored.get(SEED) if same_seed else seed)):
-        if stored.get(name, value) != value:
+    for name, value in ((SAMPLER, sampler), (SEED, seed)):
+        # The problem has a seed, too, which is usually the same.
+        is_told = any(phrase.startswith(f"{name} was ") for phrase in told)
+        if stored.get(name, value) != value and not is_told:
             told.append(f"{name} was {stored[name]}, now {value}")
     if sampler_options is not None and SAMPLER_OPTIONS in stored:
         told += _changed_options(stored[SAMPLER_OPTIONS], storable_options(sampler_options))

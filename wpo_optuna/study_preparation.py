@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from wpo_optuna import study_identity as identity
+from wpo_optuna.delivery.description import PARENT_STUDY
 from wpo_optuna.engine_choice import choose_engine
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.objective import HypercubeObjective
@@ -54,7 +55,7 @@ def prepare(
             identity.BASELINE: objective.baseline,
         }
         if plan.parent_study is not None:
-            attributes[identity.PARENT_STUDY] = plan.parent_study
+            attributes[PARENT_STUDY] = plan.parent_study
         study = identity.create_study(storage, study_name, problem, attributes)
         # Another process may have begun the same study meanwhile: what it wrote is everybody's.
         _check_same_problem(study, problem, plan)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from wpo_optuna.finalists import Finalist, Scores
+from wpo_optuna.invocation import program_here
 from wpo_optuna.rescoring import Estimate
 from wpo_optuna.settings import Settings
 from wpo_optuna.strategy import ProgrammingStrategy
@@ -20,18 +23,39 @@ NARROW = Estimate(0.1, 0.0998, 0.1002, 24)
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ([], "study --n-trials 80"),
-        (["--sampler", "de", "--n-trials", "40"], "study --sampler de --n-trials 80"),
-        (["--n-trials=40", "--nbins", "5"], "study --nbins 5 --n-trials 80"),
-        (["--maxiter", "3", "--popsize", "2"], "study --popsize 2 --n-trials 80"),
-        (["--stop-at-margin", "--seed", "3"], "study --seed 3 --n-trials 80"),
-        (["--study-name", "two words"], "study --study-name 'two words' --n-trials 80"),
+        ([], "--n-trials 80"),
+        (["--sampler", "de", "--n-trials", "40"], "--sampler de --n-trials 80"),
+        (["--n-trials=40", "--nbins", "5"], "--nbins 5 --n-trials 80"),
+        (["--maxiter", "3", "--popsize", "2"], "--popsize 2 --n-trials 80"),
+        (["--stop-at-margin", "--seed", "3"], "--seed 3 --n-trials 80"),
+        (["--study-name", "two words"], "--study-name 'two words' --n-trials 80"),
     ],
 )
 def test_the_command_to_go_on_keeps_everything_but_what_ended_the_study(
     given: list[str], expected: str
 ) -> None:
-    assert resume_command("study", given, 80) == expected
+    assert resume_command("study", given, 80) == f"{program_here('python')} -m study {expected}"
+
+
+def test_programs_are_called_by_name_where_the_shell_finds_them_and_by_path_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    binaries = tmp_path / "my venv" / "bin"
+    binaries.mkdir(parents=True)
+    for name in ("python", "mlflow"):
+        (binaries / name).write_text("#!/bin/sh\n")
+        (binaries / name).chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(binaries / "python"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert program_here("mlflow") == "my venv/bin/mlflow"
+    assert resume_command("study", [], 8) == "'my venv/bin/python' -m study --n-trials 8"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert program_here("mlflow") == str(binaries / "mlflow")
+    monkeypatch.setenv("PATH", f"{binaries}:/usr/bin")
+    assert program_here("mlflow") == "mlflow"
+    assert program_here("not-installed") == "not-installed"
 
 
 def text_of(settings: Settings, scores: Scores, n_trials: int = 40, **changes: Any) -> str:

@@ -12,7 +12,8 @@ from wpo_optuna.command_line import INTERRUPTED, run_command
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.settings import Settings, add_settings, read_settings
 
-PROGRAM = "python -m wpo_optuna.study"
+MODULE = "wpo_optuna.study"
+PROGRAM = f"python -m {MODULE}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -116,11 +117,11 @@ def _run(settings: Settings, given: Sequence[str], quiet: bool) -> int:
     except KeyboardInterrupt:
         is_interrupted = True
     if is_interrupted:
-        print(study_text.interruption(study_text.resume_command(PROGRAM, given, n_trials)))
+        print(study_text.interruption(study_text.resume_command(MODULE, given, n_trials)))
         return INTERRUPTED
     assert result.scores is not None
     larger = 2 * max(n_trials, result.scores.n_trials)
-    resume = study_text.resume_command(PROGRAM, given, larger)
+    resume = study_text.resume_command(MODULE, given, larger)
     print(study_text.describe(settings, result, n_trials, resume))
     if comparison is not None:
         print(f"\n{comparison}")

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from wpo_optuna.invocation import program_here
 from wpo_optuna.rescoring import RELATIVE_WIDTH
 from wpo_optuna.storage import masked_url
 from wpo_optuna.tracking import page_of_experiment
@@ -62,8 +63,14 @@ def interruption(resume: str) -> str:
     return f"\nInterrupted; what was finished is saved. To go on:\n  {resume}"
 
 
-def resume_command(program: str, given: Sequence[str], n_trials: int) -> str:
-    """The command that goes on: the same one, with this total and without what stopped it."""
+def resume_command(module: str, given: Sequence[str], n_trials: int) -> str:
+    """The command that goes on: the same one, with this total and without what stopped it.
+
+    Args:
+        module: what Python runs.
+        given: the words of the command after it.
+        n_trials: the total.
+    """
     kept, skip = [], False
     for word in given:
         flag, equals, _ = word.partition("=")
@@ -73,7 +80,7 @@ def resume_command(program: str, given: Sequence[str], n_trials: int) -> str:
             skip = _DROPPED[flag] and not equals
         else:
             kept.append(word)
-    return shlex.join([*program.split(), *kept, "--n-trials", str(n_trials)])
+    return shlex.join([program_here("python"), "-m", module, *kept, "--n-trials", str(n_trials)])
 
 
 def _remarks(settings: Settings, scores: Scores, n_trials: int) -> list[str]:
@@ -107,7 +114,7 @@ def _look_lines(settings: Settings, result: StudyResult) -> list[str]:
         page = page_of_experiment(server, result.experiment_id)
     if is_server:
         return ["To look at it, open:", f"  {page}"]
-    command = "mlflow ui"
+    command = f"{shlex.quote(program_here('mlflow'))} ui"
     if uri is not None:
         command += f" --backend-store-uri {shlex.quote(masked_url(uri))}"
     return ["To look at it, run:", f"  {command}", "and open:", f"  {page}"]

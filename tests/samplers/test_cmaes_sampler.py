@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ from compared_samplers import (
     with_infinities,
 )
 from optuna.samplers import CmaEsSampler
-from optuna.trial import TrialState, create_trial
+from optuna.storages import InMemoryStorage
+from optuna.trial import Trial, TrialState, create_trial
 
 from wpo_optuna.samplers.cmaes_sampler import CachingCmaEsSampler
 from wpo_optuna.sqlite import SQLiteStorage
@@ -267,3 +270,43 @@ def test_threads_share_a_sampler(tmp_path: Path) -> None:
     study.optimize(lambda trial: trial.suggest_float("x", -1, 1) ** 2, n_trials=60, n_jobs=4)
     assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
     assert study.best_value < 0.05
+
+
+class Halting(InMemoryStorage):
+    """Stops halfway through the first state that is stored, until it may go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_halfway, self.may_go_on = threading.Event(), threading.Event()
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        super().set_trial_system_attr(trial_id, key, value)
+        if key == "cma:optimizer:0" and not self.is_halfway.is_set():
+            self.is_halfway.set()
+            assert self.may_go_on.wait(timeout=60)
+
+
+def test_no_thread_restores_a_state_that_another_has_stored_by_half() -> None:
+    storage = Halting()
+    study = optuna.create_study(storage=storage, sampler=makers()[1](1))
+
+    def ask_and_tell() -> Trial:
+        trial = study.ask(CONTINUOUS)
+        study.tell(trial, sphere(storage.get_trial(trial._trial_id)))
+        return trial
+
+    for _ in range(1 + POPSIZE):
+        ask_and_tell()
+    with ThreadPoolExecutor() as threads:
+        slow = threads.submit(ask_and_tell)
+        assert storage.is_halfway.wait(timeout=60)
+        try:
+            meanwhile = [ask_and_tell() for _ in range(3)]
+        finally:
+            storage.may_go_on.set()
+        assert slow.result(timeout=60).number < meanwhile[0].number
+    for _ in range(2 * POPSIZE):
+        ask_and_tell()
+    generations = [trial.system_attrs.get("cma:generation") for trial in study.trials]
+    assert generations[1 + POPSIZE :][:POPSIZE] == [1] * POPSIZE
+    assert generations[-1] == 3

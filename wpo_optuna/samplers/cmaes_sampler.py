@@ -7,7 +7,7 @@ import threading
 from bisect import insort
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import cmaes
@@ -114,6 +114,7 @@ class CachingCmaEsSampler(CmaEsSampler):
         if optimizer.dim != len(trans.bounds):
             return None
         attributes: dict[str, Any] = {}
+        updated: _Updated | None = None
         solutions = self._history.solutions[optimizer.generation][: optimizer.population_size]
         if len(solutions) == optimizer.population_size:
             source = None if restored is None else restored.holder
@@ -123,22 +124,23 @@ class CachingCmaEsSampler(CmaEsSampler):
                 told = optimizer if restored is None else pickle.loads(restored.state)
                 told.tell([_solution(trials[n], told, trans, direction) for n in solutions])
                 stored = self._split_optimizer_str(pickle.dumps(told).hex())
-                self._updated = _Updated(basis, told, trial.number, stored)
-            optimizer = self._updated.optimizer
-            attributes = self._attributes_of(self._updated, trial)
+                self._updated = _Updated(basis, told, stored)
+            updated = self._updated
+            optimizer = updated.optimizer
+            attributes = self._attributes_of(updated, trial)
         optimizer._rng.seed(self._cma_rng.rng.randint(1, 2**16) + trial.number)
         point = optimizer.ask()
         if isinstance(optimizer, cmaes.CMAwM):
             point, x_for_tell = point
             attributes["x_for_tell"] = x_for_tell.tolist()
         attributes[self._attr_key_generation] = optimizer.generation
-        return _Proposal(trans.untransform(point), attributes)
+        return _Proposal(trans.untransform(point), attributes, updated)
 
     def _attributes_of(self, updated: _Updated, trial: FrozenTrial) -> dict[str, Any]:
         """What a trial that needs an update keeps of it."""
         # A trial that repeats a failed one has got its attributes: they must not outlive.
         is_repeated = self._history.optimizer_key in trial.system_attrs
-        if updated.holder == trial.number or is_repeated:
+        if updated.holder in (None, trial.number) or is_repeated:
             return dict(updated.stored)
         return {self._history.holder_key: updated.holder}
 
@@ -169,14 +171,20 @@ class CachingCmaEsSampler(CmaEsSampler):
                 # No other trial may rely on a state that was perhaps not stored.
                 self._updated = None
             raise
+        with self._lock:
+            updated = self._updated
+            # Only now may trials of other threads name this one: a part of a state is no state.
+            if updated is not None and updated is proposal.updated and updated.holder is None:
+                self._updated = replace(updated, holder=trial.number)
 
 
 @dataclass(frozen=True)
 class _Proposal:
-    """A point, and the system attributes to be kept with it."""
+    """A point, the system attributes to be kept with it, and the update it was sampled after."""
 
     params: dict[str, Any]
     attributes: dict[str, Any]
+    updated: _Updated | None
 
 
 @dataclass(frozen=True)
@@ -212,14 +220,15 @@ class _Updated:
     Attributes:
         basis: what it follows from.
         optimizer: ready to be asked.
-        holder: number of the trial that was the first to need it, and holds it.
         stored: the system attributes that hold it.
+        holder: number of the trial that was the first to have stored it; None as long as there is
+            none.
     """
 
     basis: _Basis
     optimizer: Optimizer
-    holder: int
     stored: dict[str, str]
+    holder: int | None = None
 
 
 class _History:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +68,37 @@ def test_without_a_folder_to_keep_it_in_code_is_compiled_all_the_same(
     assert hasattr(doubled, "py_func")
 
 
-def test_every_compiled_function_has_the_stamp() -> None:
+def test_every_compiled_function_has_the_stamp_and_goes_into_its_callers() -> None:
     compiled = [
         value for module in MODULES for value in vars(module).values() if hasattr(value, "py_func")
     ]
     assert len(compiled) > 30
     for function in compiled:
         assert function._cache._cache_file._source_stamp == hash_of_sources(SOURCES)
+        assert function.targetoptions["forceinline"]
+
+
+GRADIENTS = """
+import numpy as np
+from small_problems import small_problem
+from wpo_optuna.loss import make_engine
+engine = make_engine("expected", small_problem())
+x = np.random.default_rng(0).random((100, engine.problem.hypercube.dimension))
+print(engine.tnmse(x).tobytes().hex(), engine.value_and_grad(x)[1].tobytes().hex())
+"""
+
+
+@pytest.mark.slow
+def test_code_read_from_disk_gives_the_values_of_the_process_that_compiled_it(
+    tmp_path: Path,
+) -> None:
+    def values_of_a_process() -> str:
+        return subprocess.check_output(
+            [sys.executable, "-W", "ignore", "-c", GRADIENTS],
+            env={"PYTHONPATH": ":".join(sys.path), "NUMBA_CACHE_DIR": str(tmp_path)},
+            text=True,
+        )
+
+    compiling = values_of_a_process()
+    assert any(tmp_path.rglob("*.nbc"))
+    assert values_of_a_process() == compiling

@@ -15,31 +15,26 @@ from numba import njit
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-# Sums may be reordered, so that they use vector registers; NaN and infinity keep their meaning,
-# since an undefined loss must come out as NaN.
 _OPTIONS: dict[str, Any] = {
     "nogil": True,
     "error_model": "numpy",
+    # Sums may be reordered, so that they use vector registers; NaN and infinity keep their meaning,
+    # since an undefined loss must come out as NaN.
     "fastmath": {"reassoc", "contract", "arcp", "nsz"},
+    # Some functions are called thousands of times. And a call that stays one leads to the function
+    # as compiled for itself in the process that compiles, and to its copy in the caller in those
+    # that read the code from disk; the two reorder sums differently.
+    "forceinline": True,
 }
 
 
 def compiled(function: _Function) -> _Function:
-    """Compiles a function on first use."""
-    return _compiled(function, _OPTIONS)
-
-
-def compiled_inline(function: _Function) -> _Function:
-    """Compiles a function into those that call it, for what is called thousands of times."""
-    return _compiled(function, _OPTIONS | {"forceinline": True})
-
-
-def _compiled(function: _Function, options: dict[str, Any]) -> Any:
+    """Compiles a function on first use, into those that call it."""
     try:
-        dispatcher = njit(**options, cache=True)(function)
+        dispatcher: Any = njit(**_OPTIONS, cache=True)(function)
     # numba finds no folder to write to: every process compiles for itself.
     except RuntimeError:
-        return njit(**options)(function)
+        return njit(**_OPTIONS)(function)
     # Without compilation (NUMBA_DISABLE_JIT) it stays the function it was.
     if hasattr(dispatcher, "_cache"):
         # What numba compares to tell whether a cached function is up to date.

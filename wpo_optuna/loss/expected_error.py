@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from wpo_optuna.loss.compiled import compiled, compiled_inline
+from wpo_optuna.loss.compiled import compiled
 from wpo_optuna.loss.expected_readout import read
 from wpo_optuna.loss.expected_tables import ExpectedTables, Places, ReadoutTables
 from wpo_optuna.loss.expected_torch import SMALLEST_READOUT
@@ -64,7 +64,7 @@ def mean_square_programmed(shares: FloatArray, programmed: Programmed) -> float:
     return np.sum(shares * (programmed.mean**2 + programmed.variance))
 
 
-@compiled_inline
+@compiled
 def added_variance(mean_square: float, readout: ReadoutTables) -> float:
     """Variance that input noise adds to each output."""
     return readout.variance_per_square * mean_square + readout.added_variance

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wpo_optuna.loss import expected_kernel as forward
-from wpo_optuna.loss.compiled import compiled, compiled_inline
+from wpo_optuna.loss.compiled import compiled
 from wpo_optuna.loss.expected_error import mean_squared_error
 from wpo_optuna.loss.expected_error_gradient import differentiate_mean_squared_error
 from wpo_optuna.loss.expected_kernel import Drifting, Programmed, Work
@@ -236,7 +236,7 @@ def _mix(
     return in_deviation
 
 
-@compiled_inline
+@compiled
 def _given_programmed(
     d: int,
     a: FloatArray,

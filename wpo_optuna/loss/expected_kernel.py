@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import log_ndtr
 from scipy.stats import norm
 
-from wpo_optuna.loss.compiled import compiled, compiled_inline
+from wpo_optuna.loss.compiled import compiled
 from wpo_optuna.loss.expected_error import mean_squared_error
 from wpo_optuna.loss.expected_tables import (
     DeviceTables,
@@ -176,7 +176,7 @@ def program(
         programmed.variance[q] = variance * scale**2
 
 
-@compiled_inline
+@compiled
 def locate(g: float, grid: FloatArray) -> tuple[int, float]:
     """Cell of the grid of conductances, and place in it from 0 to 1."""
     n_cells = len(grid) - 1
@@ -225,7 +225,7 @@ def log_probability_within(x: float, counts: FloatArray, extremes: Programmed) -
     return logarithm
 
 
-@compiled_inline
+@compiled
 def tabulated_log_ndtr(z: float) -> tuple[float, float]:
     """log Φ(z) and its derivative, by cubic interpolation."""
     if z >= _Z_HIGH:
@@ -268,7 +268,7 @@ def moments_in_time(
         _mix(deviation, programming, work.given[q], work.moments[q])
 
 
-@compiled_inline
+@compiled
 def factors_of_targets(
     targets: FloatArray, table: FloatArray, grid: FloatArray, drifting: Drifting
 ) -> None:
@@ -281,7 +281,7 @@ def factors_of_targets(
                 by_target[d, t, r] = table[i, t, r] * (1 - y) + table[i + 1, t, r] * y
 
 
-@compiled_inline
+@compiled
 def knot_place(relative: float, n_knots: int) -> tuple[int, float]:
     """Knot on the left of a weight relative to the span, and place between it and the next."""
     position = min(max((relative + 1) * ((n_knots - 1) * 0.5), 0.0), n_knots - 1.0)
@@ -289,7 +289,7 @@ def knot_place(relative: float, n_knots: int) -> tuple[int, float]:
     return k, position - k
 
 
-@compiled_inline
+@compiled
 def _given_programmed(
     a: FloatArray, scale: float, present: FloatArray, drifting: Drifting, given: FloatArray
 ) -> None:
@@ -307,7 +307,7 @@ def _given_programmed(
         given[t, 0], given[t, 1], given[t, 2], given[t, 3] = c1, c2, 2 * c3, 6 * c4
 
 
-@compiled_inline
+@compiled
 def device_moments(d: int, t: int, present: FloatArray, drifting: Drifting) -> tuple[float, float]:
     """Mean, and relative second moment less 1, of a device's conductance at a time."""
     i, y, target = drifting.cells[d], drifting.places[d], drifting.by_target
@@ -324,7 +324,7 @@ def device_moments(d: int, t: int, present: FloatArray, drifting: Drifting) -> t
     return mean, second - 1
 
 
-@compiled_inline
+@compiled
 def _mix(deviation: float, programming: Rule, given: FloatArray, moments: FloatArray) -> None:
     """Moments (T, 5) from the cumulants (H, T, 4) given the programmed weight."""
     for t in range(given.shape[1]):

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from wpo_optuna.loss.compiled import compiled, compiled_inline
+from wpo_optuna.loss.compiled import compiled
 from wpo_optuna.loss.expected_tables import ReadoutTables
 from wpo_optuna.loss.expected_torch import SMALLEST_RELATIVE_CUMULANT, SMALLEST_VARIANCE
 from wpo_optuna.loss.gamma_excess import (
@@ -24,7 +24,7 @@ from wpo_optuna.loss.gamma_excess import (
 FloatArray = NDArray[np.float64]
 
 
-@compiled_inline
+@compiled
 def read(
     mean: float, variance: float, third: float, fourth: float, readout: ReadoutTables
 ) -> tuple[float, float, float]:
@@ -58,7 +58,7 @@ def slope_of(mean: float, variance: float, readout: ReadoutTables) -> float:
     return bilinear(readout.values, i, j, x, y, 1)
 
 
-@compiled_inline
+@compiled
 def beyond_table(mean: float, variance: float, readout: ReadoutTables) -> tuple[float, float]:
     """How many times larger a weight is than what is tabulated, and its inverse.
 
@@ -71,7 +71,7 @@ def beyond_table(mean: float, variance: float, readout: ReadoutTables) -> tuple[
     return size, 1 / size
 
 
-@compiled_inline
+@compiled
 def place_of(mean: float, variance: float, readout: ReadoutTables) -> tuple[int, int, float, float]:
     """Cell of the table for mean and variance, and place in it."""
     n_rows, n_columns = readout.values.shape[0] - 1, readout.values.shape[1] - 1
@@ -83,13 +83,13 @@ def place_of(mean: float, variance: float, readout: ReadoutTables) -> tuple[int,
     return i, j, position - i, (fourth_power - float(j) ** 4) / _cell_height(j)
 
 
-@compiled_inline
+@compiled
 def _cell_height(j: int) -> float:
     """Difference of the fourth powers of j and j + 1."""
     return 4.0 * j**3 + 6.0 * j**2 + 4.0 * j + 1.0
 
 
-@compiled_inline
+@compiled
 def bilinear(table: FloatArray, i: int, j: int, x: float, y: float, channel: int) -> float:
     """Interpolates one channel of a table."""
     below = table[i, j, channel] * (1 - x) + table[i + 1, j, channel] * x
@@ -97,7 +97,7 @@ def bilinear(table: FloatArray, i: int, j: int, x: float, y: float, channel: int
     return below * (1 - y) + above * y
 
 
-@compiled_inline
+@compiled
 def shape_of(
     mean: float, variance: float, third: float, fourth: float
 ) -> tuple[float, float, float]:
@@ -107,7 +107,7 @@ def shape_of(
     return abs(mean) / deviation, min(max(asymmetry, -1.0), 1.0), width / variance
 
 
-@compiled_inline
+@compiled
 def excess(
     z: float, asymmetry: float, scale: float, table: FloatArray
 ) -> tuple[float, float, float, float]:
@@ -204,7 +204,7 @@ def read_adjoint(
     return in_mean, in_variance, in_third, in_fourth
 
 
-@compiled_inline
+@compiled
 def _gradient_in_cell(
     table: FloatArray,
     i: int,

@@ -7,10 +7,12 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +45,8 @@ def small():
 """
 SMALL = ("--rpu-config", "hardware.py:small", "--test-out-features", "8", "--t-steps", "1s,1h")
 QUICK = (*SMALL, "--no-self-check", "--finalists", "2", "--seed", "3", "--no-report")
+# Of two equal finalists the other one wins once in 400 times, because the tile's noise has no seed.
+REPEATABLE = (*QUICK, "--finalists", "1")
 
 
 @pytest.fixture
@@ -96,7 +100,7 @@ class FinishedStudy:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
     directory, results = tmp_path_factory.mktemp("study"), tmp_path_factory.mktemp("results")
     (directory / "hardware.py").write_text(HARDWARE)
-    first = study(directory, *QUICK, "--n-trials", "120", "--report")
+    first = study(directory, *REPEATABLE, "--n-trials", "120", "--report")
     assert first.returncode == 0, first.stderr
     assert "\r" not in first.stderr, "a progress bar where stderr is no terminal"
     shutil.copytree(directory / "wpo_results" / "digits-de", results, dirs_exist_ok=True)
@@ -131,10 +135,10 @@ def test_a_study_runs_is_recorded_everywhere_and_resumes_with_the_same_command(
     figures = {a.path for a in client.list_artifacts(parent.info.run_id, "figures")}
     assert {figure.rpartition(".")[2] for figure in figures} == {"png", "svg"}
 
-    again = study(directory, *QUICK, "--n-trials", "120")
+    again = study(directory, *REPEATABLE, "--n-trials", "120")
     assert again.returncode == 0, again.stderr
     assert "0 of them new" in again.stdout
-    more = study(directory, *QUICK, "--n-trials", "150")
+    more = study(directory, *REPEATABLE, "--n-trials", "150")
     assert more.returncode == 0, more.stderr
     assert "30 of them new" in more.stdout
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
@@ -327,13 +331,19 @@ def _n_complete(url: str) -> int:
 def test_a_study_of_another_problem_is_refused_and_the_difference_is_told(
     finished: FinishedStudy,
 ) -> None:
-    before = (finished.directory / "wpo.db").read_bytes()
+    before = content(finished.directory / "wpo.db")
     refused = study(finished.directory, *QUICK, "--n-trials", "200", "--nbins", "5")
     assert refused.returncode == 1
     assert refused.stderr.count("\n") == 1
     assert "nbins was 6" in refused.stderr
     assert "now 5" in refused.stderr
-    assert (finished.directory / "wpo.db").read_bytes() == before
+    assert content(finished.directory / "wpo.db") == before
+
+
+def content(database: Path) -> list[str]:
+    """All of a database in SQL; its file may change when SQLite takes its log into it."""
+    with closing(sqlite3.connect(database)) as connection:
+        return list(connection.iterdump())
 
 
 @pytest.mark.parametrize(

@@ -55,8 +55,10 @@ def test_a_study_ends_with_a_scored_strategy_better_than_what_it_started_from(
     assert finalists[0].tnmse.mean <= lowest.mean + 3 * error
     winner = result.study.trials[result.scores.winning_trial]
     assert [list(curve) for curve in result.strategy.g_lst] == winner.user_attrs["g_lst"]
-    # The engine's mean and the tile's agree within what a small tile's expectation neglects.
-    assert abs(result.scores.engine_bias) < 0.03
+    # Four and a half standard errors (1.1 % each, as draws of so small a tile scatter by 22 %)
+    # beyond a per cent: a false alarm once in 10^5 runs.
+    error = result.tnmse.standard_error / result.tnmse.mean
+    assert abs(result.scores.engine_bias) < 0.01 + 4.5 * error < 0.08
     assert result.success == (result.scores.improvement > problem.loss_margin)
 
 

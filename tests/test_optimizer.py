@@ -227,9 +227,9 @@ def test_the_baseline_given_is_measured_not_the_noise_models_own_converter() -> 
     ours = _optimizer(rpu_config=hardware, baseline_iterations=40)
     engine = ReferenceEngine(ours.problem)
     dual, lone = (engine.tnmse_of(c, repeats=40, seed=3).mean() for c in (BASELINE, single))
-    # Two pairs are far better than one; a mean of 40 draws has a standard error of 1 to 2 %.
-    assert dual < 0.8 * lone
-    assert ours.get_loss_baseline() == pytest.approx(dual, rel=0.1)
+    # Two pairs have half the error of one; the ratio of two means of 40 draws scatters by 4 %.
+    assert dual < 0.7 * lone
+    assert ours.get_loss_baseline() == pytest.approx(dual, rel=0.3)
 
 
 @pytest.mark.usefixtures("rough_scores")

@@ -143,27 +143,30 @@ def _fresh_scores(runs: dict[str, Example33], repeats: int) -> dict[str, float]:
 
 
 @pytest.mark.usefixtures("rough_scores")
-def test_example_33_runs_with_either_import_and_this_one_is_better_and_faster() -> None:
+def test_example_33_runs_with_either_import_and_this_one_is_better_and_faster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     small = {"nbins": 4, "test_out_features": 8, "loss_margin": 0.05}
     ours = partial(_example_33, WeightProgrammingOptimizer, small_rpu_config, engine="expected")
-    ours(n_trials=100, **small)  # compiles the engine, once for each installation
-    # 8 generations of 70 evaluations each against as many trials, in one process each.
+    with monkeypatch.context() as patch:
+        # So few rows scatter by 30 % from draw to draw: means of 400 have standard errors of 1.5 %.
+        patch.setattr(rescoring, "_FIRST_DRAWS", 400)
+        believed = ours(n_trials=100, **small)  # compiles the engine, once for each installation
+    # 6 generations of 70 evaluations each against as many trials, in one process each.
     runs = {
         "reference": _example_33(
-            Reference, small_rpu_config, callback=_go_on, popsize=5, maxiter=7, workers=1,
+            Reference, small_rpu_config, callback=_go_on, popsize=5, maxiter=5, workers=1,
             polish=False, baseline_iterations=1, **small,
         ),
-        "ours": ours(n_trials=560, **small),
+        "ours": ours(n_trials=420, **small),
     }  # fmt: skip
     assert runs["ours"].cpu_s < runs["reference"].cpu_s
-    # So few rows scatter by 30 % from draw to draw: means of 400 have standard errors of 1.5 %.
-    # In 32 runs the reference, which is unseeded, ended between 0.076 and 0.145, this one between
+    # In 20 runs the reference, which is unseeded, ended between 0.082 and 0.145, this one between
     # 0.053 and 0.057.
-    tnmse = _fresh_scores(runs, repeats=400)
-    assert tnmse["ours"] < tnmse["reference"]
-    assert runs["ours"].optimizer.best_loss == runs["ours"].optimizer.result.tnmse.mean
-    # Rough scores are means of 24 draws, with standard errors of 6 %: a false alarm in 10^5 runs.
-    assert runs["ours"].optimizer.best_loss == pytest.approx(tnmse["ours"], rel=0.3)
+    tnmse = _fresh_scores(runs | {"believed": believed}, repeats=400)
+    assert tnmse["ours"] < 0.9 * tnmse["reference"]
+    # 10 % are nearly five standard errors of the difference.
+    assert believed.optimizer.best_loss == pytest.approx(tnmse["believed"], rel=0.1)
     assert isinstance(runs["ours"].success, bool)
 
 
@@ -224,12 +227,12 @@ def test_every_option_of_the_reference_is_an_option_here() -> None:
 def test_the_baseline_given_is_measured_not_the_noise_models_own_converter() -> None:
     single = SinglePairConductanceConverter(g_min=0.0, g_max=25.0)
     hardware = small_rpu_config(PCMLikeNoiseModel(g_converter=single))
-    ours = _optimizer(rpu_config=hardware, baseline_iterations=40)
+    ours = _optimizer(rpu_config=hardware, baseline_iterations=200)
     engine = ReferenceEngine(ours.problem)
-    dual, lone = (engine.tnmse_of(c, repeats=40, seed=3).mean() for c in (BASELINE, single))
-    # Two pairs have half the error of one; the ratio of two means of 40 draws scatters by 4 %.
+    dual, lone = (engine.tnmse_of(c, repeats=200, seed=3).mean() for c in (BASELINE, single))
+    # Two pairs are far better than one; the ratio of two means of 200 draws scatters by 1.6 %.
     assert dual < 0.7 * lone
-    assert ours.get_loss_baseline() == pytest.approx(dual, rel=0.3)
+    assert ours.get_loss_baseline() == pytest.approx(dual, rel=0.1)
 
 
 @pytest.mark.usefixtures("rough_scores")

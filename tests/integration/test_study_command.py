@@ -252,10 +252,11 @@ def test_what_a_study_writes_is_what_mlruns_gitignore_lists(
     finished: FinishedStudy, tmp_path: Path
 ) -> None:
     ignored = ROOT / "mlruns.gitignore"
-    (tmp_path / "excluded").write_text(ignored.read_text() + "hardware.py\n__pycache__/\n")
-    git = ["git", "-c", f"core.excludesFile={tmp_path / 'excluded'}"]
+    git = ["git", "-c", f"core.excludesFile={ignored}"]
     git += [f"--git-dir={tmp_path / 'repository'}", f"--work-tree={finished.directory}"]
     subprocess.run([*git, "init", "-q"], check=True)
+    (tmp_path / "repository" / "info").mkdir(exist_ok=True)
+    (tmp_path / "repository" / "info" / "exclude").write_text("hardware.py\n__pycache__/\n")
     assert {"wpo.db", "mlflow.db", "wpo_results"} <= set(written(finished.directory))
     status = subprocess.run(
         [*git, "status", "--porcelain"],

@@ -38,7 +38,7 @@ from experiments.reference_problem import reference_problem
 from wpo_optuna.loss import ENGINE_NAMES, LossEngine, make_engine
 from wpo_optuna.loss.expected import ExpectedEngine
 from wpo_optuna.loss.gradient_search import multi_start
-from wpo_optuna.problem import WeightProgrammingProblem
+from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 
 FloatArray = NDArray[np.float64]
 

@@ -30,8 +30,8 @@ from experiments.benchmark_de_sampler import (
     study_with_history,
     value,
 )
-from wpo_optuna.optimize import GenerationalSampler
 from wpo_optuna.samplers import SAMPLER_NAMES, make_sampler
+from wpo_optuna.study.optimize import GenerationalSampler
 
 _SEED = 1
 # CMA-ES's batch is its population in 20 dimensions.

@@ -33,9 +33,9 @@ from optuna.trial import TrialState
 from experiments.reference_problem import reference_problem
 from wpo_optuna import DESampler, run_study
 from wpo_optuna.loss.expected import ExpectedEngine
-from wpo_optuna.problem import WeightProgrammingProblem
+from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 from wpo_optuna.sqlite import SQLiteStorage
-from wpo_optuna.tracking import MlflowTracker
+from wpo_optuna.track.tracker import MlflowTracker
 
 SECTIONS = {
     "sampling": (

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 from experiments.reference_problem import reference_problem
 from wpo_optuna import run_study
-from wpo_optuna.problem_setup import set_up_problem
-from wpo_optuna.settings import Settings
-from wpo_optuna.study_result import StudyResult
+from wpo_optuna.study.problem_setup import set_up_problem
+from wpo_optuna.study.settings import Settings
+from wpo_optuna.study.study_result import StudyResult
 
 SAMPLERS = ("de", "cmaes", "tpe", "qmc", "random")
 

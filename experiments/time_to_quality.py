@@ -33,8 +33,8 @@ from experiments.reference_problem import reference_problem
 from wpo_optuna import run_study
 from wpo_optuna.loss.expected import ExpectedEngine
 from wpo_optuna.loss.reference import ReferenceEngine
-from wpo_optuna.problem import WeightProgrammingProblem
-from wpo_optuna.rescoring import score
+from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
+from wpo_optuna.study.estimate import score
 
 REPORTED_BASELINE = 0.1524
 LEVELS = (0.125, 0.25, 0.5, 0.6)

@@ -1,6 +1,6 @@
 """Train the example network: a perceptron that reads scikit-learn's handwritten digits.
 
-``python -m experiments.train_digits`` writes ``wpo_optuna/data/digits_mlp.safetensors``, the
+``python -m experiments.train_digits`` writes ``wpo_optuna/network/data/digits_mlp.safetensors``, the
 weights that ship with the package. The digits (1797 images of 8 x 8 pixels) come with
 scikit-learn, so nothing is downloaded, and the seed is fixed, so that everyone gets the same
 network.
@@ -21,7 +21,9 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
-WEIGHTS_FILE = Path(__file__).parents[1] / "wpo_optuna" / "data" / "digits_mlp.safetensors"
+WEIGHTS_FILE = (
+    Path(__file__).parents[1] / "wpo_optuna" / "network" / "data" / "digits_mlp.safetensors"
+)
 
 # Narrow towards the end: with few neurons, errors of the weights do not average out, and the
 # example shows what the programming of the weights is worth.

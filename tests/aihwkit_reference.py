@@ -15,7 +15,7 @@ from aihwkit.inference.converter import wpo
 from numpy.typing import NDArray
 
 from wpo_optuna.hypercube import Hypercube
-from wpo_optuna.problem import WeightProgrammingProblem
+from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 
 
 def hypercube_dictionary(hypercube: Hypercube) -> dict[str, Any]:

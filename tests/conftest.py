@@ -9,7 +9,7 @@ import torch
 from hypothesis import settings
 from small_problems import small_problem
 
-from wpo_optuna.problem import WeightProgrammingProblem
+from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 
 # The tests' tensors are small: threads would only contend with each other.
 torch.set_num_threads(1)
@@ -29,4 +29,4 @@ def problem() -> WeightProgrammingProblem:
 @pytest.fixture
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores stop after 60 draws: small tiles scatter so much that they would need thousands."""
-    monkeypatch.setattr("wpo_optuna.rescoring._MOST_DRAWS", 60)
+    monkeypatch.setattr("wpo_optuna.study.estimate._MOST_DRAWS", 60)

@@ -12,16 +12,16 @@ import numpy as np
 import optuna
 from small_problems import small_problem
 
-from wpo_optuna import study_identity as identity
-from wpo_optuna.finalists import SCORES, Finalist, Scores, strategy_of
 from wpo_optuna.loss.monte_carlo import MonteCarloEngine
 from wpo_optuna.loss.reference import ReferenceEngine
-from wpo_optuna.objective import HypercubeObjective
-from wpo_optuna.optimize import optimize
-from wpo_optuna.problem import WeightProgrammingProblem
-from wpo_optuna.reporting.measurements import keep_measurements
-from wpo_optuna.rescoring import Estimate
+from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
+from wpo_optuna.report.reporting.measurements import keep_measurements
 from wpo_optuna.storage import open_storage
+from wpo_optuna.study import study_identity as identity
+from wpo_optuna.study.estimate import Estimate
+from wpo_optuna.study.objective import HypercubeObjective
+from wpo_optuna.study.optimize import optimize
+from wpo_optuna.study.scoring import SCORES, Finalist, Scores, strategy_of
 
 FINISHED, ALSO_FINISHED, UNFINISHED, EMPTY = "digits-random", "digits-2", "cut off", "empty"
 N_TRIALS = 60

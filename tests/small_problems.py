@@ -16,7 +16,7 @@ from aihwkit.simulator.configs import InferenceRPUConfig
 from aihwkit.simulator.parameters import IOParameters, MappingParameter
 from torch import Tensor
 
-from wpo_optuna.problem import WeightProgrammingProblem
+from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 
 ROWS, COLUMNS = 24, 8
 _GLOBAL = GlobalDriftCompensation()

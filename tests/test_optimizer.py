@@ -28,12 +28,13 @@ from scipy.optimize import OptimizeResult
 from small_problems import gaussian_weights, small_rpu_config
 from torch import nn
 
-from wpo_optuna import WeightProgrammingOptimizer, rescoring
+from wpo_optuna import WeightProgrammingOptimizer
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.loss.reference import ReferenceEngine
-from wpo_optuna.optimizer_options import OptimizerOptions
-from wpo_optuna.problem import WeightProgrammingProblem
+from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 from wpo_optuna.rpu_configs import rpu_config
+from wpo_optuna.study import rescoring
+from wpo_optuna.study.optimizer_options import OptimizerOptions
 
 BASELINE = DualPairConductanceConverter([1.0, 1.0], g_min=0.0, g_max=25.0)
 T_STEPS = [1, 3600]

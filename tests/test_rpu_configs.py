@@ -16,7 +16,7 @@ from torch import nn
 
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.loss.reference import ReferenceEngine
-from wpo_optuna.problem import WeightProgrammingProblem
+from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 from wpo_optuna.rpu_configs import NAMED_RPU_CONFIGS, named_rpu_config, rpu_config
 
 DAY = 86400.0

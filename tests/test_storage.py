@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage, _CachedStorage
 from optuna.trial import TrialState
 
-from wpo_optuna.command_line import run_command
 from wpo_optuna.errors import WeightProgrammingError
 from wpo_optuna.sqlite import SQLiteStorage, schema
 from wpo_optuna.storage import masked_url, open_storage
+from wpo_optuna.study.command_line import run_command
 
 
 @pytest.fixture(autouse=True)

@@ -6,16 +6,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wpo_optuna.apply import apply_strategy
     from wpo_optuna.hypercube import Hypercube
     from wpo_optuna.loss import make_engine
-    from wpo_optuna.objective import HypercubeObjective
+    from wpo_optuna.network.apply import apply_strategy
     from wpo_optuna.optimizer import WeightProgrammingOptimizer
-    from wpo_optuna.problem import WeightProgrammingProblem
-    from wpo_optuna.run import run_study
+    from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
     from wpo_optuna.samplers import DESampler, make_sampler
     from wpo_optuna.strategy import ProgrammingStrategy
-    from wpo_optuna.tracking import MlflowTracker
+    from wpo_optuna.study.objective import HypercubeObjective
+    from wpo_optuna.study.run import run_study
+    from wpo_optuna.track.tracker import MlflowTracker
 
 __version__ = "0.1.0"
 
@@ -36,15 +36,15 @@ __all__ = [
 _MODULES = {
     "DESampler": "samplers",
     "Hypercube": "hypercube",
-    "HypercubeObjective": "objective",
-    "MlflowTracker": "tracking",
+    "HypercubeObjective": "study.objective",
+    "MlflowTracker": "track.tracker",
     "ProgrammingStrategy": "strategy",
     "WeightProgrammingOptimizer": "optimizer",
     "WeightProgrammingProblem": "problem",
-    "apply_strategy": "apply",
+    "apply_strategy": "network.apply",
     "make_engine": "loss",
     "make_sampler": "samplers",
-    "run_study": "run",
+    "run_study": "study.run",
 }
 
 

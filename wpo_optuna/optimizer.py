@@ -18,14 +18,14 @@ from torch import Tensor
 
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.loss.reference import ReferenceEngine
-from wpo_optuna.optimizer_options import OptimizerOptions, check_options, check_values
-from wpo_optuna.problem import WeightProgrammingProblem
+from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
+from wpo_optuna.study.optimizer_options import OptimizerOptions, check_options, check_values
 
 if TYPE_CHECKING:
     from optuna import Study
 
     from wpo_optuna.strategy import ProgrammingStrategy
-    from wpo_optuna.study_result import StudyResult
+    from wpo_optuna.study.study_result import StudyResult
 
 # Trials of a search whose budget the user leaves open.
 DEFAULT_N_TRIALS = 2000
@@ -60,7 +60,8 @@ class WeightProgrammingOptimizer(OptimizerOptions):
         g_converter_baseline: the programming to beat; its g_min and g_max (µS) are the devices'.
         symmetric: whether negative and positive weights mirror each other.
         **kwargs: the attributes of
-            :class:`~wpo_optuna.optimizer_options.OptimizerOptions`: all options of the reference,
+            :class:`~wpo_optuna.study.optimizer_options.OptimizerOptions`: all options of the
+            reference,
             and ``storage``, ``study_name``, ``tracking_uri``, ``sampler``, ``engine`` and
             ``n_trials``.
 
@@ -140,7 +141,7 @@ class WeightProgrammingOptimizer(OptimizerOptions):
             WeightProgrammingError: the storage fails.
             KeyboardInterrupt: the search was interrupted; a stored study can be resumed.
         """
-        from wpo_optuna.run import run_study
+        from wpo_optuna.study.run import run_study
 
         check_values(self)
         dimension = self.problem.hypercube.dimension

@@ -26,7 +26,7 @@ from aihwkit.simulator.parameters.enums import (
 from aihwkit.simulator.presets import PresetIOParameters, StandardHWATrainingPreset
 
 from wpo_optuna.errors import InvalidArgument
-from wpo_optuna.references import call_function, is_reference, load_function
+from wpo_optuna.network.references import call_function, is_reference, load_function
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
 SECOND_TO_YEAR = (1.0, MINUTE, HOUR, DAY, 30 * DAY, 360 * DAY)

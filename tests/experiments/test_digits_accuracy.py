@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments import digits_accuracy
-from wpo_optuna.accuracy import accuracy
+from wpo_optuna.evaluate.accuracy import accuracy
 from wpo_optuna.strategy import ProgrammingStrategy
 
 # Two pairs that share each weight evenly, with some conductance kept in all devices.

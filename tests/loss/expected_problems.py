@@ -22,7 +22,7 @@ from experiments.reference_problem import reference_problem, reference_weights
 from wpo_optuna.loss.expected import ExpectedEngine
 from wpo_optuna.loss.gradient_search import multi_start
 from wpo_optuna.loss.monte_carlo import MonteCarloEngine
-from wpo_optuna.problem import WeightProgrammingProblem
+from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 
 
 class RelaxingNoise(PCMLikeNoiseModel):

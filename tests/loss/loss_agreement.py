@@ -31,7 +31,7 @@ from scipy import stats
 from small_problems import gaussian_weights
 
 from wpo_optuna.loss.base import LossEngine
-from wpo_optuna.problem import WeightProgrammingProblem
+from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 
 DAY = 86400.0
 DriftModelNoise = CustomDriftPCMLikeNoiseModel

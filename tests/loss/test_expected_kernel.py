@@ -15,7 +15,7 @@ from wpo_optuna.loss.expected_gradient import expected_tnmse_and_gradient
 from wpo_optuna.loss.expected_kernel import expected_tnmse
 from wpo_optuna.loss.expected_tables import ExpectedTables
 from wpo_optuna.loss.expected_torch import expected_tnmse as expected_tnmse_in_torch
-from wpo_optuna.problem import WeightProgrammingProblem
+from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 
 FloatArray = NDArray[np.float64]
 

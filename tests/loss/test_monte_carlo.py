@@ -35,7 +35,7 @@ from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.loss import make_engine
 from wpo_optuna.loss.monte_carlo import MonteCarloEngine
 from wpo_optuna.loss.reference import ReferenceEngine
-from wpo_optuna.problem import WeightProgrammingProblem
+from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 
 ROOT = Path(__file__).parents[2]
 

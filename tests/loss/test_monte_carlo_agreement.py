@@ -24,7 +24,7 @@ from loss_agreement import (
 
 from wpo_optuna.loss.monte_carlo import MonteCarloEngine
 from wpo_optuna.loss.reference import ReferenceEngine
-from wpo_optuna.problem import WeightProgrammingProblem
+from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 
 DAY = 86400.0
 

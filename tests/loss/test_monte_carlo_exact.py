@@ -23,7 +23,7 @@ from wpo_optuna.loss.common_noise import CommonNoise, Use
 from wpo_optuna.loss.device_noise import Serving
 from wpo_optuna.loss.monte_carlo import MonteCarloEngine
 from wpo_optuna.loss.reference import ReferenceEngine
-from wpo_optuna.problem import WeightProgrammingProblem
+from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 
 CPU = torch.device("cpu")
 SEED = 17

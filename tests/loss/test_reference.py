@@ -37,7 +37,7 @@ from small_problems import COLUMNS, seedable_rpu_config, small_problem, small_rp
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.loss import make_engine
 from wpo_optuna.loss.reference import ReferenceEngine
-from wpo_optuna.problem import WeightProgrammingProblem
+from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 
 DAY = 86400.0
 MakeRPUConfig = Callable[..., InferenceRPUConfig]

@@ -9,7 +9,7 @@ from wpo_optuna.errors import InvalidArgument, check_options
 from wpo_optuna.loss.base import LossEngine
 
 if TYPE_CHECKING:
-    from wpo_optuna.problem import WeightProgrammingProblem
+    from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 
 ENGINE_NAMES = ("aihwkit", "montecarlo", "expected")
 

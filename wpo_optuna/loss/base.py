@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 if TYPE_CHECKING:
     from aihwkit.inference.converter.base import BaseConductanceConverter
 
-    from wpo_optuna.problem import WeightProgrammingProblem
+    from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 
 
 class LossEngine(ABC):

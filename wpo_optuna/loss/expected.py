@@ -29,12 +29,12 @@ from wpo_optuna.loss.moment_tables import DeviceMoments, tabulate_device_moments
 from wpo_optuna.loss.readout import AnalogReadout
 from wpo_optuna.loss.readout_table import tabulate_readout
 from wpo_optuna.loss.weight_nodes import WeightNodes, weight_nodes
-from wpo_optuna.tile_mapping import split_sizes
+from wpo_optuna.network.tile_mapping import split_sizes
 
 if TYPE_CHECKING:
     from aihwkit.inference.converter.base import BaseConductanceConverter
 
-    from wpo_optuna.problem import WeightProgrammingProblem
+    from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 
 FloatArray = NDArray[np.float64]
 

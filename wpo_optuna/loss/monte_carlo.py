@@ -40,7 +40,7 @@ from wpo_optuna.loss.noise_trial import batched_device_noise
 if TYPE_CHECKING:
     from aihwkit.inference.converter.base import BaseConductanceConverter
 
-    from wpo_optuna.problem import WeightProgrammingProblem
+    from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 
 # Conductances in a chunk on the CPU: few enough that intermediate results stay in its cache, many
 # enough that calling torch costs little against computing.

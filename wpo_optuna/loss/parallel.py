@@ -15,7 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from wpo_optuna.loss.base import LossEngine
-from wpo_optuna.references import import_files, imported_files
+from wpo_optuna.network.references import import_files, imported_files
 
 if TYPE_CHECKING:
     from aihwkit.inference.converter.base import BaseConductanceConverter

@@ -23,7 +23,7 @@ from wpo_optuna.loss.threads import one_thread
 if TYPE_CHECKING:
     from aihwkit.inference.converter.base import BaseConductanceConverter
 
-    from wpo_optuna.problem import WeightProgrammingProblem
+    from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 
 # (10 ΔW/m)², the reference's amplification of the normalised error.
 _ERROR_AMPLIFICATION = 10.0

@@ -20,7 +20,7 @@ from wpo_optuna.loss import make_engine
 
 if TYPE_CHECKING:
     from wpo_optuna.loss.base import LossEngine
-    from wpo_optuna.problem import WeightProgrammingProblem
+    from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 
 # An engine that deviates by more is not to be trusted.
 TOLERATED_DEVIATION = 0.03

@@ -1,0 +1,393 @@
+"""A metric over time: what is drawn anew and what is not, and what is written down."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Iterable
+from copy import deepcopy
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from aihwkit.inference import (
+    CustomDriftPCMLikeNoiseModel,
+    DualPairConductanceConverter,
+    PCMLikeNoiseModel,
+    ReRamWan2022NoiseModel,
+    SinglePairConductanceConverter,
+)
+from aihwkit.inference.noise.base import BaseNoiseModel
+from aihwkit.nn import AnalogLinear, AnalogLSTMCell, AnalogRNN
+from aihwkit.nn.conversion import convert_to_analog
+from aihwkit.simulator.configs import InferenceRPUConfig
+from aihwkit.simulator.presets import StandardHWATrainingPreset
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from torch import nn
+
+from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.evaluate.accuracy import (
+    OPTIMISED,
+    MetricCurve,
+    MetricOverTime,
+    accuracy,
+    compare_over_time,
+    measure_over_time,
+    number_of_measurements,
+)
+from wpo_optuna.evaluate.accuracy_figure import draw, save, spread_apart
+from wpo_optuna.network.apply import analog_tiles
+from wpo_optuna.network.network_forms import NetworkForms
+from wpo_optuna.strategy import ProgrammingStrategy
+
+ONE_PAIR = ProgrammingStrategy((1.0,), ((0.0, 10.0, 20.0), (20.0, 10.0, 0.0)), 0.0, 25.0)
+BASELINE = DualPairConductanceConverter([1.0, 1.0], g_min=0.0, g_max=25.0)
+NOISELESS = {"prog_noise_scale": 0.0, "read_noise_scale": 0.0, "drift_scale": 0.0}
+T_STEPS = (1.0, 3600.0, 86400.0)
+
+
+def _hardware(noise_model: BaseNoiseModel) -> InferenceRPUConfig:
+    """Hardware whose forward pass is exact, so that the devices alone make a difference."""
+    rpu_config = InferenceRPUConfig(noise_model=noise_model, drift_compensation=None)
+    rpu_config.forward.is_perfect = True
+    return rpu_config
+
+
+def _classifier() -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+def _batches(network: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Inputs that the network itself classifies, so that it is always right."""
+    inputs = torch.randn(40, 6, generator=torch.Generator().manual_seed(2))
+    return [(part, network(part).argmax(dim=1)) for part in inputs.split(16)]
+
+
+def _output(network: nn.Module, batches: Iterable[Any]) -> float:
+    return float(sum(network(inputs).double().sum() for inputs, _ in batches))
+
+
+def _devices(network: nn.Module, _: Iterable[Any]) -> float:
+    """Devices for a weight of each layer, as digits of a number; 0 for a digital network."""
+    counts = [len(tile.tile.drift_noise_parameters) for tile in analog_tiles(network)]
+    return sum(count * 10**place for place, count in enumerate(reversed(counts)))
+
+
+def _compare(network: NetworkForms, strategy: Any, metric: Any, **options: Any) -> MetricOverTime:
+    data = options.pop("data", [(torch.zeros(1, 6), torch.zeros(1, dtype=torch.int64))])
+    return compare_over_time(
+        network, {OPTIMISED: strategy}, BASELINE, data, options.pop("t_steps", T_STEPS), metric,
+        metric_name="metric", **options,
+    )  # fmt: skip
+
+
+def test_without_noise_the_analog_network_is_the_digital_one_at_all_times() -> None:
+    digital = _classifier().eval()
+    network = NetworkForms.of(digital, _hardware(PCMLikeNoiseModel(**NOISELESS)))
+    batches = _batches(digital)
+    result = _compare(network, ONE_PAIR, accuracy, data=batches, repeats=2)
+    assert result.ideal == 1.0
+    assert all((curve.values == 1.0).all() for curve in result.curves)
+    outputs = _compare(network, ONE_PAIR, _output, data=batches, repeats=1)
+    assert all(curve.values == pytest.approx(outputs.ideal, rel=1e-5) for curve in outputs.curves)
+
+
+def test_conductances_decay_with_the_drift_models_power_of_time() -> None:
+    drift = {"g_lst": [0.0, 25.0], "nu_mean_lst": [0.05, 0.05], "nu_std_lst": [0.0, 0.0]}
+    noise_model = CustomDriftPCMLikeNoiseModel(
+        drift, prog_noise_scale=0.0, read_noise_scale=0.0, t_0=20.0
+    )
+    layer = nn.Linear(6, 3, bias=False)
+    analog = convert_to_analog(layer, _hardware(noise_model))
+    data = [(torch.rand(4, 6), None)]
+    values = measure_over_time(analog, data, (0.0, 1e3, 1e6), _output, repeats=1)
+    with torch.no_grad():
+        expected = [_output(layer, data) * ((t + 20) / 20) ** -0.05 for t in (0.0, 1e3, 1e6)]
+    assert values[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_repeat_is_one_programming_followed_through_time() -> None:
+    noise_model = PCMLikeNoiseModel(read_noise_scale=0.0, drift_scale=0.0)
+    analog = convert_to_analog(_classifier(), _hardware(noise_model))
+    data = _batches(_classifier())
+    values = measure_over_time(analog, data, T_STEPS, _output, repeats=3)
+    # Programming errors stay the same over time, and differ from one programming to the next.
+    assert np.ptp(values, axis=1) == pytest.approx(0, abs=1e-5 * np.abs(values).max())
+    assert len(np.unique(values[:, 0])) == 3
+
+
+def test_device_noise_repeats_with_the_seed_whatever_else_draws_random_numbers() -> None:
+    analog = convert_to_analog(_classifier(), _hardware(PCMLikeNoiseModel()))
+    data = _batches(_classifier())
+
+    def drawing(network: nn.Module, batches: Iterable[Any]) -> float:
+        torch.rand(7)
+        return _output(network, batches)
+
+    torch.manual_seed(11)
+    state = torch.get_rng_state()
+    first = measure_over_time(analog, data, T_STEPS, _output, repeats=2, seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(12)
+    assert np.array_equal(
+        measure_over_time(analog, data, T_STEPS, drawing, repeats=2, seed=3), first
+    )
+    other = measure_over_time(analog, data, T_STEPS, _output, repeats=2, seed=4)
+    assert not (other == first).any()
+
+
+def test_both_programmings_start_from_the_networks_own_weights() -> None:
+    network = NetworkForms.of(_classifier(), _hardware(PCMLikeNoiseModel()))
+    before = [tile.tile.tile.get_weights().clone() for tile in analog_tiles(network.analog)]
+    _compare(network, ONE_PAIR, _devices, repeats=2)
+    for tile, weights in zip(analog_tiles(network.analog), before, strict=True):
+        assert torch.equal(tile.tile.reference_combined_weights, weights)
+
+
+@pytest.mark.parametrize(("strategy", "optimised"), [(ONE_PAIR, 22), ({"2": ONE_PAIR}, 42)])
+def test_layers_without_a_strategy_are_programmed_like_the_baseline(
+    strategy: Any, optimised: int
+) -> None:
+    network = NetworkForms.of(_classifier(), _hardware(PCMLikeNoiseModel()))
+    result = _compare(network, strategy, _devices, repeats=2)
+    assert result.ideal == 0
+    assert {curve.name: set(curve.values.ravel()) for curve in result.curves} == {
+        "baseline": {44.0}, "optimised": {float(optimised)},
+    }  # fmt: skip
+
+
+def test_every_measurement_is_counted() -> None:
+    network = NetworkForms.of(_classifier(), _hardware(PCMLikeNoiseModel()))
+    counted: list[int] = []
+    _compare(network, ONE_PAIR, _devices, repeats=3, on_measured=counted.append)
+    assert sum(counted) == number_of_measurements(network, 1, len(T_STEPS), 3) == 19
+
+
+def test_what_cannot_be_compared_is_refused_before_the_first_measurement() -> None:
+    def never(network: nn.Module, data: Iterable[Any]) -> float:
+        raise AssertionError("measured")
+
+    pcm = NetworkForms.of(_classifier(), _hardware(PCMLikeNoiseModel()))
+    with pytest.raises(InvalidArgument, match="repeats = 0"):
+        _compare(pcm, ONE_PAIR, never, repeats=0)
+    with pytest.raises(InvalidArgument, match="no analog layer matches 'fc1'"):
+        _compare(pcm, {"fc1": ONE_PAIR}, never)
+    small = NetworkForms.of(_classifier(), _hardware(PCMLikeNoiseModel(g_max=20.0)))
+    with pytest.raises(InvalidArgument, match="strategy has the range g_min = 0 to g_max = 25 µS"):
+        _compare(small, ONE_PAIR, never)
+    reram = NetworkForms.of(_classifier(), _hardware(ReRamWan2022NoiseModel(g_max=40.0)))
+    with pytest.raises(InvalidArgument, match="t_steps contains 1h, which ReRamWan2022NoiseModel"):
+        _compare(reram, ONE_PAIR, never)
+
+
+def test_a_metric_that_returns_no_number_is_refused_by_its_name() -> None:
+    def scores(network: nn.Module, data: Iterable[Any]) -> Any:
+        return {"f1": 0.5}
+
+    network = NetworkForms.of(_classifier(), _hardware(PCMLikeNoiseModel()))
+    with pytest.raises(InvalidArgument, match="metric 'scores' returned dict: a number is needed"):
+        _compare(network, ONE_PAIR, scores)
+
+
+def test_accuracy_is_the_share_of_right_classes_over_all_batches() -> None:
+    network = nn.Identity()
+    scores = torch.tensor([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
+    batches = [(scores[:2], torch.tensor([0, 1])), (scores[2:], torch.tensor([1]))]
+    assert accuracy(network, batches) == pytest.approx(2 / 3)
+    pixels = torch.stack([torch.zeros(1, 4, 4), torch.ones(1, 4, 4)], dim=1)
+    assert accuracy(network, [(pixels, torch.ones(1, 1, 4, 4)[0].long())]) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([], "there are no inputs"),
+        ([torch.zeros(2, 3)], "a batch is a Tensor; pairs of tensors"),
+        ([{"input": torch.zeros(2, 3)}], "a batch is a dict"),
+        ([(torch.zeros(4), torch.zeros(4))], r"returned a tensor of shape \(4,\): scores"),
+        ([(torch.zeros(2, 3), torch.zeros(2, 3))], r"targets of shape \(2, 3\) do not fit"),
+    ],
+)
+def test_data_that_are_no_classification_are_refused(batches: Any, message: str) -> None:
+    with pytest.raises(InvalidArgument, match=message):
+        accuracy(nn.Identity(), batches)
+
+
+def test_the_digital_form_of_a_programmed_analog_network_has_no_noise() -> None:
+    digital = _classifier().eval()
+    analog = convert_to_analog(digital, _hardware(PCMLikeNoiseModel())).eval()
+    analog.drift_analog_weights(86400.0)
+    inputs, _ = _batches(digital)[0]
+    noisy = analog(inputs)
+    forms = NetworkForms.of(analog, None)
+    assert forms.digital is not None
+    assert torch.allclose(forms.digital.eval()(inputs), digital(inputs), atol=1e-5)
+    assert torch.equal(analog(inputs), noisy)
+    assert not torch.allclose(noisy, digital(inputs), atol=1e-3)
+
+
+def test_recurrent_networks_have_both_forms() -> None:
+    torch.manual_seed(0)
+    analog = AnalogRNN(AnalogLSTMCell, 3, 4, rpu_config=_hardware(PCMLikeNoiseModel(**NOISELESS)))
+    forms = NetworkForms.of(analog, None)
+    inputs = torch.randn(5, 2, 3)
+    assert forms.digital is not None
+    assert not any(analog_tiles(forms.digital))
+    with torch.no_grad():
+        expected, _ = forms.analog.eval()(inputs)
+        found, _ = forms.digital.eval()(inputs)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_input_ranges_of_converted_networks_are_the_largest_inputs_and_others_are_kept() -> None:
+    torch.manual_seed(0)
+    digital = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2)).eval()
+    images = 7 * torch.randn(5, 1, 4, 4)
+    forms = NetworkForms.of(digital, StandardHWATrainingPreset())
+    with torch.no_grad(), forms.setting_input_ranges():
+        digital(images[:2])
+        digital(images[2:])
+    with torch.no_grad():
+        expected = [images.abs().max(), digital[0](images).abs().max()]
+    ranges = [tile.tile.input_range.item() for tile in analog_tiles(forms.analog)]
+    assert ranges == pytest.approx([float(e) for e in expected])
+    assert not digital[0]._forward_pre_hooks
+
+    again = NetworkForms.of(forms.analog, None)
+    with again.setting_input_ranges():
+        again.digital(torch.zeros(1, 1, 4, 4))
+    assert [tile.tile.input_range.item() for tile in analog_tiles(again.analog)] == ranges
+
+
+def test_hardware_with_input_ranges_does_not_clip_a_network_it_was_not_trained_for() -> None:
+    torch.manual_seed(3)
+    scaled = nn.Sequential(nn.Linear(6, 3, bias=False))
+    inputs = 100 * torch.randn(60, 6)  # far beyond aihwkit's initial input range of 3
+    with torch.no_grad():
+        data = [(inputs, scaled(inputs).argmax(dim=1))]
+    network = NetworkForms.of(scaled, StandardHWATrainingPreset())
+    result = _compare(network, ONE_PAIR, accuracy, data=data, t_steps=(1.0,), repeats=3)
+    # Unclipped inputs give 0.90 to 0.95, those clipped to their signs 0.78 to 0.80.
+    assert result.curves[0].values.mean() > 0.85
+
+
+def test_models_without_two_forms_are_refused() -> None:
+    hardware = _hardware(PCMLikeNoiseModel())
+    analog = AnalogLinear(3, 2, rpu_config=hardware)
+    cases: list[tuple[Any, Any, str]] = [
+        ({"weight": torch.zeros(2)}, hardware, "model is a dict: a torch module is needed"),
+        (nn.LayerNorm(3), hardware, "model is a LayerNorm without a linear or convolutional"),
+        (_classifier(), None, "a digital model needs the hardware"),
+        (analog, hardware, "the model has analog layers, whose hardware is settled already"),
+    ]
+    for model, rpu_config, message in cases:
+        with pytest.raises(InvalidArgument, match=re.escape(message)):
+            NetworkForms.of(model, rpu_config)
+
+
+def _result(seed: int = 0, repeats: int = 4) -> MetricOverTime:
+    values = np.random.default_rng(seed).uniform(0.8, 1.0, (2, repeats, 3))
+    curves = (MetricCurve("baseline", values[0]), MetricCurve("optimised", values[1]))
+    return MetricOverTime("accuracy", T_STEPS, 0.98, curves)
+
+
+def test_tables_hold_every_measurement_and_its_summary_exactly(tmp_path: Path) -> None:
+    result = _result()
+    with result.write_measurements(tmp_path / "new" / "measurements.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[0]["accuracy"]) == 0.98
+    assert rows[0]["programming"] == "ideal"
+    for curve in result.curves:
+        mine = [row for row in rows if row["programming"] == curve.name]
+        read = np.array([float(row["accuracy"]) for row in mine]).reshape(4, 3)
+        assert np.array_equal(read, curve.values)
+        assert [float(row["t_s"]) for row in mine] == [*T_STEPS] * 4
+    with result.write_summary(tmp_path / "summary.csv").open() as file:
+        summary = list(csv.DictReader(file))
+    assert [row["time"] for row in summary] == ["1s", "1h", "1d"] * 2
+    optimised = result.curves[1].values
+    for row, values in zip(summary[3:], optimised.T, strict=True):
+        assert float(row["mean"]) == pytest.approx(np.mean(values), rel=1e-12)
+        assert float(row["standard_deviation"]) == pytest.approx(np.std(values, ddof=1), rel=1e-12)
+        assert (float(row["lowest"]), float(row["highest"])) == (values.min(), values.max())
+
+
+@given(
+    heights=st.lists(st.floats(-1, 1, allow_subnormal=False), min_size=1, max_size=6),
+    distance=st.floats(0.01, 0.5),
+)
+def test_labels_of_curves_keep_their_distance_and_their_order(
+    heights: list[float], distance: float
+) -> None:
+    placed = spread_apart(sorted(heights), distance)
+    assert len(placed) == len(heights)
+    assert all(b - a >= distance * (1 - 1e-9) for a, b in pairwise(placed))
+    if all(b - a >= distance for a, b in pairwise(sorted(heights))):
+        assert placed == sorted(heights)
+
+
+@pytest.mark.parametrize(
+    "t_steps", [T_STEPS, (0.0, 1.0, 60.0), (86400.0, 2 * 86400.0, 3 * 86400.0), (5.0, 5.1, 5.2)]
+)
+def test_no_text_of_the_figure_overlaps_another_and_none_is_cut_off(
+    t_steps: tuple[float, ...],
+) -> None:
+    values = np.array([[0.9, 0.9, 0.9], [0.91, 0.9, 0.9]])
+    curves = (MetricCurve("baseline", values), MetricCurve("optimised", values))
+    figure = draw(MetricOverTime("my_metric", t_steps, 0.9, curves))
+    FigureCanvasAgg(figure).draw()
+    axes = figure.axes[0]
+    texts = [axes.xaxis.label, axes.yaxis.label, axes._left_title, *axes.texts]
+    for axis in (axes.xaxis, axes.yaxis):
+        low, high = axis.get_view_interval()  # matplotlib keeps ticks beyond it, and hides them
+        texts += [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+    boxes = [text.get_window_extent() for text in texts if text.get_text() and text.get_visible()]
+    assert len(axes.texts) == 3
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[i + 1 :])
+        assert 0 <= box.x0 <= box.x1 <= figure.bbox.width
+        assert 0 <= box.y0 <= box.y1 <= figure.bbox.height
+
+
+def test_the_figure_is_written_as_png_and_as_svg_with_readable_text(tmp_path: Path) -> None:
+    png, svg = save(_result(), tmp_path / "new", "over_time")
+    assert png.read_bytes().startswith(b"\x89PNG")
+    text = svg.read_text(encoding="utf-8")
+    for word in ("baseline", "optimised", "ideal", "1h", "accuracy", "4 programmings"):
+        assert f">{word}" in text or f"{word}<" in text
+    again = save(_result(), tmp_path / "again", "over_time")[1]
+    assert again.read_text(encoding="utf-8") == text
+
+
+def test_a_single_programming_has_no_spread_and_its_figure_no_band() -> None:
+    result = _result(repeats=1)
+    assert all(math.isnan(value) for value in result.curves[0].spread)
+    axes = draw(result).axes[0]
+    assert axes.get_title(loc="left") == ""
+
+
+def test_a_metric_that_is_not_finite_leaves_the_figure_drawable() -> None:
+    result = _result()
+    broken = deepcopy(result.curves[0].values)
+    broken[:, -1] = np.nan
+    figure = draw(
+        MetricOverTime("loss", T_STEPS, None, (MetricCurve("baseline", broken), result.curves[1]))
+    )
+    FigureCanvasAgg(figure).draw()
+    assert [text.get_text() for text in figure.axes[0].texts] == ["optimised"]
+
+
+def test_single_pairs_are_a_baseline_too() -> None:
+    network = NetworkForms.of(_classifier(), _hardware(PCMLikeNoiseModel()))
+    result = compare_over_time(
+        network, {OPTIMISED: ONE_PAIR}, SinglePairConductanceConverter(g_max=25.0),
+        [(torch.zeros(1, 6), None)], (1.0,), _devices, metric_name="devices", repeats=1,
+    )  # fmt: skip
+    assert result.curves[0].values.tolist() == [[22.0]]

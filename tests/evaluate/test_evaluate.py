@@ -1,0 +1,304 @@
+"""The command that shows how much accuracy a strategy keeps."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.evaluate.__main__ import main
+from wpo_optuna.strategy import ProgrammingStrategy
+
+ROOT = Path(__file__).parents[1]
+
+# A strategy of one pair that uses most of the range: nearly as good as the baseline's first pair.
+STRATEGY = ProgrammingStrategy(
+    (1.0,),
+    ((0.0, 12.5, 25.0), (25.0, 12.5, 0.0)),
+    0.0,
+    25.0,
+    provenance={"study_name": "blobs-de"},
+)
+
+USERS_MODULE = """
+import torch
+from torch import nn
+from aihwkit.nn.conversion import convert_to_analog
+from wpo_optuna.rpu_configs import rpu_config
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+
+def analog_network():
+    return convert_to_analog(network(), rpu_config("standard-hwa"))
+
+def batches():
+    inputs = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        classes = network()(inputs).argmax(dim=1)
+    return list(zip(inputs.split(16), classes.split(16)))
+
+def generated():
+    yield from batches()
+
+def mean_output(network, data):
+    return sum(network(inputs).abs().mean() for inputs, _ in data)
+
+def failing():
+    raise OSError("no such\\ndisk")
+
+def failing_metric(network, data):
+    raise KeyError("f1")
+
+def words(network, data):
+    return "good"
+
+def images():
+    return [(torch.zeros(2, 28, 28), torch.zeros(2, dtype=torch.int64))]
+
+def empty():
+    return []
+
+number = 3
+def three(): return 3
+def norm(): return nn.LayerNorm(3)
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's directory: a module with a network and data, and a strategy."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "blobs.py").write_text(USERS_MODULE)
+    STRATEGY.save(tmp_path / "strategy.json")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A real MLflow database, made once: that takes MLflow seconds."""
+    directory = tmp_path_factory.mktemp("mlflow")
+    uri = f"sqlite:///{directory}/mlflow.db"
+    client = MlflowClient(uri)
+    client.create_experiment("wpo", artifact_location=(directory / "artifacts").as_uri())
+    return uri
+
+
+def _arguments(**options: str | Sequence[str]) -> list[str]:
+    chosen: dict[str, str | Sequence[str]] = {
+        "model": "blobs.py:network",
+        "data": "blobs.py:batches",
+        "strategy": "strategy.json",
+        "t_steps": "1s,1d",
+        "repeats": "2",
+        "tracking_uri": "none",
+        "output": "out",
+    }
+    arguments = []
+    for name, value in (chosen | options).items():
+        values = [value] if isinstance(value, str) else value
+        arguments += ["--" + name.replace("_", "-"), *values]
+    return arguments
+
+
+def _summary(directory: Path) -> dict[tuple[str, str], dict[str, str]]:
+    with (directory / "summary.csv").open() as file:
+        return {(row["programming"], row["time"]): row for row in csv.DictReader(file)}
+
+
+def test_the_command_writes_tables_figure_and_an_mlflow_run_over_time(
+    here: Path, tracking_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(_arguments(tracking_uri=tracking_uri, repeats="3")) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "mean ± standard deviation of 3 programmings; of the digital network 1:" in out
+
+    summary = _summary(here / "out")
+    assert set(summary) == {(p, t) for p in ("baseline", "optimised") for t in ("1s", "1d")}
+    for name in ("over_time.png", "over_time.svg", "measurements.csv", "strategy.json"):
+        assert (here / "out" / name).stat().st_size > 0
+
+    client = MlflowClient(tracking_uri)
+    experiment = client.get_experiment_by_name("wpo")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.run_id in out
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "accuracy of blobs-de"
+    # The run lasts as long as the measurements, which the files were written after.
+    assert run.info.start_time / 1000 < (here / "out" / "measurements.csv").stat().st_mtime
+    assert run.data.params["baseline"] == "dual:1,1"
+    assert run.data.params["repeats"] == "3"
+    assert run.data.params["rpu_config"] == "pcm"
+    assert run.data.params["metric"] == "accuracy"
+    assert "version.aihwkit" in run.data.tags
+
+    def series(name: str) -> list[tuple[int, float]]:
+        return [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)]
+
+    assert series("t_s") == [(0, 1.0), (1, 86400.0)]
+    assert series("ideal_accuracy") == [(0, 1.0), (1, 1.0)]
+    for programming in ("baseline", "optimised"):
+        rows = [summary[programming, time] for time in ("1s", "1d")]
+        assert series(f"{programming}_accuracy") == [
+            (step, float(row["mean"])) for step, row in enumerate(rows)
+        ]
+        assert series(f"{programming}_accuracy_std") == [
+            (step, float(row["standard_deviation"])) for step, row in enumerate(rows)
+        ]
+    artifacts = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert artifacts == {
+        "measurements.csv", "summary.csv", "over_time.png", "over_time.svg", "strategy.json",
+    }  # fmt: skip
+
+
+def test_as_a_program_it_prints_the_result_alone_where_stderr_is_no_terminal(here: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "wpo_optuna.evaluate", *_arguments()],
+        capture_output=True, text=True, env=environment, cwd=here, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[2].split() == ["baseline", "optimised"]
+    assert not (here / "mlflow.db").exists()
+
+
+def test_a_metric_of_the_users_an_analog_model_and_one_shot_data(here: Path) -> None:
+    assert main(_arguments(
+        model="blobs.py:analog_network", data="blobs.py:generated", metric="blobs.py:mean_output",
+        baseline="single",
+    )) == 0  # fmt: skip
+    with (here / "out" / "measurements.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    # A generator that was read once only would leave 0 for all measurements but the first.
+    assert len(rows) == 1 + 2 * 2 * 2
+    assert all(float(row["mean_output"]) > 0.1 for row in rows)
+
+
+def test_strategies_by_layer_are_written_beside_the_results(here: Path) -> None:
+    other = ProgrammingStrategy((2.0,), STRATEGY.g_lst, 0.0, 25.0)
+    other.save(here / "other.json")
+    assert main(_arguments(strategy=["0=strategy.json", "[2-9]*=other.json"])) == 0
+    assert ProgrammingStrategy.load(here / "out" / "strategy-0.json") == STRATEGY
+    assert ProgrammingStrategy.load(here / "out" / "strategy-_2-9__.json") == other
+
+
+def test_a_strategy_can_be_the_baseline_and_is_then_as_good_as_itself(here: Path) -> None:
+    assert main(_arguments(baseline="strategy.json", repeats="1")) == 0
+    summary = _summary(here / "out")
+    for time in ("1s", "1d"):
+        baseline, optimised = (summary[name, time] for name in ("baseline", "optimised"))
+        # Same seed, same devices; what differs is the forward pass's own noise: of 64 inputs.
+        assert float(baseline["mean"]) == pytest.approx(float(optimised["mean"]), abs=8 / 64)
+        assert baseline["standard_deviation"] == "nan"
+
+
+def test_quiet_shows_no_progress_and_a_terminal_otherwise_does(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert main(_arguments()) == 0
+    assert "evaluating: 100%" in capsys.readouterr().err
+    assert main([*_arguments(), "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_mlflow_being_away_costs_a_warning_and_no_results(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    # Port 9 (discard) of the loopback interface: connections are refused at once.
+    assert main(_arguments(tracking_uri="http://127.0.0.1:9")) == 0
+    out, err = capsys.readouterr()
+    assert "not recorded" in out
+    assert err.startswith("warning: MLflow did not take the results, which are in out (")
+    assert "Traceback" not in err
+    assert len(_summary(here / "out")) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "blobs.py:netwrk"}, "has no function 'netwrk' (did you mean 'network'?)"),
+        ({"model": "blobs"}, "model 'blobs' is not of the form package.module:function"),
+        ({"model": "blobs.py:failing"}, "raised OSError: no such disk"),
+        ({"model": "blobs.py:three"}, "model is a int: a torch module is needed"),
+        ({"model": "blobs.py:norm"}, "without a linear or convolutional layer"),
+        ({"model": "blobs.py:number"}, "'number' is of type int"),
+        ({"data": "blobs.py:three"}, "data 'blobs.py:three' returned int"),
+        ({"data": "blobs.py:empty"}, "data: there are no inputs"),
+        ({"metric": "blobs.py:failing_metric"}, "raised KeyError: 'f1'"),
+        ({"metric": "blobs.py:words"}, "metric 'words' returned str: a number is needed"),
+        ({"strategy": "absent.json"}, "Strategy absent.json cannot be read"),
+        ({"strategy": ["strategy.json", "strategy.json"]}, "two strategies for all layers"),
+        ({"strategy": "fc1=strategy.json"}, "no analog layer matches 'fc1'; there are 0, 2."),
+        ({"baseline": "dual"}, "baseline = 'dual' contains ''"),
+        ({"rpu_config": "pcn"}, "did you mean 'pcm'?"),
+        ({"rpu_config": "hermes"}, "describes devices of 0 to 20.7 µS"),
+        (
+            {"rpu_config": "pcm", "model": "blobs.py:analog_network"},
+            "hardware is settled already",
+        ),
+        ({"t_steps": "1s,1m"}, "t_steps = '1s,1m' contains '1m'"),
+        ({"repeats": "0"}, "repeats = 0"),
+        ({"seed": "-1"}, "seed = -1"),
+        ({"output": "blobs.py"}, "output = 'blobs.py': this is not a directory"),
+        ({"tracking_uri": "sqlit:///a.db"}, "tracking_uri = 'sqlit:///a.db'"),
+    ],
+)
+def test_bad_input_costs_one_sentence_exit_status_1_and_no_file(
+    here: Path, capsys: pytest.CaptureFixture[str], options: dict[str, str], message: str
+) -> None:
+    before = {path for path in here.rglob("*") if "__pycache__" not in path.parts}
+    assert main(_arguments(**options)) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert {path for path in here.rglob("*") if "__pycache__" not in path.parts} == before
+
+
+def test_data_that_do_not_fit_the_network_are_named_as_the_reason(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(_arguments(data="blobs.py:images")) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: data: the network fails on inputs of shape (2, 28, 28)")
+    assert err.count("\n") == 1
+
+
+def test_debug_shows_the_traceback(here: Path) -> None:
+    with pytest.raises(InvalidArgument) as raised:
+        main([*_arguments(model="blobs.py:failing"), "--debug"])
+    assert isinstance(raised.value.__cause__, OSError)
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--model", "a:b"], [*_arguments(), "--repeat", "3"], ["--repeats", "x"]]
+)
+def test_wrong_usage_exits_with_status_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(arguments)
+    assert raised.value.code == 2
+
+
+def test_strategies_survive_the_way_through_the_command_exactly(here: Path) -> None:
+    curve = tuple(25 * math.sin(i / 7) ** 2 for i in range(11))
+    exact = ProgrammingStrategy((1.0, math.pi), (curve, curve[::-1]) * 2, 0.0, 25.0)
+    exact.save(here / "strategy.json")
+    assert main(_arguments(repeats="1", t_steps="1s")) == 0
+    written = json.loads((here / "out" / "strategy.json").read_text())
+    assert written["g_lst_us"][0] == list(curve)
+    assert written["f_lst"] == [1.0, math.pi]

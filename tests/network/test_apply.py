@@ -1,0 +1,244 @@
+"""Strategies on the tiles of real networks."""
+
+from __future__ import annotations
+
+import re
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from aihwkit.inference import (
+    CustomDriftPCMLikeNoiseModel,
+    PCMLikeNoiseModel,
+    ReRamCMONoiseModel,
+    ReRamWan2022NoiseModel,
+    SinglePairConductanceConverter,
+)
+from aihwkit.inference.noise.base import BaseNoiseModel
+from aihwkit.nn import AnalogLinear, AnalogLSTMCell, AnalogRNN
+from aihwkit.nn.conversion import convert_to_analog
+from aihwkit.simulator.configs import (
+    InferenceRPUConfig,
+    SingleRPUConfig,
+    TorchInferenceRPUConfig,
+)
+from torch import nn
+
+from wpo_optuna import apply_strategy
+from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.network.apply import analog_tiles, conductance_range
+from wpo_optuna.strategy import ProgrammingStrategy
+
+STRATEGY = ProgrammingStrategy(
+    (1.0, 2.0),
+    ((2.0, 4.0, 9.0), (9.0, 4.0, 2.0), (1.0, 5.0, 20.0), (20.0, 5.0, 1.0)),
+    g_min=0.0,
+    g_max=25.0,
+)
+OTHER = ProgrammingStrategy((3.0,), ((0.0, 10.0, 20.0), (20.0, 10.0, 0.0)), 0.0, 25.0)
+
+
+class DeterministicDevices(PCMLikeNoiseModel):
+    """Devices without any noise that note what they were programmed to."""
+
+    def apply_programming_noise_to_conductance(self, g_target: torch.Tensor) -> torch.Tensor:
+        self.targets = [*getattr(self, "targets", []), g_target.clone()]
+        return g_target
+
+
+def _hardware(noise_model: BaseNoiseModel | None = None) -> InferenceRPUConfig:
+    rpu_config = InferenceRPUConfig(noise_model=noise_model or PCMLikeNoiseModel())
+    rpu_config.mapping.max_input_size = 4
+    return rpu_config
+
+
+def _network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Sequential(nn.Linear(9, 6), nn.ReLU()), nn.Linear(6, 3), nn.BatchNorm1d(3)
+    )
+
+
+def _converters(model: nn.Module) -> dict[str, list[float] | None]:
+    return {
+        tile.name: getattr(tile.tile.rpu_config.noise_model.g_converter, "f_lst", None)
+        for tile in analog_tiles(model)
+    }
+
+
+def test_every_tile_of_a_converted_network_programs_with_the_strategy() -> None:
+    model = convert_to_analog(_network(), _hardware(DeterministicDevices())).eval()
+    applied = apply_strategy(model, STRATEGY)
+    # 9 inputs on tiles of at most 4 are three tiles, 6 inputs two.
+    assert len(applied.tiles) == 5
+    assert applied.untouched == ()
+
+    model.program_analog_weights()
+    for tile in analog_tiles(model):
+        weights = tile.tile.reference_combined_weights
+        expected, _ = STRATEGY.to_converter().convert_to_conductances(weights)
+        targets = tile.tile.rpu_config.noise_model.targets
+        assert len(targets) == 4
+        assert all(torch.equal(a, b) for a, b in zip(targets, expected, strict=True))
+
+
+@pytest.mark.parametrize("rpu_config_class", [InferenceRPUConfig, TorchInferenceRPUConfig])
+def test_networks_converted_with_a_configuration_program_with_its_strategy(
+    rpu_config_class: type,
+) -> None:
+    noise_model = PCMLikeNoiseModel()
+    rpu_config = rpu_config_class(noise_model=noise_model)
+    assert apply_strategy(rpu_config, STRATEGY).tiles == ()
+    model = convert_to_analog(_network(), rpu_config)
+    assert set(map(str, _converters(model).values())) == {"[1.0, 2.0]"}
+    # The noise model may be part of other configurations.
+    assert isinstance(noise_model.g_converter, SinglePairConductanceConverter)
+    assert rpu_config.noise_model is not noise_model
+
+
+def test_a_noise_model_shared_by_all_tiles_and_another_network_is_left_alone() -> None:
+    shared = PCMLikeNoiseModel()
+    model = convert_to_analog(_network(), _hardware()).eval()
+    model.program_analog_weights(noise_model=shared)  # aihwkit hands this object to every tile
+    bystander = deepcopy(model)
+    for tile in [*analog_tiles(model), *analog_tiles(bystander)]:
+        tile.tile.rpu_config.noise_model = shared
+
+    apply_strategy(model, {"1": STRATEGY})
+    converters = _converters(model)
+    assert {name for name, f_lst in converters.items() if f_lst} == {
+        "1.analog_module.array.0.0", "1.analog_module.array.1.0",
+    }  # fmt: skip
+    assert set(_converters(bystander).values()) == {None}
+    assert isinstance(shared.g_converter, SinglePairConductanceConverter)
+
+
+def test_a_configuration_shared_by_tiles_is_left_alone() -> None:
+    model = convert_to_analog(_network(), _hardware())
+    shared = _hardware()
+    for tile in analog_tiles(model):
+        tile.tile.rpu_config = shared
+    apply_strategy(model, {"0.0": STRATEGY})
+    assert isinstance(shared.noise_model.g_converter, SinglePairConductanceConverter)
+    assert sum(f_lst == [1.0, 2.0] for f_lst in _converters(model).values()) == 3
+
+
+def test_strategies_by_layer_exact_name_before_first_matching_pattern() -> None:
+    model = convert_to_analog(_network(), _hardware())
+    applied = apply_strategy(model, {"*": OTHER, "1": STRATEGY})
+    assert applied.untouched == ()
+    assert _converters(model) == {
+        name: [1.0, 2.0] if name.startswith("1.") else [3.0] for name in applied.tiles
+    }
+
+
+def test_parameter_names_of_a_checkpoint_name_layers_and_others_stay_untouched() -> None:
+    model = convert_to_analog(_network(), _hardware())
+    applied = apply_strategy(model, {"0.0.weight": STRATEGY})
+    assert all(name.startswith("0.0.") for name in applied.tiles)
+    assert applied.untouched == ("1.analog_module.array.0.0", "1.analog_module.array.1.0")
+
+
+def test_recurrent_and_bare_layers_are_networks_too() -> None:
+    lstm = AnalogRNN(AnalogLSTMCell, 3, 4, rpu_config=_hardware())
+    assert len(apply_strategy(lstm, STRATEGY).tiles) == len(list(lstm.analog_tiles())) > 0
+    assert len(apply_strategy(AnalogLinear(3, 2, rpu_config=_hardware()), STRATEGY).tiles) == 1
+
+
+def test_a_network_programmed_before_is_programmed_anew_when_it_drifts() -> None:
+    model = convert_to_analog(_network(), _hardware(DeterministicDevices())).eval()
+    model.program_analog_weights()
+    weights = [tile.tile.reference_combined_weights.clone() for tile in analog_tiles(model)]
+    apply_strategy(model, STRATEGY)
+    # Drift coefficients of 2 devices a weight, kept, would silently drop two of the four.
+    model.drift_analog_weights(3600.0)
+    for tile, reference in zip(analog_tiles(model), weights, strict=True):
+        assert len(tile.tile.drift_noise_parameters) == 4
+        assert torch.equal(tile.tile.reference_combined_weights, reference)
+
+
+def test_a_strategy_read_from_its_file_is_exactly_the_one_applied(tmp_path: Path) -> None:
+    model = convert_to_analog(_network(), _hardware())
+    apply_strategy(model, ProgrammingStrategy.load(STRATEGY.save(tmp_path / "strategy.json")))
+    converter = next(analog_tiles(model)).tile.rpu_config.noise_model.g_converter
+    assert converter.g_lst == [list(curve) for curve in STRATEGY.g_lst]
+
+
+@pytest.mark.parametrize(
+    ("noise_model", "expected"),
+    [
+        (PCMLikeNoiseModel(), (0.0, 25.0)),
+        (ReRamWan2022NoiseModel(g_max=40.0), (0.0, 40.0)),
+        (ReRamCMONoiseModel(g_min=9.0, g_max=88.2), (9.0, 88.2)),
+        (
+            CustomDriftPCMLikeNoiseModel(
+                {"g_lst": [2.0, 20.0], "nu_mean_lst": [0.1, 0.05], "nu_std_lst": [0.02, 0.01]},
+                g_converter=SinglePairConductanceConverter(g_min=2.0, g_max=20.0),
+            ),
+            (2.0, 20.0),
+        ),
+        (BaseNoiseModel(), (0.0, float("inf"))),
+    ],
+)
+def test_the_range_of_a_noise_model_is_what_it_says_about_it(
+    noise_model: BaseNoiseModel, expected: tuple[float, float]
+) -> None:
+    assert conductance_range(noise_model) == expected
+
+
+@pytest.mark.parametrize(
+    "noise_model",
+    [
+        PCMLikeNoiseModel(g_max=20.0),
+        ReRamCMONoiseModel(g_min=9.0, g_max=88.2),
+        CustomDriftPCMLikeNoiseModel(
+            {"g_lst": [0.0, 20.0], "nu_mean_lst": [0.1, 0.05], "nu_std_lst": [0.02, 0.01]},
+            g_max=20.0,
+        ),
+    ],
+)
+def test_a_strategy_for_wider_devices_is_refused_and_nothing_changed(
+    noise_model: BaseNoiseModel,
+) -> None:
+    model = convert_to_analog(_network(), _hardware(noise_model))
+    before = _converters(model)
+    with pytest.raises(InvalidArgument, match=r"range g_min = 0 to g_max = 25 µS: the .*Model"):
+        apply_strategy(model, STRATEGY)
+    assert _converters(model) == before
+    with pytest.raises(InvalidArgument, match=r"describes devices of"):
+        apply_strategy(_hardware(noise_model), STRATEGY)
+
+
+def test_a_strategy_for_a_part_of_the_range_is_accepted() -> None:
+    narrow = ProgrammingStrategy((1.0,), ((10.0, 12.0), (12.0, 10.0)), g_min=9.0, g_max=20.0)
+    for noise_model in (PCMLikeNoiseModel(), ReRamCMONoiseModel(g_min=9.0, g_max=88.2)):
+        apply_strategy(_hardware(noise_model), narrow)
+
+
+def test_one_layer_out_of_range_leaves_all_layers_as_they_were() -> None:
+    model = convert_to_analog(_network(), _hardware(PCMLikeNoiseModel(g_max=20.0)))
+    fitting = ProgrammingStrategy((1.0,), ((1.0, 5.0), (5.0, 1.0)), 0.0, 20.0)
+    with pytest.raises(InvalidArgument, match="describes devices of 0 to 20 µS"):
+        apply_strategy(model, {"0.0": fitting, "1": STRATEGY})
+    assert set(_converters(model).values()) == {None}
+
+
+def test_what_cannot_be_programmed_is_refused_in_one_sentence() -> None:
+    analog = convert_to_analog(_network(), _hardware())
+    training = convert_to_analog(_network(), SingleRPUConfig())
+    cases: list[tuple[object, object, str]] = [
+        (_network(), STRATEGY, "target is a Sequential without analog tiles"),
+        (training, STRATEGY, "tile '0.0.analog_module' has no noise model"),
+        (SingleRPUConfig(), STRATEGY, "target is a SingleRPUConfig"),
+        ("model.pt", STRATEGY, "target is a str"),
+        (analog, "strategy.json", "read a file with ProgrammingStrategy.load"),
+        (analog, {}, "a mapping of layer names to strategies"),
+        (analog, {"1": "strategy.json"}, "strategy of layer '1' is a str"),
+        (analog, {"1.0": STRATEGY}, "no analog layer matches '1.0'; did you mean '0.0'?"),
+        (analog, {"fc*": STRATEGY}, "no analog layer matches 'fc*'; there are 0.0, 1."),
+        (_hardware(), {"1": STRATEGY}, "strategies by layer need a network"),
+    ]
+    for target, strategy, message in cases:
+        with pytest.raises(InvalidArgument, match=re.escape(message)):
+            apply_strategy(target, strategy)  # type: ignore[arg-type]

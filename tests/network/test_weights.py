@@ -1,0 +1,417 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from aihwkit.nn.conversion import convert_to_analog
+from aihwkit.simulator.configs import InferenceRPUConfig
+from aihwkit.simulator.parameters import MappingParameter
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import nn
+
+from wpo_optuna.network.quantile_sketch import RELATIVE_ERROR
+from wpo_optuna.network.stored_tensor import block_indices
+from wpo_optuna.network.weights import load_example_weights, read_weights
+from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
+from wpo_optuna.rpu_configs import named_rpu_config
+
+
+class SmallTransformer(nn.Module):
+    """One of each kind of layer, named as in language models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed_tokens = nn.Embedding(50, 16)
+        self.patch_embed = nn.Conv2d(3, 16, 4)
+        self.attention = nn.MultiheadAttention(16, 2)
+        self.layer_norm = nn.LayerNorm([4, 16])
+        self.bn1 = nn.BatchNorm1d(16)
+        self.lstm = nn.LSTM(16, 8, bidirectional=True)
+        self.mlp = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16))
+        self.lm_head = nn.Linear(16, 50, bias=False)
+        self.lm_head.weight = self.embed_tokens.weight
+
+
+TAKEN = {
+    "patch_embed.weight": (16, 3, 4, 4),
+    "attention.in_proj_weight": (48, 16),
+    "attention.out_proj.weight": (16, 16),
+    "lstm.weight_ih_l0": (32, 16),
+    "lstm.weight_hh_l0": (32, 8),
+    "lstm.weight_ih_l0_reverse": (32, 16),
+    "lstm.weight_hh_l0_reverse": (32, 8),
+    "mlp.0.weight": (32, 16),
+    "mlp.2.weight": (16, 32),
+    "lm_head.weight": (50, 16),
+}
+
+
+def small_transformer() -> nn.Module:
+    return SmallTransformer()
+
+
+def small_state_dict() -> dict[str, torch.Tensor]:
+    return SmallTransformer().state_dict()
+
+
+def expected_weights() -> torch.Tensor:
+    state = SmallTransformer().state_dict()
+    return torch.cat([state[name].flatten() for name in TAKEN]).sort().values
+
+
+def save_as_safetensors(folder: Path) -> Path:
+    state = {name: tensor.clone() for name, tensor in small_state_dict().items()}
+    save_file(state, folder / "net.safetensors")
+    return folder / "net.safetensors"
+
+
+def save_as_state_dict(folder: Path) -> Path:
+    torch.save(small_state_dict(), folder / "net.pt")
+    return folder / "net.pt"
+
+
+def save_in_the_format_before_archives(folder: Path) -> Path:
+    torch.save(small_state_dict(), folder / "net.pth", _use_new_zipfile_serialization=False)
+    return folder / "net.pth"
+
+
+def save_as_training_checkpoint(folder: Path) -> Path:
+    net = SmallTransformer()
+    optimizer = torch.optim.Adam(net.parameters())
+    net.mlp(torch.randn(3, 16)).sum().backward()
+    optimizer.step()
+    # The weights as they were before the step; the optimizer's moments are tensors as well.
+    content = {"epoch": 3, "optimizer": optimizer.state_dict(), "state_dict": small_state_dict()}
+    torch.save(content, folder / "net.ckpt")
+    return folder / "net.ckpt"
+
+
+def save_as_hugging_face(folder: Path) -> Path:
+    state = {name: tensor.clone() for name, tensor in small_state_dict().items()}
+    save_file(state, folder / "model.safetensors")
+    return folder
+
+
+def save_as_hugging_face_shards(folder: Path) -> Path:
+    state = {name: tensor.clone() for name, tensor in small_state_dict().items()}
+    names = sorted(state)
+    shard_of = {}
+    for i in range(3):
+        shard = f"model-{i + 1:05}-of-00003.safetensors"
+        save_file({name: state[name] for name in names[i::3]}, folder / shard)
+        shard_of |= dict.fromkeys(names[i::3], shard)
+    index = {"metadata": {"total_size": 1}, "weight_map": shard_of}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def save_as_old_hugging_face(folder: Path) -> Path:
+    torch.save(small_state_dict(), folder / "pytorch_model.bin")
+    return folder
+
+
+def save_as_old_hugging_face_shards(folder: Path) -> Path:
+    state = small_state_dict()
+    names = sorted(state)
+    shard_of = {}
+    for i in range(2):
+        shard = f"pytorch_model-{i + 1:05}-of-00002.bin"
+        torch.save({name: state[name] for name in names[i::2]}, folder / shard)
+        shard_of |= dict.fromkeys(names[i::2], shard)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": shard_of}))
+    return folder
+
+
+def save_under_another_name(folder: Path) -> Path:
+    save_as_safetensors(folder).rename(folder / "diffusion_pytorch_model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "save",
+    [
+        save_as_safetensors,
+        save_as_state_dict,
+        save_in_the_format_before_archives,
+        save_as_training_checkpoint,
+        save_as_hugging_face,
+        save_as_hugging_face_shards,
+        save_as_old_hugging_face,
+        save_as_old_hugging_face_shards,
+        save_under_another_name,
+    ],
+)
+def test_every_checkpoint_format_gives_the_same_weights(
+    tmp_path: Path, save: Callable[[Path], Path]
+) -> None:
+    read = read_weights(save(tmp_path))
+    assert {layer.name: layer.shape for layer in read.layers} == TAKEN
+    assert read.count == sum(layer.count for layer in read.layers)
+    torch.testing.assert_close(read.weights, expected_weights(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("function", ["small_transformer", "small_state_dict"])
+def test_a_users_function_gives_the_weights_of_its_module_or_state_dict(function: str) -> None:
+    read = read_weights(f"{__file__}:{function}")
+    assert {layer.name: layer.shape for layer in read.layers} == TAKEN
+    torch.testing.assert_close(read.weights, expected_weights(), rtol=0, atol=0)
+
+
+def test_a_module_on_the_path_is_found_by_its_dotted_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "users_package").mkdir()
+    (tmp_path / "users_package" / "nets.py").write_text(
+        "import torch\ndef vector():\n    return torch.arange(5.0)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    read = read_weights("users_package.nets:vector")
+    assert read.weights.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_objects_can_be_given_instead_of_files() -> None:
+    for network in (SmallTransformer(), small_state_dict()):
+        torch.testing.assert_close(read_weights(network).weights, expected_weights())
+    assert read_weights(torch.tensor([[2.0, 1.0]])).weights.tolist() == [1.0, 2.0]
+    assert read_weights(np.array([2.0, 1.0])).weights.tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "pt"])
+def test_a_bare_array_is_taken_whole_whatever_its_shape(tmp_path: Path, kind: str) -> None:
+    weights = np.random.default_rng(0).normal(size=300)
+    path = tmp_path / f"weights.{kind}"
+    if kind == "npy":
+        np.save(path, weights)
+    elif kind == "npz":
+        np.savez_compressed(path, weights)
+    else:
+        torch.save(torch.from_numpy(weights), path)
+    read = read_weights(path)
+    np.testing.assert_array_equal(read.weights.numpy(), np.sort(weights.astype(np.float32)))
+
+
+def test_arrays_of_an_archive_count_by_their_dimensions_not_by_their_names(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {"W1": rng.normal(size=(5, 4)), "b1": rng.normal(size=5), "W2": np.ones((2, 5), "i4")}
+    arrays |= {"fortran": np.asfortranarray(rng.normal(size=(3, 2)))}
+    arrays |= {"big_endian": rng.normal(size=(2, 2)).astype(">f4")}
+    np.savez(tmp_path / "net.npz", **arrays)
+    read = read_weights(tmp_path / "net.npz")
+    assert [layer.name for layer in read.layers] == ["W1", "fortran", "big_endian"]
+    assert {(tensor.name, tensor.reason) for tensor in read.skipped} == {
+        ("b1", "1-d"),
+        ("W2", "of type int32"),
+    }
+    expected = np.concatenate([arrays[layer.name].ravel() for layer in read.layers])
+    np.testing.assert_array_equal(read.weights, np.sort(expected.astype(np.float32)))
+
+
+def test_without_patterns_biases_norms_and_embeddings_are_left_out_and_listed() -> None:
+    for network in (SmallTransformer(), small_state_dict()):
+        read = read_weights(network)
+        reasons = {tensor.name: tensor.reason for tensor in read.skipped}
+        assert reasons["embed_tokens.weight"] == "embedding"
+        assert reasons["layer_norm.weight"] == "normalisation"
+        assert reasons["mlp.0.bias"] == "1-d"
+        listing = read.listing()
+        for name, shape in TAKEN.items():
+            count = f"{np.prod(shape):,}"
+            assert any(
+                line.split() == [name, "×".join(map(str, shape)), count]
+                for line in listing.splitlines()
+            )
+        assert "embed_tokens.weight" in listing
+
+
+def test_the_layers_of_a_torchscript_module_are_known_by_their_names() -> None:
+    module = nn.ModuleDict({"embed_in": nn.Embedding(9, 4), "fc": nn.Linear(4, 3)})
+    scripted = torch.jit.script(module)
+    assert [layer.name for layer in read_weights(scripted).layers] == ["fc.weight"]
+
+
+def test_a_linear_layer_of_a_module_counts_whatever_its_name() -> None:
+    module = nn.ModuleDict({"text_embed": nn.Linear(9, 4), "words": nn.Embedding(4, 3)})
+    assert [layer.name for layer in read_weights(module).layers] == ["text_embed.weight"]
+
+
+@pytest.mark.parametrize(
+    ("name", "is_embedding"),
+    [
+        ("model.embed_tokens.weight", True),
+        ("transformer.wte.weight", True),
+        ("transformer.wpe.weight", True),
+        ("bert.embeddings.word_embeddings.weight", True),
+        ("bert.embeddings.token_type_embeddings.weight", True),
+        ("tok_embeddings.weight", True),
+        ("gpt_neox.embed_in.weight", True),
+        ("shared.weight", True),
+        ("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", True),
+        ("embed_out.weight", False),
+        ("unembed.weight", False),
+        ("lm_head.weight", False),
+        ("time_embedding.linear_1.weight", False),
+        ("embedding.projection.weight", False),
+        ("module.layer4.0.downsample.0.weight", False),
+    ],
+)
+def test_embeddings_of_a_state_dict_are_known_by_their_layers_name(
+    name: str, is_embedding: bool
+) -> None:
+    state = {name: torch.randn(8, 4), "other.weight": torch.randn(3, 3)}
+    read = read_weights(state)
+    assert (name in [tensor.name for tensor in read.skipped]) == is_embedding
+
+
+def test_include_patterns_replace_the_rule_and_exclude_patterns_restrict_it() -> None:
+    state = small_state_dict()
+    names = [layer.name for layer in read_weights(state, include=["mlp.*", "embed*"]).layers]
+    assert names == [
+        "embed_tokens.weight", "mlp.0.weight", "mlp.0.bias", "mlp.2.weight", "mlp.2.bias",
+    ]  # fmt: skip
+    excluded = read_weights(state, exclude=["lstm*", "lm_head.weight"])
+    assert [layer.name for layer in excluded.layers] == [
+        name for name in TAKEN if not name.startswith("lstm") and name != "lm_head.weight"
+    ]
+    both = read_weights(state, include="mlp.*", exclude="*.bias")
+    assert [layer.name for layer in both.layers] == ["mlp.0.weight", "mlp.2.weight"]
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2],
+)
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_all_floating_point_types_are_read_as_the_numbers_they_hold(
+    tmp_path: Path, dtype: torch.dtype, suffix: str
+) -> None:
+    weight = torch.randn(30, 20, generator=torch.Generator().manual_seed(0)).to(dtype)
+    path = tmp_path / f"net.{suffix}"
+    save = save_file if suffix == "safetensors" else torch.save
+    save({"fc.weight": weight}, path)
+    read = read_weights(path)
+    assert read.layers[0].type_name == str(dtype).removeprefix("torch.")
+    torch.testing.assert_close(read.weights, weight.float().flatten().sort().values)
+
+
+def test_quantised_tensors_are_skipped_with_the_reason() -> None:
+    state = {
+        "a.weight": torch.randn(4, 4),
+        "b.weight": torch.ones(4, 4, dtype=torch.int8),
+        "c.weight": torch.randn(4, 4).to(torch.float8_e4m3fn),
+        "c.weight_scale_inv": torch.ones(1, 1),
+        "d.weight": torch.randn(4, 4).to_sparse(),
+        "e.weight": torch.empty(4, 4, device="meta"),
+    }
+    read = read_weights(state)
+    reasons = {tensor.name: tensor.reason for tensor in read.skipped}
+    assert [layer.name for layer in read.layers] == ["a.weight"]
+    assert reasons["b.weight"] == "of type int8"
+    assert "scales stored separately" in reasons["c.weight"]
+    assert "sparse" in reasons["d.weight"]
+    assert "meta" in reasons["e.weight"]
+
+
+def test_tensors_that_are_not_contiguous_are_read_in_full(tmp_path: Path) -> None:
+    weight = torch.arange(60.0).reshape(6, 10)
+    torch.save({"a.weight": weight.T, "b.weight": weight[:, ::2]}, tmp_path / "net.pt")
+    read = read_weights(tmp_path / "net.pt")
+    expected = torch.cat([weight.flatten(), weight[:, ::2].flatten()]).sort().values
+    assert torch.equal(read.weights, expected)
+
+
+def test_each_layer_can_be_read_by_itself(tmp_path: Path) -> None:
+    read = read_weights(save_as_hugging_face_shards(tmp_path))
+    state = small_state_dict()
+    for layer in reversed(read.layers):
+        assert torch.equal(layer.weights(), state[layer.name].flatten().sort().values)
+        assert layer.distribution().max_abs == state[layer.name].abs().max()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 7), max_size=4), st.integers(1, 20))
+def test_blocks_cover_a_tensor_once_and_stay_below_their_limit(
+    shape: list[int], limit: int
+) -> None:
+    tensor = torch.arange(int(np.prod(shape))).reshape(shape)
+    blocks = [tensor[index] for index in block_indices(tuple(shape), limit)]
+    assert all(block.numel() <= limit for block in blocks)
+    read = torch.cat([block.flatten() for block in blocks]) if blocks else torch.empty(0)
+    assert read.tolist() == tensor.flatten().tolist()
+
+
+def test_the_weights_of_an_analog_model_are_its_layers_logical_weights() -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 700), nn.Embedding(9, 4), nn.LayerNorm(4)
+    )
+    analog = convert_to_analog(model, named_rpu_config("pcm").build())
+    read = read_weights(analog)
+    assert {layer.name: layer.count for layer in read.layers} == {
+        "0.weight": 216,
+        "2.weight": 5600,
+    }
+    expected = torch.cat([model[0].weight.flatten(), model[2].weight.flatten()]).sort().values
+    torch.testing.assert_close(read.weights, expected.detach(), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("columnwise", [True, False])
+@pytest.mark.parametrize(("max_input_size", "max_output_size"), [(512, 0), (40, 30), (0, 0)])
+@pytest.mark.parametrize("omega", [0.0, 0.8])
+def test_weights_with_a_mapping_are_those_on_aihwkits_tiles(
+    columnwise: bool, max_input_size: int, max_output_size: int, omega: float
+) -> None:
+    mapping = MappingParameter(
+        weight_scaling_omega=omega,
+        weight_scaling_columnwise=columnwise,
+        out_scaling_columnwise=columnwise,
+        max_input_size=max_input_size,
+        max_output_size=max_output_size,
+    )
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Conv2d(5, 70, 3), nn.Flatten(), nn.Linear(70, 90))
+    model[2].weight.data[7] = 0.0
+    analog = convert_to_analog(model, InferenceRPUConfig(mapping=mapping))
+    on_tiles = torch.cat([tile.tile.get_weights().flatten() for tile in analog.analog_tiles()])
+    read = read_weights(model, mapping=mapping)
+    torch.testing.assert_close(read.weights, on_tiles.sort().values, rtol=1e-6, atol=1e-7)
+    layer = read.layers[0].weights()
+    assert layer.numel() == 70 * 45
+    assert float(layer.abs().max()) == pytest.approx(omega or model[0].weight.abs().max().item())
+
+
+def test_the_weights_make_a_problem_like_that_of_all_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = 0.1 * torch.randn(300, 700, generator=torch.Generator().manual_seed(5))
+    save_file({"fc.weight": weights}, tmp_path / "net.safetensors")
+    hardware = named_rpu_config("pcm")
+
+    def problem(w: torch.Tensor) -> WeightProgrammingProblem:
+        return WeightProgrammingProblem(
+            w, [1.0, None], hardware.build(), hardware.t_steps, hardware.baseline()
+        )
+
+    exact = read_weights(tmp_path / "net.safetensors")
+    assert problem(exact.weights).fingerprint == problem(weights).fingerprint
+    monkeypatch.setattr("wpo_optuna.network.weights.EXACT_UP_TO", 1000)
+    sketched = read_weights(tmp_path / "net.safetensors")
+    assert sketched.distribution.relative_error > 0
+    assert sketched.weights.numel() == 2**20 + 1
+    expected = problem(weights).test_weights
+    by_rank = problem(sketched.quantiles(512 * 20)).test_weights
+    torch.testing.assert_close(by_rank, expected, rtol=RELATIVE_ERROR, atol=1e-7)
+    # Interpolated a second time; the outermost weights are far apart.
+    interpolated = problem(sketched.weights).test_weights
+    torch.testing.assert_close(interpolated, expected, rtol=0, atol=1e-3 * float(expected.max()))
+
+
+def test_the_example_weights_are_those_of_the_file_in_the_package() -> None:
+    weights = load_example_weights()
+    path = Path(__file__).parents[1] / "wpo_optuna" / "network" / "data" / "digits_mlp.safetensors"
+    assert weights.dtype == torch.float32
+    assert torch.equal(weights.sort().values, read_weights(path).weights)

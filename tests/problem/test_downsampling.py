@@ -1,0 +1,119 @@
+"""The test matrix represents the weights' distribution, and is the same whenever it is made."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from aihwkit.inference.converter import wpo
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+
+from wpo_optuna.problem.downsampling import downsample_weights
+
+vectors = hnp.arrays(np.float32, st.integers(1, 300), elements=st.floats(-100, 100, width=32))
+shapes = st.tuples(st.integers(1, 20), st.integers(1, 12))
+
+
+def rows_in_order(matrix: torch.Tensor) -> NDArray[np.float64]:
+    """The matrix with its rows, each of which is a stretch of the ordered weights, in order."""
+    rows = matrix.double().numpy()
+    return rows[np.argsort(rows.sum(axis=1), kind="stable")]
+
+
+@given(vectors, shapes)
+def test_values_are_the_weights_at_evenly_spaced_ranks(
+    weights: NDArray[np.float32], shape: tuple[int, int]
+) -> None:
+    matrix = downsample_weights(torch.from_numpy(weights), shape, seed=1)
+    assert matrix.shape == shape
+    assert matrix.dtype == torch.float32
+    ranks = np.linspace(0, len(weights) - 1, shape[0] * shape[1])
+    expected = np.interp(ranks, np.arange(len(weights)), np.sort(weights).astype(float))
+    np.testing.assert_allclose(rows_in_order(matrix), expected.reshape(shape), rtol=1e-6, atol=1e-5)
+
+
+@given(vectors, shapes)
+def test_rows_equal_the_references_up_to_their_order(
+    weights: NDArray[np.float32], shape: tuple[int, int]
+) -> None:
+    tensor = torch.from_numpy(weights)
+    reference = wpo.downsample_weight_distribution(tensor, torch.Size(shape))
+    # The reference's ranks are of single precision.
+    np.testing.assert_allclose(
+        rows_in_order(downsample_weights(tensor, shape, seed=1)),
+        rows_in_order(reference),
+        rtol=1e-4,
+        atol=1e-2,
+    )
+
+
+@given(vectors, shapes.filter(lambda shape: shape[0] * shape[1] > 1))
+def test_both_extremes_are_kept(weights: NDArray[np.float32], shape: tuple[int, int]) -> None:
+    matrix = downsample_weights(torch.from_numpy(weights), shape, seed=1)
+    assert float(matrix.min()) == weights.min()
+    assert float(matrix.max()) == weights.max()
+
+
+def test_fewer_weights_than_entries_are_interpolated() -> None:
+    matrix = downsample_weights(torch.tensor([1.0, -1.0, 0.0]), (3, 3), seed=1)
+    np.testing.assert_allclose(
+        rows_in_order(matrix), np.linspace(-1, 1, 9).reshape(3, 3), atol=1e-7
+    )
+
+
+def test_ranks_do_not_lose_precision_among_many_weights() -> None:
+    # A rank of single precision is off by up to 0.06 here, and so is the reference's matrix.
+    weights = torch.linspace(0, 1, 1_000_001, dtype=torch.float64) * 1_000_000
+    shape = (7, 11)
+    expected = np.linspace(0, 1_000_000, 77).astype(np.float32).reshape(shape)
+    np.testing.assert_array_equal(
+        rows_in_order(downsample_weights(weights, shape, seed=1)), expected
+    )
+
+
+def test_a_seed_always_gives_the_same_matrix_and_another_seed_another_order() -> None:
+    weights = torch.linspace(-1, 1, 640)
+    first, again = (downsample_weights(weights, (64, 10), seed=5) for _ in range(2))
+    other = downsample_weights(weights, (64, 10), seed=6)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    np.testing.assert_array_equal(rows_in_order(first), rows_in_order(other))
+
+
+def numpy_state() -> tuple[bytes, int]:
+    """State of numpy's global generator: its block of words and the place in it."""
+    _, words, place, *_ = np.random.get_state()  # noqa: NPY002
+    return words.tobytes(), place
+
+
+def test_no_global_generator_is_touched_unlike_the_references() -> None:
+    weights = torch.linspace(-1, 1, 640)
+    before = numpy_state()
+    torch_before, python_before = torch.get_rng_state(), random.getstate()
+    downsample_weights(weights, (64, 10), seed=5)
+    assert before == numpy_state()
+    assert torch.equal(torch_before, torch.get_rng_state())
+    assert python_before == random.getstate()
+
+    one, two = (wpo.downsample_weight_distribution(weights, torch.Size((64, 10))) for _ in "ab")
+    assert not torch.equal(one, two)
+    assert before != numpy_state()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_any_floating_point_type_and_any_layout_are_taken_and_left_alone(
+    dtype: torch.dtype,
+) -> None:
+    weights = torch.linspace(-1, 1, 24).reshape(4, 6).T.to(dtype).requires_grad_()
+    copy = weights.detach().clone()
+    matrix = downsample_weights(weights, (6, 4), seed=1)
+    assert not matrix.requires_grad
+    assert torch.equal(weights.detach(), copy)
+    np.testing.assert_allclose(
+        np.sort(matrix.numpy().ravel()), np.sort(copy.float().numpy().ravel()), rtol=1e-6
+    )

@@ -1,0 +1,337 @@
+"""A fingerprint tells problems apart by what changes their loss, and by nothing else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from aihwkit.inference import (
+    DualPairConductanceConverter,
+    GlobalDriftCompensation,
+    NPairConductanceConverter,
+    PCMLikeNoiseModel,
+    ReRamCMONoiseModel,
+    ReRamWan2022NoiseModel,
+    SinglePairConductanceConverter,
+)
+from aihwkit.inference.compensation.drift import PerColumnDriftCompensation
+from aihwkit.inference.converter.conductance import CustomPairConductanceConverter
+from aihwkit.inference.noise.custom import StateIndependentNoiseModel
+from aihwkit.simulator.configs import InferenceRPUConfig, TorchInferenceRPUConfig
+from aihwkit.simulator.parameters import IOParameters, MappingParameter
+from aihwkit.simulator.parameters.enums import BoundManagementType, WeightNoiseType
+from hypothesis import given
+from hypothesis import strategies as st
+from small_problems import ROWS, gaussian_weights, small_problem, small_rpu_config
+
+from wpo_optuna.problem.fingerprint import describe, differences, fingerprint
+
+TESTS = Path(__file__).parent
+Change = Callable[[InferenceRPUConfig], object]
+
+
+def dual_pair(g_max: float = 25.0, **options: Any) -> DualPairConductanceConverter:
+    return DualPairConductanceConverter([1.0, 1.0], g_min=0.0, g_max=g_max, **options)
+
+
+def custom_pair(middle: float) -> CustomPairConductanceConverter:
+    curves = [[0.0, middle, 25.0], [25.0, middle, 0.0]]
+    return CustomPairConductanceConverter([1.0], curves, g_min=0.0, g_max=25.0)
+
+
+def with_rpu_config(*changes: Change) -> str:
+    """Fingerprint of the small problem on a changed configuration."""
+    rpu_config = small_rpu_config()
+    for change in changes:
+        change(rpu_config)
+    return small_problem(rpu_config=rpu_config).fingerprint
+
+
+def setting(path: str, value: object) -> Change:
+    """Sets an attribute of an RPU configuration, given by its dotted path."""
+
+    def change(rpu_config: InferenceRPUConfig) -> None:
+        *parents, name = path.split(".")
+        target: Any = rpu_config
+        for parent in parents:
+            target = getattr(target, parent)
+        assert getattr(target, name) != value
+        setattr(target, name, value)
+
+    return change
+
+
+def test_equal_problems_built_separately_have_equal_fingerprints() -> None:
+    one, two = small_problem(), small_problem()
+    assert one.description == two.description
+    assert one.fingerprint == two.fingerprint
+    assert deepcopy(one).fingerprint == one.fingerprint
+
+
+def test_another_process_finds_the_same_fingerprint() -> None:
+    program = "from small_problems import small_problem; print(small_problem().fingerprint)"
+    search_path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONHASHSEED": "1", "PYTHONPATH": search_path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.split()[-1] == small_problem().fingerprint
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"weights": gaussian_weights(seed=1)},
+        {"weights": gaussian_weights() * 1.001},
+        {"f_lst": [1.0, 2.0]},
+        {"f_lst": [None, 1.0]},
+        {"f_lst": [1.0, None, None]},
+        {"t_steps": [1.0]},
+        {"t_steps": [1.0, 3601.0]},
+        {"t_steps": [0.0, 3600.0]},
+        {"g_converter_baseline": SinglePairConductanceConverter(g_min=0.0, g_max=25.0)},
+        {"g_converter_baseline": dual_pair(g_max=24.0)},
+        {"g_converter_baseline": DualPairConductanceConverter([1.0, 2.0], 25.0, 0.0)},
+        {"g_converter_baseline": NPairConductanceConverter([1.0, 1.0], 25.0, 0.0)},
+        {"g_converter_baseline": custom_pair(0.0)},
+        {"symmetric": False},
+        {"nbins": 5},
+        {"test_out_features": 9},
+        {"g_err": 0.01},
+        {"f_min": 0.2},
+        {"f_max": 4.0},
+        {"use_max_kw": True},
+        {"loss_margin": 0.1},
+        {"baseline_iterations": 99},
+        {"seed": 101},
+    ],
+    ids=lambda option: next(iter(option)),
+)
+def test_each_option_changes_the_fingerprint(option: dict[str, Any]) -> None:
+    assert small_problem(**option).fingerprint != small_problem().fingerprint
+
+
+def test_a_curve_of_the_baseline_changes_the_fingerprint() -> None:
+    one, two = (small_problem(g_converter_baseline=custom_pair(g)) for g in (0.0, 1.0))
+    assert one.fingerprint != two.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("forward.inp_res", 64.0),
+        ("forward.inp_bound", 0.9),
+        ("forward.inp_noise", 0.01),
+        ("forward.out_res", 64.0),
+        ("forward.out_bound", 9.0),
+        ("forward.out_noise", 0.01),
+        ("forward.w_noise", 0.01),
+        ("forward.w_noise_type", WeightNoiseType.PCM_READ),
+        ("forward.bound_management", BoundManagementType.NONE),
+        ("forward.ir_drop", 0.5),
+        ("forward.is_perfect", True),
+        ("noise_model", ReRamCMONoiseModel(g_max=25.0, g_min=9.0)),
+        ("noise_model", StateIndependentNoiseModel()),
+        ("noise_model.prog_noise_scale", 0.9),
+        ("noise_model.prog_coeff", [0.26348, 1.965, -1.17]),
+        ("noise_model.prog_coeff_g_max_reference", 24.0),
+        ("noise_model.read_noise_scale", 0.9),
+        ("noise_model.drift_scale", 0.9),
+        ("noise_model.g_max", 24.0),
+        ("noise_model.t_0", 10.0),
+        ("noise_model.t_read", 1e-7),
+        ("drift_compensation", None),
+        ("drift_compensation", PerColumnDriftCompensation()),
+        ("mapping.max_input_size", ROWS + 1),
+        ("mapping.max_output_size", 4),
+        ("tile_class", TorchInferenceRPUConfig().tile_class),
+    ],
+)
+def test_each_setting_of_the_hardware_changes_the_fingerprint(path: str, value: object) -> None:
+    assert with_rpu_config(setting(path, value)) != with_rpu_config()
+
+
+def test_the_implementation_of_the_tile_changes_the_fingerprint() -> None:
+    settings = {"forward": IOParameters(), "mapping": MappingParameter(max_input_size=ROWS)}
+    compiled, torch_s = InferenceRPUConfig(**settings), TorchInferenceRPUConfig(**settings)
+    assert (
+        small_problem(rpu_config=compiled).fingerprint
+        != small_problem(rpu_config=torch_s).fingerprint
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("noise_model.g_converter", dual_pair(g_max=40.0)),
+        ("backward.out_noise", 0.3),
+        ("backward.is_perfect", False),
+        ("update.desired_bl", 17),
+        ("clip.sigma", 3.3),
+        ("modifier.std_dev", 0.2),
+        # The evaluation switches these off.
+        ("mapping.weight_scaling_omega", 0.5),
+        ("mapping.weight_scaling_columnwise", False),
+        ("mapping.learn_out_scaling", False),
+        ("mapping.out_scaling_columnwise", False),
+    ],
+)
+def test_what_does_not_act_on_the_loss_does_not_change_the_fingerprint(
+    path: str, value: object
+) -> None:
+    assert with_rpu_config(setting(path, value)) == with_rpu_config()
+
+
+def test_the_order_and_shape_of_the_weights_do_not_matter() -> None:
+    weights = gaussian_weights()
+    shuffled = weights[torch.randperm(400, generator=torch.Generator().manual_seed(1))]
+    expected = small_problem(weights=weights).fingerprint
+    assert small_problem(weights=shuffled.reshape(20, 20)).fingerprint == expected
+    assert small_problem(weights=weights.double().requires_grad_()).fingerprint == expected
+
+
+@pytest.mark.parametrize(
+    ("whole", "fractional"),
+    [
+        ({"t_steps": [1, 60]}, {"t_steps": (1.0, 60.0)}),
+        ({"f_lst": (1, None)}, {"f_lst": [1.0, None]}),
+        ({"f_max": 5}, {"f_max": np.float64(5.0)}),
+        ({"g_err": 0}, {"g_err": -0.0}),
+        ({"nbins": np.int64(4)}, {"nbins": 4}),
+        (
+            {"g_converter_baseline": DualPairConductanceConverter([1, 1], g_max=25, g_min=0)},
+            {"g_converter_baseline": dual_pair()},
+        ),
+        (
+            {"rpu_config": small_rpu_config(PCMLikeNoiseModel(t_0=20, drift_scale=1))},
+            {"rpu_config": small_rpu_config(PCMLikeNoiseModel(t_0=20.0, drift_scale=1.0))},
+        ),
+        (
+            {"rpu_config": small_rpu_config(ReRamWan2022NoiseModel({1: [1, 2]})), "t_steps": [1]},
+            {
+                "rpu_config": small_rpu_config(ReRamWan2022NoiseModel({1.0: [1.0, 2.0]})),
+                "t_steps": [1],
+            },
+        ),
+    ],
+)
+def test_whole_numbers_and_their_fractional_equals_give_the_same_fingerprint(
+    whole: dict[str, Any], fractional: dict[str, Any]
+) -> None:
+    assert small_problem(**whole).fingerprint == small_problem(**fractional).fingerprint
+
+
+def test_only_the_seed_differs_between_problems_that_differ_in_the_seed() -> None:
+    told = differences(small_problem(seed=1).description, small_problem(seed=2).description)
+    assert told == ["seed was 1, now 2"]
+
+
+def test_differences_name_the_setting_and_both_values() -> None:
+    stored = small_problem().description
+    changed = small_rpu_config(PCMLikeNoiseModel(drift_scale=0.5), compensation=None)
+    current = small_problem(rpu_config=changed, nbins=7).description
+    assert differences(stored, stored) == []
+    assert differences(stored, current) == [
+        "nbins was 4, now 7",
+        "rpu_config.drift_compensation was GlobalDriftCompensation, now None",
+        "rpu_config.noise_model.drift_scale was 1, now 0.5",
+    ]
+
+
+class NoiseOfOnesOwn(PCMLikeNoiseModel):
+    """A noise model as a user writes it, with a parameter that is not public."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self._scale = scale
+
+
+def test_a_private_parameter_of_a_users_noise_model_changes_the_fingerprint() -> None:
+    one, two = (
+        small_problem(rpu_config=small_rpu_config(NoiseOfOnesOwn(s))).fingerprint for s in (1, 2)
+    )
+    assert one != two
+
+
+class Colour(Enum):
+    RED = 1
+
+
+@dataclass
+class Slotted:
+    """A value without an attribute dictionary."""
+
+    __slots__ = ("a", "b")
+    a: float
+    b: str
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, {"p": "None"}),
+        (True, {"p": "True"}),
+        (np.True_, {"p": "True"}),
+        ("text", {"p": "'text'"}),
+        (float("nan"), {"p": "nan"}),
+        (float("-inf"), {"p": "-inf"}),
+        (np.float32(0.5), {"p": "0.5"}),
+        (1e22, {"p": "10000000000000000000000"}),
+        (Colour.RED, {"p": "RED"}),
+        ([1, 2.5, None, "a"], {"p": "[1, 2.5, None, 'a']"}),
+        ((), {"p": "[]"}),
+        ([Colour.RED, [1]], {"p.0": "RED", "p.1": "[1]"}),
+        ({"b": 1, "a": {2.0: 3}}, {"p.a.2": "3", "p.b": "1"}),
+        (len, {"p": "builtins.len"}),
+        (GlobalDriftCompensation(), {"p": "GlobalDriftCompensation"}),
+        (
+            GlobalDriftCompensation,
+            {"p": "aihwkit.inference.compensation.drift.GlobalDriftCompensation"},
+        ),
+        (Slotted(1.0, "x"), {"p": "Slotted(a=1.0, b='x')"}),
+    ],
+)
+def test_values_are_described_in_words(value: object, expected: dict[str, str]) -> None:
+    assert describe(value, "p") == expected
+
+
+@given(st.integers(-(2**53), 2**53))
+def test_an_integer_and_its_float_are_described_alike(number: int) -> None:
+    assert describe(number, "p") == describe(float(number), "p") == {"p": str(number)}
+
+
+@given(st.floats(allow_nan=False), st.floats(allow_nan=False))
+def test_different_numbers_are_described_differently(one: float, two: float) -> None:
+    assert (describe(one, "p") == describe(two, "p")) == (one == two)
+
+
+@given(st.lists(st.floats(width=32), min_size=1), st.integers(0, 1000), st.floats(1, 2))
+def test_arrays_are_told_apart_by_every_number(
+    numbers: list[float], index: int, change: float
+) -> None:
+    array = np.array(numbers, dtype=np.float32)
+    changed = array.copy()
+    changed[index % len(array)] = change
+    same = array.tobytes() == changed.tobytes()
+    assert (describe(array, "p") == describe(changed, "p")) == same
+    assert describe(torch.from_numpy(array), "p") == describe(array, "p")
+
+
+def test_a_fingerprint_does_not_depend_on_the_order_of_a_description() -> None:
+    description = {"a": "1", "b": "2"}
+    assert fingerprint(description) == fingerprint(dict(reversed(description.items())))
+    assert fingerprint(description) != fingerprint({"a": "2", "b": "1"})
+    assert len(fingerprint(description)) == 16

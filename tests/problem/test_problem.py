@@ -1,0 +1,370 @@
+"""A problem is what it was when it was made, and one that cannot be used is never made."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from aihwkit.inference import (
+    DualPairConductanceConverter,
+    NPairConductanceConverter,
+    ReRamWan2022NoiseModel,
+    SinglePairConductanceConverter,
+)
+from aihwkit.inference.converter.conductance import (
+    CustomPairConductanceConverter,
+    SingleDeviceConductanceConverter,
+)
+from aihwkit_reference import problem_dictionary, reference_optimizer
+from hypothesis import given
+from hypothesis import strategies as st
+from small_problems import (
+    COLUMNS,
+    ROWS,
+    gaussian_weights,
+    seedable_rpu_config,
+    small_problem,
+    small_rpu_config,
+)
+
+from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.hypercube import Hypercube
+from wpo_optuna.problem.downsampling import downsample_weights
+from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
+
+DAY = 86400.0
+
+
+def test_names_and_defaults_of_options_are_those_of_the_reference() -> None:
+    problem = WeightProgrammingProblem(
+        gaussian_weights(), [1.0, None], small_rpu_config(), [1.0], SinglePairConductanceConverter()
+    )
+    optimizer = reference_optimizer(problem)
+    for name in (
+        "symmetric", "nbins", "test_out_features", "f_min", "f_max", "use_max_kw",
+        "loss_margin", "baseline_iterations", "seed", "test_in_features", "g_min", "g_max",
+    ):  # fmt: skip
+        assert getattr(problem, name) == getattr(optimizer, name), name
+    assert problem.g_err * (problem.g_max - problem.g_min) == optimizer.g_err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"f_lst": [None], "symmetric": False, "g_err": 0.1, "use_max_kw": True},
+        {"f_lst": [2.0, None, 3.0], "nbins": 2, "f_min": 0.5, "f_max": 9.0},
+        {"g_converter_baseline": SinglePairConductanceConverter(g_min=5.0, g_max=40.0)},
+    ],
+)
+def test_the_references_optimizer_sees_the_same_problem(options: dict[str, Any]) -> None:
+    problem = small_problem(**options)
+    optimizer = reference_optimizer(problem)
+    ours, theirs = problem_dictionary(problem), optimizer.__dict__
+    settings = ours.keys() - {"rpu_config", "weights_downsampled_unitless", "loss_baseline"}
+    for name in settings - {"weights_discretized_unitless"}:
+        assert ours[name] == theirs[name], name
+    assert torch.equal(ours["weights_discretized_unitless"], theirs["weights_discretized_unitless"])
+    assert str(ours["rpu_config"]) == str(theirs["rpu_config"])
+    assert problem.hypercube.bounds == optimizer.generate_hop_bounds()
+    np.testing.assert_allclose(
+        np.sort(problem.test_weights.numpy().ravel()),
+        np.sort(theirs["weights_downsampled_unitless"].numpy().ravel()),
+        atol=1e-4,  # the reference's ranks are of single precision
+    )
+
+
+def test_the_hypercube_has_all_of_the_problems_settings() -> None:
+    problem = small_problem(
+        f_lst=[None, 2, None],
+        symmetric=False,
+        nbins=5,
+        g_err=0.2,
+        f_min=0.3,
+        f_max=4,
+        use_max_kw=True,
+        g_converter_baseline=SinglePairConductanceConverter(g_min=2, g_max=30),
+    )
+    largest = float(gaussian_weights().abs().max())
+    assert problem.max_abs_weight == largest
+    assert problem.hypercube == Hypercube(
+        (None, 2.0, None), 2.0, 30.0, largest, False, 5, 0.2, 0.3, 4, True
+    )
+
+
+def test_the_test_matrix_is_the_downsampled_weights_on_the_tile() -> None:
+    problem = small_problem(seed=7)
+    assert problem.test_weights.shape == (ROWS, COLUMNS)
+    assert torch.equal(
+        problem.test_weights, downsample_weights(gaussian_weights(), (ROWS, COLUMNS), 7)
+    )
+
+
+def test_the_same_seed_gives_the_same_test_matrix_unlike_the_reference() -> None:
+    assert torch.equal(small_problem().test_weights, small_problem().test_weights)
+    assert not torch.equal(small_problem(seed=1).test_weights, small_problem(seed=2).test_weights)
+
+    one, two = (reference_optimizer(small_problem(seed=1)) for _ in range(2))
+    assert not torch.equal(one.weights_downsampled_unitless, two.weights_downsampled_unitless)
+
+
+def test_no_global_generator_is_touched() -> None:
+    numpy_before = np.random.get_state()[1].copy()  # noqa: NPY002
+    torch_before, python_before = torch.get_rng_state(), random.getstate()
+    problem = small_problem(rpu_config=small_rpu_config(ReRamWan2022NoiseModel()), t_steps=[1.0])
+    assert problem.fingerprint
+    assert problem.hypercube.dimension
+    assert np.array_equal(numpy_before, np.random.get_state()[1])  # noqa: NPY002
+    assert torch.equal(torch_before, torch.get_rng_state())
+    assert python_before == random.getstate()
+
+
+def test_a_tile_without_a_limit_on_its_inputs_has_512_rows_where_the_reference_fails() -> None:
+    problem = small_problem(rpu_config=small_rpu_config(max_input_size=0))
+    assert problem.test_weights.shape == (512, COLUMNS)
+    with pytest.raises(RuntimeError, match="Input and output sizes should be greater than 0"):
+        reference_optimizer(problem)
+
+
+def test_later_changes_to_what_was_given_change_nothing() -> None:
+    weights, rpu_config = gaussian_weights().requires_grad_(), small_rpu_config()
+    baseline = DualPairConductanceConverter([1.0, 1.0], g_min=0.0, g_max=25.0)
+    f_lst, t_steps = [1.0, None], [1.0, 60.0]
+    problem = small_problem(
+        weights=weights,
+        rpu_config=rpu_config,
+        g_converter_baseline=baseline,
+        f_lst=f_lst,
+        t_steps=t_steps,
+    )
+    untouched = deepcopy(problem)
+    with torch.no_grad():
+        weights.mul_(3.0)
+    rpu_config.forward.out_noise = 0.5
+    rpu_config.noise_model.prog_noise_scale = 9.0
+    baseline.g_max, baseline.f_lst[0] = 99.0, 7.0
+    f_lst[0] = 4.0
+    t_steps.append(DAY)
+    assert problem.max_abs_weight == untouched.max_abs_weight
+    assert problem.description == untouched.description
+    assert problem.hypercube == untouched.hypercube
+
+
+def test_attributes_cannot_be_replaced(problem: WeightProgrammingProblem) -> None:
+    with pytest.raises(AttributeError):
+        problem.seed = 3  # type: ignore[misc]
+
+
+def test_outputs_are_not_scaled_in_the_evaluation_and_the_problems_own_configuration_is_kept(
+    problem: WeightProgrammingProblem,
+) -> None:
+    one, two = problem.evaluation_rpu_config(), problem.evaluation_rpu_config()
+    for mapping in (one.mapping, two.mapping):
+        assert mapping.weight_scaling_omega == 0.0
+        assert not mapping.weight_scaling_columnwise
+        assert not mapping.learn_out_scaling
+        assert not mapping.out_scaling_columnwise
+    assert problem.rpu_config.mapping.weight_scaling_omega == 1.0
+    assert one is not two
+    assert one.noise_model is not problem.noise_model
+
+
+@given(
+    st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=5),
+    st.floats(1e-3, 1e3),
+    st.floats(-0.5, 0.9),
+)
+def test_the_loss_is_relative_to_the_baseline_and_the_margin(
+    tnmse: list[float], baseline: float, margin: float
+) -> None:
+    losses = small_problem(loss_margin=margin).loss(tnmse, baseline)
+    expected = [(value - baseline) / baseline + margin for value in tnmse]
+    np.testing.assert_allclose(losses, expected, rtol=1e-12)
+
+
+def test_the_loss_is_negative_once_the_baseline_is_beaten_by_the_margin() -> None:
+    problem = small_problem(loss_margin=0.25)
+    losses = problem.loss([0.149, 0.151], baseline=0.2)
+    assert losses[0] < 0 < losses[1]
+
+
+def test_an_error_that_is_no_number_is_an_infinite_loss(problem: WeightProgrammingProblem) -> None:
+    assert problem.loss([np.nan, np.inf, 0.1], 0.1).tolist()[:2] == [np.inf, np.inf]
+    assert float(problem.loss(np.nan, 0.1)) == np.inf
+
+
+def custom_pair(curves: list[list[float]], **g_range: float) -> CustomPairConductanceConverter:
+    return CustomPairConductanceConverter([1.0], curves, invertibility_test=False, **g_range)
+
+
+UP = [0.0, 0.0, 25.0]
+BASELINES = (
+    SinglePairConductanceConverter(g_min=1.0, g_max=30.0),
+    DualPairConductanceConverter([1.0, 3.0], g_min=1.0, g_max=30.0),
+    NPairConductanceConverter([1.0, 2.0, 4.0], g_min=1.0, g_max=30.0),
+    custom_pair([UP, UP[::-1]], g_min=1.0, g_max=30.0),
+)
+
+
+@pytest.mark.parametrize("baseline", BASELINES, ids=lambda b: type(b).__name__)
+def test_the_baseline_gives_the_range_of_conductance(baseline: Any) -> None:
+    problem = small_problem(g_converter_baseline=baseline)
+    assert (problem.g_min, problem.g_max) == (1.0, 30.0)
+    assert (problem.hypercube.g_min, problem.hypercube.g_max) == (1.0, 30.0)
+
+
+@pytest.mark.parametrize("t_steps", [[1.0], [1, DAY], (1.0, DAY, 2 * DAY)])
+def test_times_that_the_noise_model_knows_are_accepted(t_steps: Any) -> None:
+    rpu_config = small_rpu_config(ReRamWan2022NoiseModel())
+    assert small_problem(rpu_config=rpu_config, t_steps=t_steps).t_steps == tuple(
+        float(t) for t in t_steps
+    )
+
+
+def with_attributes(make: Callable[[], Any], **attributes: Any) -> Any:
+    changed = make()
+    for path, value in attributes.items():
+        *parents, name = path.split("__")
+        target = changed
+        for parent in parents:
+            target = getattr(target, parent)
+        setattr(target, name, value)
+    return changed
+
+
+def single_pair(**attributes: Any) -> Any:
+    return with_attributes(SinglePairConductanceConverter, **attributes)
+
+
+def dual_pair(*f_lst: float) -> Any:
+    return DualPairConductanceConverter(list(f_lst), g_min=0.0, g_max=25.0)
+
+
+NAN, INF = float("nan"), float("inf")
+# Argument, value, and what the message says besides the argument: the value, what is accepted.
+BAD_INPUT: list[tuple[str, Any, list[str]]] = [
+    ("weights", torch.empty(0), ["is empty", "at least one weight"]),
+    ("weights", torch.zeros(5), ["all zero", "at least one must differ from zero"]),
+    ("weights", torch.tensor([0.1, NAN, INF]), ["2 NaN or infinite", "among 3", "finite"]),
+    ("weights", torch.tensor([0.1, -INF]), ["1 NaN or infinite", "finite"]),
+    ("weights", torch.tensor([1, 2, 3]), ["torch.int64", "floating-point"]),
+    ("weights", torch.tensor([1j]), ["torch.complex64", "floating-point"]),
+    ("weights", [0.1, 0.2], ["list", "torch tensor"]),
+    ("weights", np.ones(3), ["ndarray", "torch tensor"]),
+    ("weights", None, ["NoneType", "torch tensor"]),
+    ("weights", torch.tensor([1e-9, -1e-8]), ["1e-08", "1e-07"]),
+    ("weights", torch.tensor([1e300], dtype=torch.float64), ["1e+300", "single precision"]),
+    ("f_lst", [], ["[]", "one significance factor, or None", "each pair"]),
+    ("f_lst", "1.0", ["'1.0'", "give a list"]),
+    ("f_lst", 1.0, ["1.0", "give a list"]),
+    ("f_lst", None, ["None", "give a list"]),
+    ("f_lst", [1.0, -2.0], ["contains -2.0", "positive numbers, or None"]),
+    ("f_lst", [0, None], ["contains 0:", "positive numbers, or None"]),
+    ("f_lst", [NAN], ["contains nan", "positive numbers, or None"]),
+    ("f_lst", [INF], ["contains inf", "positive numbers, or None"]),
+    ("f_lst", [1.0, "2"], ["contains '2'", "positive numbers, or None"]),
+    ("f_lst", [True], ["contains True", "positive numbers, or None"]),
+    ("t_steps", [], ["[]", "at least one time", "in s"]),
+    ("t_steps", 60.0, ["60.0", "give a list"]),
+    ("t_steps", [1.0, -60.0], ["contains -60.0", "not negative"]),
+    ("t_steps", [NAN], ["contains nan", "finite"]),
+    ("t_steps", [INF], ["contains inf", "finite"]),
+    ("t_steps", ["1s"], ["contains '1s'", "(s)"]),
+    ("t_steps", [60.0, 1.0], ["[60.0, 1.0]", "ascend", "[1.0, 60.0]"]),
+    ("t_steps", [1.0, 1.0, 60.0], ["[1.0, 1.0, 60.0]", "each one once", "[1.0, 60.0]"]),
+    ("g_converter_baseline", None, ["NoneType", "SinglePair-", "CustomPairConductanceConverter"]),
+    (
+        "g_converter_baseline",
+        SingleDeviceConductanceConverter(),
+        ["a SingleDeviceConductanceConverter", "SinglePair-, DualPair-, NPair- or CustomPair"],
+    ),
+    ("g_converter_baseline", single_pair(g_min=25.0), ["g_min = 25.0", "g_max = 25.0", "µS"]),
+    ("g_converter_baseline", single_pair(g_min=30.0), ["g_min = 30.0", "0 <= g_min < g_max"]),
+    ("g_converter_baseline", single_pair(g_min=-1.0), ["g_min = -1.0", "0 <= g_min < g_max"]),
+    ("g_converter_baseline", single_pair(g_max=NAN), ["g_max = nan", "0 <= g_min < g_max"]),
+    ("g_converter_baseline", single_pair(g_max=INF), ["g_max = inf", "0 <= g_min < g_max"]),
+    ("g_converter_baseline", dual_pair(1.0, 0.0), ["f_lst = [1.0, 0.0]", "positive factor"]),
+    ("g_converter_baseline", dual_pair(1.0, -1.0), ["f_lst = [1.0, -1.0]", "positive factor"]),
+    ("g_converter_baseline", dual_pair(NAN, 1.0), ["f_lst = [nan, 1.0]", "positive factor"]),
+    (
+        "g_converter_baseline",
+        custom_pair([UP, [25.0, 0.0]]),
+        ["CustomPairConductanceConverter, cannot convert the weights"],
+    ),
+    (
+        "g_converter_baseline",
+        custom_pair([UP, UP]),
+        ["CustomPairConductanceConverter", "NaN", "at least one weight that differs from zero"],
+    ),
+    ("rpu_config", None, ["NoneType", "InferenceRPUConfig"]),
+    ("rpu_config", type(small_rpu_config()), ["is a type", "InferenceRPUConfig"]),
+    (
+        "rpu_config",
+        with_attributes(small_rpu_config, noise_model=None),
+        ["rpu_config.noise_model", "NoneType", "inference noise models"],
+    ),
+    (
+        "rpu_config",
+        with_attributes(small_rpu_config, mapping__max_input_size=-1),
+        ["rpu_config.mapping.max_input_size = -1", "whole number", "0 for no limit"],
+    ),
+    (
+        "rpu_config",
+        with_attributes(small_rpu_config, mapping__max_output_size=2.5),
+        ["rpu_config.mapping.max_output_size = 2.5", "whole number", "0 for no limit"],
+    ),
+    ("nbins", 1, ["= 1:", "at least 2"]),
+    ("nbins", 6.0, ["= 6.0", "whole number of at least 2"]),
+    ("nbins", "6", ["= '6'", "whole number of at least 2"]),
+    ("test_out_features", 0, ["= 0:", "at least 1"]),
+    ("test_out_features", True, ["= True", "whole number"]),
+    ("baseline_iterations", 0, ["= 0:", "at least 1"]),
+    ("g_err", -0.01, ["= -0.01", "at least 0"]),
+    ("g_err", NAN, ["= nan", "finite number"]),
+    ("g_err", "little", ["= 'little'", "finite number"]),
+    ("f_min", 0.0, ["= 0.0", "f_max = 5.0", "0 < f_min < f_max"]),
+    ("f_min", 5.0, ["= 5.0", "f_max = 5.0", "0 < f_min < f_max"]),
+    ("f_max", 0.05, ["= 0.05", "f_min = 0.1", "0 < f_min < f_max"]),
+    ("f_max", INF, ["= inf", "finite number"]),
+    ("loss_margin", NAN, ["= nan", "finite number"]),
+    ("loss_margin", None, ["= None", "finite number"]),
+    ("symmetric", "yes", ["= 'yes'", "True or False"]),
+    ("use_max_kw", 1, ["= 1:", "True or False"]),
+    ("seed", -1, ["= -1", "0 to 2^32 - 1"]),
+    ("seed", 2**32, ["= 4294967296", "0 to 2^32 - 1"]),
+    ("seed", 1.5, ["= 1.5", "whole number"]),
+    ("seed", None, ["= None", "whole number"]),
+]
+
+
+@pytest.mark.parametrize(("argument", "value", "pieces"), BAD_INPUT)
+def test_what_cannot_be_used_is_refused_in_one_sentence_that_says_what_can(
+    argument: str, value: Any, pieces: list[str]
+) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        small_problem(**{argument: value})
+    message = str(caught.value)
+    assert argument in message
+    for piece in pieces:
+        assert piece in message
+    assert "\n" not in message
+    assert re.fullmatch(r"\S.*[.]", message)
+
+
+def test_a_time_that_the_noise_model_does_not_know_is_refused_with_those_it_knows() -> None:
+    rpu_config = small_rpu_config(ReRamWan2022NoiseModel())
+    with pytest.raises(InvalidArgument) as caught:
+        small_problem(rpu_config=rpu_config, t_steps=[1.0, 60.0])
+    for piece in ("t_steps contains 60 s", "ReRamWan2022NoiseModel", "1.0, 86400.0, 172800.0"):
+        assert piece in str(caught.value)
+
+
+def test_a_test_matrix_of_one_entry_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match=r"test_out_features = 1 .*max_input_size = 1: .*two"):
+        small_problem(rpu_config=seedable_rpu_config(max_input_size=1), test_out_features=1)

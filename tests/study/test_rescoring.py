@@ -1,0 +1,121 @@
+"""Scores on fresh noise: intervals that hold, and draws that are fresh."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wpo_optuna.strategy import ProgrammingStrategy
+from wpo_optuna.study.estimate import RELATIVE_WIDTH, Estimate, distinct, score
+from wpo_optuna.study.scoring import Finalist, winner_among
+
+
+class NormalDraws:
+    """Stands for an engine whose draws are normal with a known mean."""
+
+    def __init__(self, mean: float, spread: float) -> None:
+        self.mean, self.spread = mean, spread
+        self.seeds: list[int] = []
+
+    def tnmse_of(self, converter: object, repeats: int, seed: int) -> np.ndarray:
+        self.seeds.append(seed)
+        return np.random.default_rng(seed).normal(self.mean, self.spread, repeats)
+
+
+def test_the_interval_covers_the_true_mean_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(1000):
+        estimate = Estimate.of(rng.normal(2.0, 0.5, 10))
+        covered += estimate.low <= 2.0 <= estimate.high
+    # Binomial(1000, 0.95): outside 920 .. 980 with probability below 3e-5.
+    assert 920 <= covered <= 980
+
+
+@pytest.mark.parametrize("spread", [0.001, 0.02, 0.05])
+def test_scoring_draws_until_the_interval_is_narrower_than_one_percent(spread: float) -> None:
+    engine = NormalDraws(1.0, spread)
+    estimate = score(engine, converter=None, seed=3)
+    assert estimate.relative_width < RELATIVE_WIDTH
+
+
+def test_scoring_gives_up_after_a_bounded_number_of_draws() -> None:
+    assert score(NormalDraws(1.0, 5.0), converter=None, seed=3).draws == 400
+
+
+def test_no_round_of_a_score_repeats_the_seed_of_another() -> None:
+    engine = NormalDraws(1.0, 0.05)
+    score(engine, converter=None, seed=3)
+    score(engine, converter=None, seed=4)
+    assert len(engine.seeds) > 2
+    assert len(set(engine.seeds)) == len(engine.seeds)
+
+
+def test_an_infinite_error_is_a_score_too() -> None:
+    with np.errstate(invalid="ignore"):
+        estimate = score(NormalDraws(np.inf, 1.0), converter=None, seed=0)
+    assert estimate.mean == np.inf
+
+
+@given(st.lists(st.floats(0.01, 10), min_size=2, max_size=50))
+def test_an_estimate_survives_json(draws: list[float]) -> None:
+    estimate = Estimate.of(np.array(draws))
+    assert Estimate.from_json(estimate.to_json()) == estimate
+    assert estimate.low <= estimate.mean <= estimate.high
+
+
+def strategy(f: float, g: float) -> ProgrammingStrategy:
+    return ProgrammingStrategy((f,), ((g, 5.0, 0.0), (0.0, 5.0, g)), 0.0, 25.0)
+
+
+def test_distinct_strategies_are_the_first_of_each_kind_in_order() -> None:
+    strategies = [
+        strategy(1.0, 10.0),
+        strategy(1.0, 10.1),  # 0.1 of 25 µS: the same
+        strategy(1.0, 12.0),
+        strategy(1.5, 10.0),
+        strategy(1.0, 12.05),
+    ]
+    assert distinct(strategies, 5) == [0, 2, 3]
+    assert distinct(strategies, 2) == [0, 2]
+
+
+def finalist(number: int, tnmse_of_engine: float, mean: float, error: float = 0.002) -> Finalist:
+    half = 1.96 * error
+    return Finalist(number, tnmse_of_engine, Estimate(mean, mean - half, mean + half, 10**6))
+
+
+def test_a_clearly_lower_score_wins_whatever_the_engine_said() -> None:
+    finalists = [finalist(0, 0.98, 1.00), finalist(1, 0.99, 0.98), finalist(2, 1.00, 1.01)]
+    assert winner_among(finalists, engine_has_noise=False) == 1
+    assert winner_among(finalists, engine_has_noise=True) == 1
+
+
+def test_scores_that_noise_alone_tells_apart_leave_the_choice_to_the_expectation() -> None:
+    finalists = [finalist(0, 1.03, 1.02), finalist(1, 0.99, 1.000), finalist(2, 0.98, 1.003)]
+    assert winner_among(finalists, engine_has_noise=False) == 2
+    assert winner_among(finalists, engine_has_noise=True) == 1
+
+
+def test_equal_finalists_have_the_same_winner_each_time_they_are_scored() -> None:
+    """Over 200 scorings of five equal finalists another one wins once, not 160 times."""
+    rng = np.random.default_rng(5)
+    winners = []
+    for _ in range(200):
+        finalists = [
+            Finalist(i, 1 + 1e-4 * i, Estimate.of(rng.normal(1.0, 0.02, 64))) for i in range(5)
+        ]
+        winners.append(winner_among(finalists, engine_has_noise=False))
+    assert np.count_nonzero(winners) <= 3
+
+
+def test_an_infinite_score_never_wins() -> None:
+    finalists = [finalist(0, 0.9, np.inf), finalist(1, 1.0, 1.0)]
+    assert winner_among(finalists, engine_has_noise=False) == 1
+
+
+def test_the_standard_error_is_that_of_the_mean() -> None:
+    draws = np.random.default_rng(0).normal(1.0, 0.1, 30)
+    assert Estimate.of(draws).standard_error == pytest.approx(draws.std(ddof=1) / np.sqrt(30))

@@ -1,0 +1,1 @@
+"""``python -m wpo_optuna.evaluate``: a network's accuracy over time."""

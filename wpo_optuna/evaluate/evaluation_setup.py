@@ -1,0 +1,200 @@
+"""From the settings of an evaluation to what they stand for: network, strategies, data, metric."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aihwkit.inference.converter.base import BaseConductanceConverter
+from aihwkit.inference.noise.base import BaseNoiseModel
+from torch import nn
+
+from wpo_optuna import rpu_configs
+from wpo_optuna.converter_specs import is_strategy_file, parse_converter
+from wpo_optuna.durations import parse_durations
+from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.evaluate.accuracy import Metric, accuracy
+from wpo_optuna.network.apply import analog_tiles, check_range
+from wpo_optuna.network.network_forms import NetworkForms
+from wpo_optuna.network.references import call_function, load_function
+from wpo_optuna.strategy import ProgrammingStrategy
+
+
+class HardwareWarning(UserWarning):
+    """A strategy is measured on other hardware than it was found for."""
+
+
+ALL_LAYERS = "*"
+DEFAULT_RPU_CONFIG = "pcm"
+
+
+@dataclass(frozen=True)
+class NetworkSetup:
+    """A network and how its quality is measured.
+
+    Attributes:
+        network: the network, digital and analog.
+        hardware: name of its hardware; that of an analog model is its own.
+        data: batches for the metric, which may be read many times.
+        metric: takes the network and the data and returns a number.
+        metric_name: what to call it.
+    """
+
+    network: NetworkForms
+    hardware: str
+    data: Iterable[Any]
+    metric: Metric
+    metric_name: str
+
+
+@dataclass(frozen=True)
+class EvaluationSetup:
+    """What is evaluated.
+
+    Attributes:
+        measured: the network and how its quality is measured.
+        strategies: the optimised strategies by layer; ``"*"`` for all layers.
+        baseline: the programming to compare with.
+        t_steps: times after programming in s.
+    """
+
+    measured: NetworkSetup
+    strategies: Mapping[str, ProgrammingStrategy]
+    baseline: BaseConductanceConverter
+    t_steps: tuple[float, ...]
+
+
+def set_up_evaluation(
+    *,
+    model: str,
+    strategy: Sequence[str],
+    data: str,
+    metric: str | None,
+    rpu_config: str | None,
+    baseline: str,
+    t_steps: str,
+) -> EvaluationSetup:
+    """Reads files and calls the user's functions; see the command's help for each setting.
+
+    Raises:
+        InvalidArgument: a setting cannot be used, or a function of the user's fails.
+    """
+    times = parse_durations(t_steps, "t_steps")
+    strategies = read_strategies(strategy)
+    converter = _read_baseline(baseline, tuple(strategies.values()))
+    measured = set_up_network(model=model, data=data, metric=metric, rpu_config=rpu_config)
+    noise_models = _noise_models(measured.network.analog)
+    for noise_model in noise_models:
+        for entry, of_layer in zip(strategy, strategies.values(), strict=True):
+            check_range(of_layer, noise_model, f"strategy {entry!r}")
+        check_range(converter, noise_model, f"baseline {baseline!r}")
+    _warn_of_other_hardware(strategies, noise_models)
+    return EvaluationSetup(measured, strategies, converter, times)
+
+
+def set_up_network(
+    *, model: str, data: str, metric: str | None, rpu_config: str | None
+) -> NetworkSetup:
+    """Calls the user's functions; see the command's help for each setting.
+
+    Raises:
+        InvalidArgument: a function cannot be found, fails, or returns something else.
+    """
+    chosen_metric, metric_name = _load_metric(metric)
+    network, hardware = _load_network(model, rpu_config)
+    return NetworkSetup(network, hardware, _load_data(data), chosen_metric, metric_name)
+
+
+def _noise_models(network: nn.Module) -> list[BaseNoiseModel]:
+    """The noise models of the tiles; a tile made for training is refused when it is programmed."""
+    models = (tile.noise_model for tile in analog_tiles(network))
+    return [model for model in models if model is not None]
+
+
+def _warn_of_other_hardware(
+    strategies: Mapping[str, ProgrammingStrategy], noise_models: Sequence[BaseNoiseModel]
+) -> None:
+    here = sorted({type(model).__name__ for model in noise_models})
+    for strategy in strategies.values():
+        made_for = strategy.provenance.get("noise_model")
+        if made_for is not None and made_for not in here:
+            warnings.warn(
+                f"The strategy was found for devices of the {made_for}, and is measured on those "
+                f"of the {', '.join(here)}; rpu_config chooses the hardware.",
+                HardwareWarning,
+                stacklevel=2,
+            )
+
+
+def read_strategies(entries: Sequence[str]) -> dict[str, ProgrammingStrategy]:
+    """Strategies by layer, from ``FILE`` for all layers or ``LAYER=FILE`` for some.
+
+    Raises:
+        InvalidArgument: a file is no strategy, or a layer has two.
+    """
+    strategies: dict[str, ProgrammingStrategy] = {}
+    for entry in entries:
+        layer, equals, path = entry.partition("=")
+        if not equals or Path(entry).is_file():
+            layer, path = ALL_LAYERS, entry
+        if layer in strategies:
+            which = "all layers" if layer == ALL_LAYERS else f"layer {layer!r}"
+            raise InvalidArgument(
+                f"strategy = {' '.join(entries)!r}: there are two strategies for {which}; one is "
+                "needed, or LAYER=FILE for strategies by layer."
+            )
+        try:
+            strategies[layer] = ProgrammingStrategy.load(path)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"strategy = {entry!r}: {error}") from error
+    return strategies
+
+
+def _read_baseline(
+    text: str, strategies: Sequence[ProgrammingStrategy]
+) -> BaseConductanceConverter:
+    """The baseline, on devices of the range that the strategies were made for."""
+    if is_strategy_file(text):
+        try:
+            return ProgrammingStrategy.load(text).to_converter()
+        except InvalidArgument as error:
+            raise InvalidArgument(f"baseline = {text!r}: {error}") from error
+    g_min = min(strategy.g_min for strategy in strategies)
+    g_max = max(strategy.g_max for strategy in strategies)
+    return parse_converter(text, g_min, g_max, "baseline")
+
+
+def _load_network(reference: str, rpu_config: str | None) -> tuple[NetworkForms, str]:
+    """The network, and the name of its hardware."""
+    model = call_function(load_function(reference, "model"), reference, "model")
+    is_analog = isinstance(model, nn.Module) and any(analog_tiles(model))
+    name = DEFAULT_RPU_CONFIG if rpu_config is None and not is_analog else rpu_config
+    if name is None:
+        return NetworkForms.of(model, None), "the model's own"
+    return NetworkForms.of(model, rpu_configs.rpu_config(name)), name
+
+
+def _load_data(reference: str) -> Iterable[Any]:
+    data = call_function(load_function(reference, "data"), reference, "data")
+    if not isinstance(data, Iterable):
+        raise InvalidArgument(
+            f"data {reference!r} returned {type(data).__name__}; an iterable of batches is needed."
+        )
+    # A generator can be read once only, and the data are read for each measurement.
+    return list(data) if iter(data) is data else data
+
+
+def _load_metric(reference: str | None) -> tuple[Metric, str]:
+    if reference is None:
+        return accuracy, accuracy.__name__
+    function = load_function(reference, "metric")
+    name = reference.rpartition(":")[2].rpartition(".")[2]
+
+    def metric(network: nn.Module, data: Iterable[Any]) -> Any:
+        return call_function(function, reference, "metric", network, data)
+
+    metric.__name__ = name  # what messages call it
+    return metric, name

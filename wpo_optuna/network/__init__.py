@@ -1,0 +1,1 @@
+"""A network of the user: reading it, what of it is analogue, its weights, applying a strategy."""

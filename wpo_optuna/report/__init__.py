@@ -1,0 +1,1 @@
+"""``python -m wpo_optuna.report``: a study on one page."""

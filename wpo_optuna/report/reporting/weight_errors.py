@@ -1,0 +1,164 @@
+"""What becomes of the weights over time: errors, their distribution, and the correlation left."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wpo_optuna.report.reporting.stored_numbers import FloatArray, from_stored, to_stored
+from wpo_optuna.study.estimate import Estimate
+
+if TYPE_CHECKING:
+    from aihwkit.inference.converter.base import BaseConductanceConverter
+
+    from wpo_optuna.loss.reference import ReferenceEngine
+
+DRAWS = 16
+# Draws whose single weights are kept for distributions: memory, and enough for smooth curves.
+_POOLED_DRAWS = 8
+# Figures have a panel for each time; of more times, these many are shown.
+MOST_TIMES_SHOWN = 8
+_N_BINS = 61
+_OUTSIDE_BINS = 5e-3
+
+# The part of the weights within the band of the correlation.
+BAND = (0.025, 0.5, 0.975)
+# Groups of targets, by rank: finer in the tails, which reach furthest.
+_TAIL = np.array([0.0, 2e-4, 1e-3, 3e-3, 0.01, 0.03])
+_GROUPS = np.concatenate([_TAIL, np.linspace(0.1, 0.9, 17), 1 - _TAIL[::-1]])
+_LEAST_IN_GROUP = 16
+
+
+@dataclass(frozen=True)
+class WeightErrors:
+    """Errors of programmed weights, all relative to the largest absolute weight m.
+
+    Attributes:
+        tnmse: error at each of the T times: 100 times the mean of ``((α w − W) / m)²``.
+        shown: indices of the S times that the following are about.
+        standard_deviation: of the errors ``(S,)``.
+        correlation: Pearson's, of acting and target weights ``(S,)``.
+        edges: edges of the bins of the distribution of errors ``(B + 1,)``.
+        density: share of the errors in each bin ``(S, B)``.
+        targets: mean target weight of G groups of weights ``(G,)``, ascending.
+        band: the 2.5 %, 50 % and 97.5 % quantiles of the errors in each group ``(S, 3, G)``.
+    """
+
+    tnmse: tuple[Estimate, ...]
+    shown: tuple[int, ...]
+    standard_deviation: FloatArray
+    correlation: FloatArray
+    edges: FloatArray
+    density: FloatArray
+    targets: FloatArray
+    band: FloatArray
+
+    def to_json(self) -> dict[str, Any]:
+        """The errors as plain lists, by name."""
+        return {
+            name: [estimate.to_json() for estimate in values] if name == "tnmse"
+            else list(values) if name == "shown"
+            else to_stored(values)
+            for name, values in vars(self).items()
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> WeightErrors:
+        """Reverses :meth:`to_json`, but for digits that no figure shows."""
+        arrays = {n: from_stored(v) for n, v in stored.items() if n not in ("tnmse", "shown")}
+        tnmse = tuple(Estimate.from_json(estimate) for estimate in stored["tnmse"])
+        return cls(tnmse, tuple(stored["shown"]), **arrays)
+
+
+def times_shown(n_times: int) -> tuple[int, ...]:
+    """Indices of the times that get a panel: all, or eight evenly spread with both ends."""
+    if n_times <= MOST_TIMES_SHOWN:
+        return tuple(range(n_times))
+    spread = np.linspace(0, n_times - 1, MOST_TIMES_SHOWN).round().astype(int)
+    return tuple(spread.tolist())
+
+
+def measure_weight_errors(
+    engine: ReferenceEngine,
+    converter: BaseConductanceConverter,
+    seed: int,
+    on_draw: Callable[[int], object] = lambda n: None,
+) -> WeightErrors:
+    """Programs the test matrix repeatedly on aihwkit's own tile.
+
+    Args:
+        engine: aihwkit's tile with the problem.
+        converter: how weights become conductances.
+        seed: seed of the draws.
+        on_draw: told 1 after each of the :data:`DRAWS` draws.
+    """
+    m = engine.problem.max_abs_weight
+    target = engine.problem.test_weights.double().numpy().ravel() / m
+    order = np.argsort(target, kind="stable")
+    target = target[order]
+    shown = times_shown(len(engine.problem.t_steps))
+
+    tnmse = np.empty((DRAWS, len(engine.problem.t_steps)))
+    pooled = np.empty((len(shown), _POOLED_DRAWS, len(target)), dtype=np.float32)
+    # The seeds of the engine's own tnmse_of.
+    seeds = np.random.SeedSequence(seed).generate_state(DRAWS, np.uint64)
+    for draw, draw_seed in enumerate(seeds):
+        weights = engine.weights_over_time(converter, int(draw_seed))
+        for i, acting in enumerate(weights):
+            errors = acting.double().numpy().ravel()[order] / m - target
+            tnmse[draw, i] = 100 * np.mean(errors**2)
+            if draw < _POOLED_DRAWS and i in shown:
+                pooled[shown.index(i), draw] = errors
+        on_draw(1)
+    edges = _bin_edges(pooled)
+    targets, band = _bands(target, pooled)
+    return WeightErrors(
+        tnmse=tuple(Estimate.of(draws) for draws in tnmse.T),
+        shown=shown,
+        standard_deviation=pooled.std(axis=(1, 2), dtype=np.float64),
+        correlation=np.array([_correlation(target, errors) for errors in pooled]),
+        edges=edges,
+        density=np.array([np.histogram(e, edges)[0] / e.size for e in pooled]),
+        targets=targets,
+        band=band,
+    )
+
+
+def _bin_edges(errors: NDArray[np.floating]) -> FloatArray:
+    """Edges of bins that hold nearly all errors at every time, symmetric around zero."""
+    reach = float(np.nanquantile(np.abs(errors), 1 - _OUTSIDE_BINS, axis=(1, 2)).max())
+    return np.linspace(-1, 1, _N_BINS + 1) * (reach or 1.0)
+
+
+def _correlation(target: FloatArray, errors: NDArray[np.floating]) -> float:
+    """Pearson's correlation of acting and target weights, over all draws."""
+    repeated = np.tile(target, len(errors))
+    with np.errstate(invalid="ignore", divide="ignore"):  # all weights alike: NaN
+        return float(np.corrcoef(repeated, repeated + errors.ravel())[0, 1])
+
+
+def _bands(target: FloatArray, errors: NDArray[np.floating]) -> tuple[FloatArray, FloatArray]:
+    """Mean target of each group (G,) and the quantiles of its errors (S, 3, G).
+
+    Args:
+        target: target weights, ascending ``(n,)``.
+        errors: at each time, in each draw ``(S, draws, n)``.
+    """
+    least = math.ceil(_LEAST_IN_GROUP / errors.shape[1])
+    groups: list[slice] = []
+    start = 0
+    for end in np.round(_GROUPS[1:] * len(target)).astype(int).tolist():
+        if end - start >= least:
+            groups.append(slice(start, end))
+            start = end
+    if start < len(target):  # too few for a group of their own
+        start = groups.pop().start if groups else 0
+        groups.append(slice(start, len(target)))
+    quantiles = [np.quantile(errors[:, :, group], BAND, axis=(1, 2)) for group in groups]
+    centres = np.array([target[group].mean() for group in groups])
+    return centres, np.array(quantiles).transpose(2, 1, 0)

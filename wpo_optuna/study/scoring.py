@@ -1,0 +1,219 @@
+"""The best distinct trials of a study, and the baseline, scored on fresh noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from optuna.trial import FrozenTrial, TrialState
+
+from wpo_optuna.errors import WeightProgrammingError
+from wpo_optuna.loss.reference import ReferenceEngine
+from wpo_optuna.strategy import ProgrammingStrategy
+from wpo_optuna.study.attributes import SCORES
+from wpo_optuna.study.estimate import Estimate, distinct, score
+from wpo_optuna.study.progress import Progress
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+    from wpo_optuna.study.objective import HypercubeObjective
+
+# Trials decoded at once in the search for distinct ones.
+_POOL = 200
+
+# A score is lower for certain if it is by this many standard errors of the difference.
+# Five of equal error get another winner than the engine's by chance in one study of two hundred.
+_CERTAIN = 3.0
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """One of the best distinct trials.
+
+    Attributes:
+        trial_number: its number in the study.
+        tnmse_of_engine: what the study's engine said.
+        tnmse: its score on fresh noise.
+    """
+
+    trial_number: int
+    tnmse_of_engine: float
+    tnmse: Estimate
+
+    @property
+    def engine_bias(self) -> float:
+        """Relative deviation of the engine from the score."""
+        return self.tnmse_of_engine / self.tnmse.mean - 1
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of the finalists and of the baseline, all drawn through aihwkit's own tile.
+
+    Attributes:
+        n_trials: completed trials of the study when the finalists were chosen.
+        n_wanted: number of finalists asked for; there may be fewer distinct trials.
+        finalists: the finalists, the winner first, then by score.
+        winner: the winner's score on draws that had no part in choosing it.
+        baseline: the baseline's.
+    """
+
+    n_trials: int
+    n_wanted: int
+    finalists: tuple[Finalist, ...]
+    winner: Estimate
+    baseline: Estimate
+
+    @property
+    def winning_trial(self) -> int:
+        """Number of the trial that won; see :func:`winner_among`."""
+        return self.finalists[0].trial_number
+
+    @property
+    def engine_bias(self) -> float:
+        """Relative deviation of the engine from the score at the winner."""
+        return self.finalists[0].tnmse_of_engine / self.winner.mean - 1
+
+    @property
+    def improvement(self) -> float:
+        """By what fraction the winner's TNMSE is lower than the baseline's."""
+        return 1 - self.winner.mean / self.baseline.mean
+
+    def to_json(self) -> dict[str, Any]:
+        """The scores as nested plain values."""
+        return asdict(self) | {"engine_bias": self.engine_bias}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Scores:
+        """Reverses :meth:`to_json`."""
+        return cls(
+            n_trials=values["n_trials"],
+            n_wanted=values.get("n_wanted", len(values["finalists"])),
+            finalists=tuple(
+                Finalist(
+                    finalist["trial_number"],
+                    finalist["tnmse_of_engine"],
+                    Estimate.from_json(finalist["tnmse"]),
+                )
+                for finalist in values["finalists"]
+            ),
+            winner=Estimate.from_json(values["winner"]),
+            baseline=Estimate.from_json(values["baseline"]),
+        )
+
+
+def score_finalists(
+    study: Study, objective: HypercubeObjective, how_many: int, progress: Progress
+) -> Scores:
+    """Scores the best distinct trials and the baseline; keeps the result with the study.
+
+    As the lowest of several scores is a little lucky again, the winner's reported score comes from
+    further draws of its own.
+
+    Args:
+        study: the study.
+        objective: the problem and how the trials were evaluated.
+        how_many: number of finalists.
+        progress: shows the draws.
+
+    Returns:
+        the scores; those kept with the study, if no trial has been completed since.
+
+    Raises:
+        WeightProgrammingError: the study has no completed trial of this problem.
+    """
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    stored = study.user_attrs.get(SCORES)
+    if stored is not None and stored["n_trials"] == len(trials):
+        scores = Scores.from_json(stored)
+        if scores.n_wanted == how_many:
+            return scores
+
+    engine = ReferenceEngine(objective.problem)
+    chosen = _best_distinct(trials, objective, how_many)
+    if not chosen:
+        raise WeightProgrammingError(
+            f"study {study.study_name!r} has no completed trial of this problem to be scored."
+        )
+    # Seeds of this scoring alone: neither the search nor an earlier scoring used them.
+    seeds = np.random.SeedSequence([objective.problem.seed, len(trials)]).generate_state(
+        len(chosen) + 2
+    )
+    with progress.bar("scoring on fresh noise", (len(chosen) + 2) * 64, "draw") as bar:
+        finalists = [
+            Finalist(
+                trial.number,
+                float(trial.user_attrs["tnmse"]),
+                score(engine, strategy.to_converter(), int(seed), bar.update),
+            )
+            for (trial, strategy), seed in zip(chosen, seeds[2:], strict=True)
+        ]
+        best = winner_among(finalists, engine_has_noise=objective.engine.name != "expected")
+        winner = finalists.pop(best)
+        scores = Scores(
+            n_trials=len(trials),
+            n_wanted=how_many,
+            finalists=(winner, *sorted(finalists, key=lambda finalist: finalist.tnmse.mean)),
+            winner=score(engine, chosen[best][1].to_converter(), int(seeds[0]), bar.update),
+            baseline=score(
+                engine, objective.problem.g_converter_baseline, int(seeds[1]), bar.update
+            ),
+        )
+        bar.total = bar.n
+    study.set_user_attr(SCORES, scores.to_json())
+    return scores
+
+
+def winner_among(finalists: Sequence[Finalist], *, engine_has_noise: bool) -> int:
+    """Index of the finalist with the lowest error, as far as scores can tell.
+
+    Scores that differ by less than their noise do not tell: the lowest of them is the luckiest, and
+    another one each time. Of those the expectation decides, which is the same each time, so that a
+    study that is repeated ends with the same strategy.
+
+    Args:
+        finalists: at least one.
+        engine_has_noise: whether ``tnmse_of_engine`` was drawn, too; then it tells no more than the
+            scores, and the lowest score wins.
+    """
+    lowest = min(range(len(finalists)), key=lambda i: finalists[i].tnmse.mean)
+    if engine_has_noise:
+        return lowest
+    tied = [i for i in range(len(finalists)) if _is_tied(finalists[i], finalists[lowest])]
+    return min([lowest, *tied], key=lambda i: finalists[i].tnmse_of_engine)
+
+
+def _is_tied(finalist: Finalist, lowest: Finalist) -> bool:
+    difference = finalist.tnmse.mean - lowest.tnmse.mean
+    error = math.hypot(finalist.tnmse.standard_error, lowest.tnmse.standard_error)
+    # Infinite scores have no error and are tied with nothing.
+    return difference <= _CERTAIN * error
+
+
+def strategy_of(objective: HypercubeObjective, trial: FrozenTrial) -> ProgrammingStrategy:
+    """The strategy that a trial evaluated."""
+    strategy = objective.problem.hypercube.decode(objective.point(trial.params))
+    assert isinstance(strategy, ProgrammingStrategy)
+    return strategy
+
+
+def _best_distinct(
+    trials: Sequence[FrozenTrial], objective: HypercubeObjective, how_many: int
+) -> list[tuple[FrozenTrial, ProgrammingStrategy]]:
+    # Trials of other search spaces (enqueued or added by hand) have no point in this hypercube.
+    own = [t for t in trials if t.params.keys() == objective.distributions.keys()]
+    best = sorted(own, key=lambda trial: (trial.value, trial.number))
+    chosen: list[tuple[FrozenTrial, ProgrammingStrategy]] = []
+    for start in range(0, len(best), _POOL):
+        pool = best[start : start + _POOL]
+        decoded = objective.problem.hypercube.decode([objective.point(t.params) for t in pool])
+        assert isinstance(decoded, list)
+        candidates = [*chosen, *zip(pool, decoded, strict=True)]
+        chosen = [candidates[i] for i in distinct([s for _, s in candidates], how_many)]
+        if len(chosen) == how_many:
+            break
+    return chosen

@@ -1,0 +1,129 @@
+"""What the study's command prints: the result, where to look at it, and how to go on."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from wpo_optuna.storage import masked_url
+from wpo_optuna.study.estimate import RELATIVE_WIDTH
+from wpo_optuna.study.invocation import program_here
+from wpo_optuna.track.tracker import page_of_experiment
+
+if TYPE_CHECKING:
+    from wpo_optuna.study.scoring import Scores
+    from wpo_optuna.study.settings import Settings
+    from wpo_optuna.study.study_result import StudyResult
+
+# Flags that the command to go on does not repeat, and whether a value follows them.
+_DROPPED = {"--n-trials": True, "--maxiter": True, "--stop-at-margin": False}
+
+
+def describe(settings: Settings, result: StudyResult, n_trials: int, resume: str) -> str:
+    """The result of a finished study.
+
+    Args:
+        settings: what the user asked for.
+        result: what was found.
+        n_trials: the total of trials that was asked for.
+        resume: the command that goes on.
+    """
+    scores = result.scores
+    assert scores is not None
+    assert result.strategy is not None
+    factors = ", ".join(f"{f:.4g}" for f in result.strategy.f_lst)
+    lines = [
+        "",
+        f"baseline TNMSE   {scores.baseline}  (95 % interval, {scores.baseline.draws} draws)",
+        f"best TNMSE       {scores.winner}  (95 % interval, {scores.winner.draws} fresh draws "
+        "through aihwkit's tile)",
+        f"improvement      {100 * scores.improvement:.1f} %",
+        f"f_lst            [{factors}]",
+        f"engine           {result.objective.engine.name}, {100 * scores.engine_bias:+.2f} % "
+        "from the fresh draws at the best",
+        f"trials           {scores.n_trials}, {result.n_new_trials} of them new in "
+        f"{result.search_time:.1f} s; best is number {scores.winning_trial}",
+        *_remarks(settings, scores, n_trials),
+        "",
+        f"study            {result.study.study_name} in {masked_url(settings.storage)}",
+        f"MLflow           {_tracking(settings, result)}, experiment {settings.experiment}",
+        *_file_lines(result),
+        "",
+        *_look_lines(settings, result),
+        "To go on with the search:",
+        f"  {resume}",
+    ]
+    return "\n".join(lines)
+
+
+def interruption(resume: str) -> str:
+    """What is told after Ctrl-C."""
+    return f"\nInterrupted; what was finished is saved. To go on:\n  {resume}"
+
+
+def resume_command(module: str, given: Sequence[str], n_trials: int) -> str:
+    """The command that goes on: the same one, with this total and without what stopped it.
+
+    Args:
+        module: what Python runs.
+        given: the words of the command after it.
+        n_trials: the total.
+    """
+    kept, skip = [], False
+    for word in given:
+        flag, equals, _ = word.partition("=")
+        if skip:
+            skip = False
+        elif flag in _DROPPED:
+            skip = _DROPPED[flag] and not equals
+        else:
+            kept.append(word)
+    return shlex.join([program_here("python"), "-m", module, *kept, "--n-trials", str(n_trials)])
+
+
+def _remarks(settings: Settings, scores: Scores, n_trials: int) -> list[str]:
+    lines = []
+    if scores.n_trials < n_trials:
+        why = "the margin was reached" if settings.stop_at_margin else "the population converged"
+        lines.append(f"                 (ended before {n_trials}: {why})")
+    if max(scores.winner.relative_width, scores.baseline.relative_width) > RELATIVE_WIDTH:
+        lines.append(
+            "                 (draws scatter so widely that an interval stayed wider than 1 %)"
+        )
+    return lines
+
+
+def _tracking(settings: Settings, result: StudyResult) -> str:
+    if result.run_id:
+        return f"run {result.run_id}"
+    is_off = settings.tracking_uri == "none"
+    return "off" if is_off else "not delivered yet (see the warning above)"
+
+
+def _look_lines(settings: Settings, result: StudyResult) -> list[str]:
+    """How to see the run in MLflow."""
+    if settings.tracking_uri == "none":
+        return []
+    uri = settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
+    is_server = uri is not None and uri.startswith(("http://", "https://"))
+    server = masked_url(uri) if uri is not None and is_server else "http://127.0.0.1:5000"
+    page = server
+    if result.experiment_id is not None:
+        page = page_of_experiment(server, result.experiment_id)
+    if is_server:
+        return ["To look at it, open:", f"  {page}"]
+    command = f"{shlex.quote(program_here('mlflow'))} ui"
+    if uri is not None:
+        command += f" --backend-store-uri {shlex.quote(masked_url(uri))}"
+    return ["To look at it, run:", f"  {command}", "and open:", f"  {page}"]
+
+
+def _file_lines(result: StudyResult) -> list[str]:
+    if result.files is None:
+        return []
+    lines = [f"strategy         {result.files.strategy}"]
+    if result.files.report is not None:
+        lines.append(f"report           {result.files.report.page}")
+    return lines

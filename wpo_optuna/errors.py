@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -39,6 +39,24 @@ def check_options(constructor: Callable[..., Any], options: Mapping[str, Any], o
     known = list(inspect.signature(constructor).parameters)
     for name in options:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}."
-            raise InvalidArgument(f"{owner} has no option {name!r}; {hint}")
+            hint = did_you_mean(name, known) or f"; known are {', '.join(known)}"
+            raise InvalidArgument(f"{owner} has no option {name!r}{hint}.")
+
+
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """A suggestion to put behind a message, such as " (did you mean 'cmaes'?)"; empty without one."""
+    close = difflib.get_close_matches(str(word), list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def check_choice(argument: str, value: object, accepted: Sequence[str]) -> None:
+    """Refuses a value that is not one of those accepted, and suggests the nearest.
+
+    Raises:
+        InvalidArgument: it is none of them.
+    """
+    if value not in accepted:
+        raise InvalidArgument(
+            f"{argument} = {value!r}: one of {', '.join(accepted)} is needed"
+            f"{did_you_mean(value, accepted)}."
+        )

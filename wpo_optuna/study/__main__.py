@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(settings: Settings, given: Sequence[str], quiet: bool) -> int:
     # Everything heavy is imported here, so that --help and wrong usage answer at once.
-    from wpo_optuna.study.compatibility import check_aihwkit
+    from wpo_optuna.study.environment import check_aihwkit
 
     check_aihwkit()
     import optuna

@@ -1,17 +1,156 @@
-"""What all commands have in common: exit statuses, errors of one sentence, quiet libraries."""
+"""What all commands have in common: settings declared once, exit statuses, errors of one sentence.
+
+A command declares its settings as a subclass of :class:`Settings`. Their flags, the keys of a
+configuration file, their types and bounds and their help are read off that declaration alone.
+"""
 
 from __future__ import annotations
 
+import argparse
 import logging
+import operator
 import os
 import sys
+import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
-from wpo_optuna.errors import WeightProgrammingError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from wpo_optuna.errors import InvalidArgument, WeightProgrammingError, did_you_mean
 
 FAILED = 1
 INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
+
+S = TypeVar("S", bound="Settings")
+
+
+def _as_whole(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("a whole number is needed")
+    return operator.index(value) if hasattr(value, "__index__") else value
+
+
+def _as_text(value: object) -> object:
+    """A YAML list as the commas of a flag; its entries may be numbers, or null for none."""
+    if isinstance(value, list | tuple):
+        return ",".join("none" if item is None else str(item) for item in value)
+    return value
+
+
+def _as_tuple(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+Whole = Annotated[int, BeforeValidator(_as_whole)]
+Text = Annotated[str, BeforeValidator(_as_text)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+
+
+def setting(
+    default: Any, help: str, group: str = "options", metavar: str | None = None, **bounds: Any
+) -> Any:
+    """Declares a setting.
+
+    Args:
+        default: its default; ``...`` where it must be given.
+        help: what it is; shown by ``--help`` with the default.
+        group: heading of its group in the help.
+        metavar: placeholder of its value in the help.
+        bounds: pydantic's constraints, such as ``ge=1``.
+    """
+    shown: Any = {"group": group, "metavar": metavar}
+    return Field(default, description=help, json_schema_extra=shown, **bounds)
+
+
+class Settings(BaseModel):
+    """Settings of a command; immutable."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        coerce_numbers_to_str=True,
+        allow_inf_nan=False,
+        arbitrary_types_allowed=True,
+    )
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any], places: Mapping[str, str] | None = None) -> Self:
+        """The settings with these values, where others keep their defaults.
+
+        Args:
+            values: by name.
+            places: where those were written that do not come from the user directly, by name.
+
+        Raises:
+            InvalidArgument: there is no such setting, or a value cannot be used.
+        """
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = str(first["loc"][0]) if first["loc"] else ""
+            place = (places or {}).get(name, "")
+            raise InvalidArgument(place + cls._sentence(name, first)) from error
+
+    @classmethod
+    def _sentence(cls, name: str, first: Mapping[str, Any]) -> str:
+        value = first["input"]
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(cls.model_fields)
+            hint = did_you_mean(name, cls.model_fields) or f"; known are {known}"
+            return f"there is no setting {name!r}{hint}."
+        if first["type"] == "missing":
+            return f"{name} is needed."
+        told = str(first["msg"]).removeprefix("Value error, ").rstrip(".")
+        told = told.replace("Input should be", "it should be")
+        hint = did_you_mean(value, _choices(cls.model_fields[name]) or ()) if name else ""
+        return f"{name} = {value!r} cannot be used: {told}{hint}." if name else f"{told}."
+
+
+def add_settings(parser: argparse.ArgumentParser, settings: type[Settings]) -> None:
+    """Adds a flag for every setting; flags that are not given leave no trace."""
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for name, field in settings.model_fields.items():
+        shown: Any = field.json_schema_extra
+        group = groups.get(shown["group"])
+        if group is None:
+            group = groups[shown["group"]] = parser.add_argument_group(shown["group"])
+        flag, kind = "--" + name.replace("_", "-"), _plain_type(field.annotation)
+        options: dict[str, Any] = {
+            "dest": name, "default": argparse.SUPPRESS, "help": _help(field),
+            "required": field.is_required(),
+        }  # fmt: skip
+        if kind is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+            continue
+        options["metavar"] = shown["metavar"]
+        if kind is tuple:
+            options["nargs"] = "+"
+        else:
+            options |= {"type": kind, "choices": _choices(field)}
+        group.add_argument(flag, **options)
+
+
+def read_settings(
+    settings: type[S], flags: Mapping[str, Any], config: str | Path | None = None
+) -> S:
+    """The effective settings: defaults, then the configuration file, then flags.
+
+    Args:
+        settings: what they are settings of.
+        flags: those given on the command line, by name.
+        config: path of a YAML file with settings, or None.
+
+    Raises:
+        InvalidArgument: the file cannot be read, or has an unknown key or a value of a wrong type.
+    """
+    values = {} if config is None else _read_yaml(Path(config))
+    places = {name: f"--config {config}: " for name in values if name not in flags}
+    return settings.checked(values | dict(flags), places)
 
 
 def run_command(command: Callable[[], int], *, debug: bool, on_interruption: str) -> int:
@@ -53,3 +192,51 @@ def _sentence(error: Exception) -> str:
         return str(error)
     first_line = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {first_line} (--debug shows where)"
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidArgument(f"--config {path}: cannot be read ({error.strerror}).") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise InvalidArgument(f"--config {path}: is not YAML ({reason}).") from error
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise InvalidArgument(f"--config {path}: a mapping of settings to values is needed.")
+    return {str(key).replace("-", "_"): value for key, value in document.items()}
+
+
+def _help(field: FieldInfo) -> str:
+    text = str(field.description).replace("%", "%%")
+    if field.is_required() or field.default in (None, ()) or isinstance(field.default, bool):
+        return text
+    return f"{text} ({field.default})"
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """The types of a setting, without None."""
+    if get_origin(annotation) is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [kind for kind in get_args(annotation) if kind is not types.NoneType]
+    return [annotation]
+
+
+def _plain_type(annotation: Any) -> Any:
+    """The type of a flag's value."""
+    kind = _alternatives(annotation)[0]
+    if get_origin(kind) is Annotated:
+        return _plain_type(kind)
+    if get_origin(kind) is Literal:
+        return str
+    return get_origin(kind) or kind
+
+
+def _choices(field: FieldInfo) -> tuple[str, ...] | None:
+    kind = _alternatives(field.annotation)[0]
+    return get_args(kind) if get_origin(kind) is Literal else None

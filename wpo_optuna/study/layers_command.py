@@ -20,11 +20,11 @@ from wpo_optuna.evaluate.accuracy_tracking import record_or_warn
 from wpo_optuna.evaluate.evaluation_setup import NetworkSetup, set_up_network
 from wpo_optuna.network.apply import layers_by_parameter
 from wpo_optuna.rpu_configs import rpu_config
+from wpo_optuna.study.environment import versions
 from wpo_optuna.study.layers import Layer, LayersResult, RunStudy, run_layers
-from wpo_optuna.study.output_directory import directory_of_study
 from wpo_optuna.study.problem_setup import ProblemSetup, make_problem
 from wpo_optuna.study.progress import Progress
-from wpo_optuna.study.versions import versions
+from wpo_optuna.study.results_folder import directory_of_study
 from wpo_optuna.track.delivery.trial_runs import PARENT_TAG
 from wpo_optuna.track.tracker import MlflowTracker
 

@@ -20,8 +20,8 @@ from wpo_optuna.samplers.de import DESampler
 from wpo_optuna.storage import open_storage
 from wpo_optuna.study.objective import HypercubeObjective
 from wpo_optuna.study.optimize import Interruption, interruptible, optimize
-from wpo_optuna.study.output_directory import check_directory, directory_of_study
 from wpo_optuna.study.progress import Progress
+from wpo_optuna.study.results_folder import check_directory, directory_of_study
 from wpo_optuna.study.scoring import score_finalists, strategy_of
 from wpo_optuna.study.search import (
     Budget,

@@ -12,7 +12,7 @@ from optuna.study import Study
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.problem.fingerprint import differences
 from wpo_optuna.storage import transaction
-from wpo_optuna.study.versions import versions
+from wpo_optuna.study.environment import versions
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage

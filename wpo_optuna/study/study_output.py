@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from wpo_optuna.report.__main__ import REPORT_FILE, ReportFiles, write_report
 from wpo_optuna.report.reporting.measurements import keep_measurements
-from wpo_optuna.study.versions import versions
+from wpo_optuna.study.environment import versions
 
 if TYPE_CHECKING:
     from optuna import Study

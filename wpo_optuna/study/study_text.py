@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from wpo_optuna.storage import masked_url
+from wpo_optuna.study.environment import program_here
 from wpo_optuna.study.estimate import RELATIVE_WIDTH
-from wpo_optuna.study.invocation import program_here
 from wpo_optuna.track.tracker import page_of_experiment
 
 if TYPE_CHECKING:

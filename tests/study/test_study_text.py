@@ -12,7 +12,7 @@ import pytest
 
 from wpo_optuna.strategy import ProgrammingStrategy
 from wpo_optuna.study.estimate import Estimate
-from wpo_optuna.study.invocation import program_here
+from wpo_optuna.study.environment import program_here
 from wpo_optuna.study.scoring import Finalist, Scores
 from wpo_optuna.study.settings import Settings
 from wpo_optuna.study.study_text import describe, resume_command

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.study.command_line import run_command
-from wpo_optuna.study.output_directory import check_directory
+from wpo_optuna.study.results_folder import check_directory
 
 if TYPE_CHECKING:
     from wpo_optuna.evaluate.accuracy import MetricOverTime
@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(settings: EvaluationSettings, quiet: bool) -> int:
     # Everything heavy is imported here, so that --help and wrong usage answer at once.
-    from wpo_optuna.study.compatibility import check_aihwkit
+    from wpo_optuna.study.environment import check_aihwkit
 
     check_aihwkit()
     from wpo_optuna.evaluate.accuracy import OPTIMISED, compare_over_time, number_of_measurements
@@ -176,7 +176,7 @@ def _track(
     if settings.tracking_uri == NO_TRACKING:
         return None
     from wpo_optuna.evaluate.accuracy_tracking import record_or_warn
-    from wpo_optuna.study.versions import versions
+    from wpo_optuna.study.environment import versions
 
     names = ("model", "data", "baseline", "t_steps", "repeats", "seed")
     parameters = {name: getattr(settings, name) for name in names}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.study.command_line import run_command
-from wpo_optuna.study.output_directory import directory_of_study
+from wpo_optuna.study.results_folder import directory_of_study
 from wpo_optuna.track.delivery.messages import Artifact
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     # Everything heavy is imported here, so that --help and wrong usage answer at once.
-    from wpo_optuna.study.compatibility import check_aihwkit
+    from wpo_optuna.study.environment import check_aihwkit
 
     check_aihwkit()
     from wpo_optuna.track.__main__ import deliver, destination_of, load_study

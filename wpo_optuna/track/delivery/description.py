@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 
-from wpo_optuna.study.versions import versions
+from wpo_optuna.study.environment import versions
 from wpo_optuna.track.delivery.destination import Destination
 from wpo_optuna.track.delivery.messages import (
     Artifact,

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from experiments.train_digits import WEIGHTS_FILE, digits_data, digits_network
 from wpo_optuna import ProgrammingStrategy, WeightProgrammingProblem, run_study
-from wpo_optuna.durations import format_duration, parse_durations
 from wpo_optuna.evaluate import accuracy_figure
 from wpo_optuna.evaluate.accuracy import (
     OPTIMISED,
@@ -33,9 +32,9 @@ from wpo_optuna.evaluate.accuracy import (
     compare_over_time,
     number_of_measurements,
 )
+from wpo_optuna.hardware import NAMED_RPU_CONFIGS, NamedRPUConfig, format_duration, parse_durations
 from wpo_optuna.network.network_forms import NetworkForms
 from wpo_optuna.network.weights import read_weights
-from wpo_optuna.rpu_configs import NAMED_RPU_CONFIGS, NamedRPUConfig
 from wpo_optuna.study.progress import Progress
 
 T_STEPS = parse_durations("1s,1min,1h,1d,30d,1y", "t_steps")

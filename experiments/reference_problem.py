@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wpo_optuna.hardware import named_rpu_config
 from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
-from wpo_optuna.rpu_configs import named_rpu_config
 
 WEIGHT_STANDARD_DEVIATION = 0.2
 

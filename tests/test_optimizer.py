@@ -30,9 +30,9 @@ from torch import nn
 
 from wpo_optuna import WeightProgrammingOptimizer
 from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.hardware import rpu_config
 from wpo_optuna.loss.reference import ReferenceEngine
 from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
-from wpo_optuna.rpu_configs import rpu_config
 from wpo_optuna.study import rescoring
 from wpo_optuna.study.optimizer_options import OptimizerOptions
 

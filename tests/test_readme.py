@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 from wpo_optuna.evaluate import __main__ as evaluate
+from wpo_optuna.hardware import NAMED_RPU_CONFIGS
 from wpo_optuna.report import __main__ as report
-from wpo_optuna.rpu_configs import NAMED_RPU_CONFIGS
 from wpo_optuna.study import __main__ as study
 from wpo_optuna.study import run
 from wpo_optuna.track import __main__ as track

@@ -33,7 +33,7 @@ USERS_MODULE = """
 import torch
 from torch import nn
 from aihwkit.nn.conversion import convert_to_analog
-from wpo_optuna.rpu_configs import rpu_config
+from wpo_optuna.hardware import rpu_config
 
 def network():
     torch.manual_seed(0)

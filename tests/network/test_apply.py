@@ -12,7 +12,6 @@ from aihwkit.inference import (
     CustomDriftPCMLikeNoiseModel,
     PCMLikeNoiseModel,
     ReRamCMONoiseModel,
-    ReRamWan2022NoiseModel,
     SinglePairConductanceConverter,
 )
 from aihwkit.inference.noise.base import BaseNoiseModel
@@ -27,7 +26,7 @@ from torch import nn
 
 from wpo_optuna import apply_strategy
 from wpo_optuna.errors import InvalidArgument
-from wpo_optuna.network.apply import analog_tiles, conductance_range
+from wpo_optuna.network.apply import analog_tiles
 from wpo_optuna.strategy import ProgrammingStrategy
 
 STRATEGY = ProgrammingStrategy(
@@ -163,28 +162,6 @@ def test_a_strategy_read_from_its_file_is_exactly_the_one_applied(tmp_path: Path
     apply_strategy(model, ProgrammingStrategy.load(STRATEGY.save(tmp_path / "strategy.json")))
     converter = next(analog_tiles(model)).tile.rpu_config.noise_model.g_converter
     assert converter.g_lst == [list(curve) for curve in STRATEGY.g_lst]
-
-
-@pytest.mark.parametrize(
-    ("noise_model", "expected"),
-    [
-        (PCMLikeNoiseModel(), (0.0, 25.0)),
-        (ReRamWan2022NoiseModel(g_max=40.0), (0.0, 40.0)),
-        (ReRamCMONoiseModel(g_min=9.0, g_max=88.2), (9.0, 88.2)),
-        (
-            CustomDriftPCMLikeNoiseModel(
-                {"g_lst": [2.0, 20.0], "nu_mean_lst": [0.1, 0.05], "nu_std_lst": [0.02, 0.01]},
-                g_converter=SinglePairConductanceConverter(g_min=2.0, g_max=20.0),
-            ),
-            (2.0, 20.0),
-        ),
-        (BaseNoiseModel(), (0.0, float("inf"))),
-    ],
-)
-def test_the_range_of_a_noise_model_is_what_it_says_about_it(
-    noise_model: BaseNoiseModel, expected: tuple[float, float]
-) -> None:
-    assert conductance_range(noise_model) == expected
 
 
 @pytest.mark.parametrize(

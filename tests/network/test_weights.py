@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
+from wpo_optuna.hardware import named_rpu_config
 from wpo_optuna.network.quantile_sketch import RELATIVE_ERROR
 from wpo_optuna.network.stored_tensor import block_indices
 from wpo_optuna.network.weights import load_example_weights, read_weights
 from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
-from wpo_optuna.rpu_configs import named_rpu_config
 
 
 class SmallTransformer(nn.Module):

@@ -57,7 +57,7 @@ def test_an_unknown_kind_of_file_is_answered_with_the_known_ones(tmp_path: Path)
 def test_a_weight_that_is_no_number_is_named_by_file_and_tensor(
     tmp_path: Path, bad: float, mapped: bool
 ) -> None:
-    from wpo_optuna.rpu_configs import rpu_config
+    from wpo_optuna.hardware import rpu_config
 
     broken = torch.randn(50, 20)
     broken[49, 19] = bad

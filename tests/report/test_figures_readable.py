@@ -16,6 +16,7 @@ from aihwkit.inference.converter.conductance import NPairConductanceConverter
 from drawn_text import assert_readable, draw
 from small_problems import small_problem
 
+from wpo_optuna.hardware import NAMED_RPU_CONFIGS
 from wpo_optuna.report.figures import (
     colours,
     conductance_curves,
@@ -30,7 +31,6 @@ from wpo_optuna.report.figures import (
 )
 from wpo_optuna.report.figures.drawing import Illustration, Omission, Width, render
 from wpo_optuna.report.reporting.study_record import StudyRecord, Trials, read_study
-from wpo_optuna.rpu_configs import NAMED_RPU_CONFIGS
 
 DAY = 86400.0
 OF_ONE_STUDY: dict[str, Callable[[StudyRecord], Illustration | Omission]] = {

@@ -131,7 +131,7 @@ def test_importance_names_the_parameter_that_matters_and_how_many_trials_were_us
 
 @given(st.floats(1e-3, 1e12) | st.just(0.0))
 def test_names_of_times_are_short_and_near_the_time(seconds: float) -> None:
-    from wpo_optuna.durations import parse_durations
+    from wpo_optuna.hardware import parse_durations
 
     name = time_axis.name(seconds)
     assert len(name) <= 9

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from small_problems import COLUMNS, ROWS, seedable_rpu_config, small_problem
 from torch import Tensor
 
+from wpo_optuna.hardware import NAMED_RPU_CONFIGS
 from wpo_optuna.loss.reference import ReferenceEngine
 from wpo_optuna.report.figures import devices
 from wpo_optuna.report.figures.drawing import Omission
@@ -43,7 +44,6 @@ from wpo_optuna.report.reporting.weight_errors import (
     measure_weight_errors,
     times_shown,
 )
-from wpo_optuna.rpu_configs import NAMED_RPU_CONFIGS
 from wpo_optuna.study.scoring import Scores, strategy_of
 
 G_MAX = 25.0

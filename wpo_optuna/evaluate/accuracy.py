@@ -21,8 +21,8 @@ from aihwkit.inference.converter.base import BaseConductanceConverter
 from numpy.typing import NDArray
 from torch import nn
 
-from wpo_optuna.durations import format_duration
 from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.hardware import format_duration
 from wpo_optuna.network.apply import analog_tiles, apply_converter, apply_strategy
 from wpo_optuna.network.network_forms import NetworkForms
 from wpo_optuna.problem.weight_programming import time_refusal

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from wpo_optuna.durations import format_duration
 from wpo_optuna.evaluate.accuracy import MetricOverTime
+from wpo_optuna.hardware import format_duration
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

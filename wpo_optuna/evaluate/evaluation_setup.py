@@ -12,11 +12,10 @@ from aihwkit.inference.converter.base import BaseConductanceConverter
 from aihwkit.inference.noise.base import BaseNoiseModel
 from torch import nn
 
-from wpo_optuna import rpu_configs
-from wpo_optuna.converter_specs import is_strategy_file, parse_converter
-from wpo_optuna.durations import parse_durations
+from wpo_optuna import hardware as hardware_of
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.evaluate.accuracy import Metric, accuracy
+from wpo_optuna.hardware import is_strategy_file, parse_converter, parse_durations
 from wpo_optuna.network.apply import analog_tiles, check_range
 from wpo_optuna.network.network_forms import NetworkForms
 from wpo_optuna.network.references import call_function, load_function
@@ -174,7 +173,7 @@ def _load_network(reference: str, rpu_config: str | None) -> tuple[NetworkForms,
     name = DEFAULT_RPU_CONFIG if rpu_config is None and not is_analog else rpu_config
     if name is None:
         return NetworkForms.of(model, None), "the model's own"
-    return NetworkForms.of(model, rpu_configs.rpu_config(name)), name
+    return NetworkForms.of(model, hardware_of.rpu_config(name)), name
 
 
 def _load_data(reference: str) -> Iterable[Any]:

@@ -16,6 +16,7 @@ from aihwkit.simulator.tiles.module import TileModule
 from torch import nn
 
 from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.hardware import conductance_range
 from wpo_optuna.strategy import ProgrammingStrategy
 
 # Ranges that differ by rounding count as the same: aihwkit writes 88.2 as 88.199997.
@@ -179,21 +180,6 @@ def check_range(programming: HasRange, noise_model: BaseNoiseModel, argument: st
             f"g_max = {programming.g_max:g} µS: the {type(noise_model).__name__} describes devices "
             f"of {lowest:g} to {highest:g} µS."
         )
-
-
-def conductance_range(noise_model: BaseNoiseModel) -> tuple[float, float]:
-    """Lowest and highest conductance in µS that a noise model describes.
-
-    Where it does not say, the range is open: from 0 or to infinity.
-    """
-    lowest = float(getattr(noise_model, "g_min", None) or 0.0)
-    g_max = getattr(noise_model, "g_max", None)
-    highest = float("inf") if g_max is None else float(g_max)
-    drift_model = getattr(noise_model, "custom_drift_model", None)
-    if drift_model is not None:
-        lowest = max(lowest, float(min(drift_model["g_lst"])))
-        highest = min(highest, float(max(drift_model["g_lst"])))
-    return lowest, highest
 
 
 def _apply_to_network(

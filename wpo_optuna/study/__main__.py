@@ -211,7 +211,7 @@ def _mutation(text: str) -> float | tuple[float, float]:
 
 
 def _list_rpu_configs() -> int:
-    from wpo_optuna.rpu_configs import NAMED_RPU_CONFIGS
+    from wpo_optuna.hardware import NAMED_RPU_CONFIGS
 
     width = max(map(len, NAMED_RPU_CONFIGS))
     for name, config in NAMED_RPU_CONFIGS.items():

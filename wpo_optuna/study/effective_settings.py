@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from wpo_optuna.durations import format_duration
+from wpo_optuna.hardware import format_duration
 from wpo_optuna.study.problem_setup import times_of
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from wpo_optuna.evaluate.accuracy import (
 )
 from wpo_optuna.evaluate.accuracy_tracking import record_or_warn
 from wpo_optuna.evaluate.evaluation_setup import NetworkSetup, set_up_network
+from wpo_optuna.hardware import rpu_config
 from wpo_optuna.network.apply import layers_by_parameter
-from wpo_optuna.rpu_configs import rpu_config
 from wpo_optuna.study.environment import versions
 from wpo_optuna.study.layers import Layer, LayersResult, RunStudy, run_layers
 from wpo_optuna.study.problem_setup import ProblemSetup, make_problem

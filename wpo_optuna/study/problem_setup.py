@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from importlib.resources import as_file, files
 from typing import TYPE_CHECKING
 
-from wpo_optuna.converter_specs import parse_converter
-from wpo_optuna.durations import parse_durations
 from wpo_optuna.errors import InvalidArgument
-from wpo_optuna.network.apply import conductance_range
+from wpo_optuna.hardware import (
+    NAMED_RPU_CONFIGS,
+    SECOND_TO_YEAR,
+    conductance_range,
+    parse_converter,
+    parse_durations,
+    rpu_config,
+)
 from wpo_optuna.network.weights import CheckpointWeights, read_weights
 from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
-from wpo_optuna.rpu_configs import NAMED_RPU_CONFIGS, SECOND_TO_YEAR, rpu_config
 
 if TYPE_CHECKING:
     from aihwkit.simulator.configs import InferenceRPUConfig

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wpo_optuna.durations import SECONDS_PER_UNIT, format_duration
+from wpo_optuna.hardware import SECONDS_PER_UNIT, format_duration
 from wpo_optuna.report.reporting.stored_numbers import FloatArray
 
 if TYPE_CHECKING:

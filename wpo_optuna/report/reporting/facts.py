@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from wpo_optuna.durations import format_duration
+from wpo_optuna.hardware import format_duration
 from wpo_optuna.report.figures.sampler_comparison import are_about_one_problem
 from wpo_optuna.report.reporting.page import Paragraph, Table
 from wpo_optuna.study import study_identity as identity

@@ -1,0 +1,389 @@
+"""What users write about their hardware, and the objects of aihwkit that it stands for.
+
+Named RPU configurations (``pcm``), converters (``dual:1,1``) and times after programming (``1s,1h``).
+aihwkit, whose import takes seconds, is imported where an object of it is made.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wpo_optuna.errors import InvalidArgument, did_you_mean
+from wpo_optuna.network.references import call_function, is_reference, load_function
+from wpo_optuna.strategy import ProgrammingStrategy
+
+if TYPE_CHECKING:
+    from aihwkit.inference import DualPairConductanceConverter
+    from aihwkit.inference.converter.base import BaseConductanceConverter
+    from aihwkit.inference.noise.base import BaseNoiseModel
+    from aihwkit.simulator.configs import InferenceRPUConfig
+    from aihwkit.simulator.presets import PresetIOParameters
+
+# A year of 365 days: what a calendar makes of it is below the resolution of any drift model.
+SECONDS_PER_UNIT = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "y": 365 * 86400.0}
+DAY = SECONDS_PER_UNIT["d"]
+SECOND_TO_YEAR = (1.0, 60.0, 3600.0, DAY, 30 * DAY, 360 * DAY)
+
+_DURATION = re.compile(r"((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([a-zµ]*)", re.IGNORECASE)
+
+
+# RPU configurations
+
+
+@dataclass(frozen=True)
+class NamedRPUConfig:
+    """A hardware description with a name, and the problem settings that fit its devices.
+
+    Attributes:
+        name: what the user types.
+        description: one line for the listing of all names.
+        build: makes a fresh configuration.
+        g_min: lowest conductance its noise model was characterised for (µS).
+        g_max: highest conductance its noise model was characterised for (µS).
+        t_steps: sensible times after programming to optimise over (s).
+        only_these_times: whether the noise model knows no other times than ``t_steps``.
+    """
+
+    name: str
+    description: str
+    build: Callable[[], InferenceRPUConfig]
+    g_min: float
+    g_max: float
+    t_steps: tuple[float, ...] = SECOND_TO_YEAR
+    only_these_times: bool = False
+
+    def baseline(self) -> DualPairConductanceConverter:
+        """The strategy to beat: two equal pairs, the second used once the first is full."""
+        from aihwkit.inference import DualPairConductanceConverter
+
+        return DualPairConductanceConverter([1.0, 1.0], g_min=self.g_min, g_max=self.g_max)
+
+
+def rpu_config(source: str) -> InferenceRPUConfig:
+    """A new RPU configuration, by name or from a function of the user's.
+
+    Args:
+        source: a name of ``NAMED_RPU_CONFIGS`` (``pcm``, ``standard-hwa``, ``reram-wan``,
+            ``reram-cmo``, ``hermes``), or ``package.module:function`` or
+            ``path/file.py:function`` for a function that takes no arguments and returns an
+            ``InferenceRPUConfig``.
+
+    Raises:
+        InvalidArgument: the name or the function cannot be found, the function raises, or what it
+            returns is not an ``InferenceRPUConfig`` with a noise model.
+    """
+    if not is_reference(source):
+        return named_rpu_config(source).build()
+    from aihwkit.inference.noise.base import BaseNoiseModel
+    from aihwkit.simulator.configs import InferenceRPUConfig
+
+    config = call_function(load_function(source, argument="rpu_config"), source, "rpu_config")
+    if not isinstance(config, InferenceRPUConfig):
+        raise InvalidArgument(
+            f"rpu_config {source!r} returned {type(config).__name__}; "
+            "an aihwkit InferenceRPUConfig is needed."
+        )
+    if not isinstance(config.noise_model, BaseNoiseModel):
+        raise InvalidArgument(
+            f"rpu_config {source!r} returned a configuration whose noise_model is "
+            f"{type(config.noise_model).__name__}; an aihwkit noise model is needed."
+        )
+    return config
+
+
+def named_rpu_config(name: str) -> NamedRPUConfig:
+    """The registry's entry for a name, with the settings that fit it.
+
+    Raises:
+        InvalidArgument: there is no configuration of that name.
+    """
+    if name in NAMED_RPU_CONFIGS:
+        return NAMED_RPU_CONFIGS[name]
+    raise InvalidArgument(
+        f"rpu_config {name!r} is not known{did_you_mean(name, NAMED_RPU_CONFIGS)}: give one of "
+        f"{', '.join(NAMED_RPU_CONFIGS)}, or package.module:function or path/file.py:function "
+        "returning an InferenceRPUConfig."
+    )
+
+
+def conductance_range(noise_model: BaseNoiseModel) -> tuple[float, float]:
+    """Lowest and highest conductance in µS that a noise model describes.
+
+    Noise models say it in different ways: a ``g_max`` that their fits are relative to, a ``g_min``
+    (``ReRamCMONoiseModel``), or the table of a ``CustomDriftPCMLikeNoiseModel``. Where one does
+    not say, the range is open: from 0 or to infinity.
+    """
+    lowest = float(getattr(noise_model, "g_min", None) or 0.0)
+    g_max = getattr(noise_model, "g_max", None)
+    highest = math.inf if g_max is None else float(g_max)
+    drift_model = getattr(noise_model, "custom_drift_model", None)
+    if drift_model is not None:
+        lowest = max(lowest, float(min(drift_model["g_lst"])))
+        highest = min(highest, float(max(drift_model["g_lst"])))
+    return lowest, highest
+
+
+def _analog_network(noise_model: BaseNoiseModel, forward: PresetIOParameters) -> InferenceRPUConfig:
+    """The configuration of aihwkit's example 33, for any devices and periphery."""
+    from aihwkit.inference import GlobalDriftCompensation
+    from aihwkit.simulator.configs import InferenceRPUConfig
+    from aihwkit.simulator.parameters import MappingParameter, WeightClipParameter
+    from aihwkit.simulator.parameters.enums import WeightClipType
+
+    return InferenceRPUConfig(
+        clip=WeightClipParameter(type=WeightClipType.FIXED_VALUE, fixed_value=1.0),
+        mapping=MappingParameter(
+            digital_bias=True,
+            learn_out_scaling=True,
+            weight_scaling_omega=1.0,
+            out_scaling_columnwise=True,
+            weight_scaling_columnwise=True,
+            max_input_size=512,
+            max_output_size=0,
+        ),
+        forward=forward,
+        noise_model=noise_model,
+        drift_compensation=GlobalDriftCompensation(),
+    )
+
+
+def _periphery(w_noise: float, w_noise_type: str) -> PresetIOParameters:
+    """Converters of 256 levels, as in aihwkit's example 33, and some short-term read noise."""
+    from aihwkit.simulator.parameters import enums
+    from aihwkit.simulator.presets import PresetIOParameters
+
+    return PresetIOParameters(
+        inp_res=256,
+        out_res=256,
+        out_bound=10.0,
+        out_noise=0.04,
+        w_noise=w_noise,
+        w_noise_type=enums.WeightNoiseType[w_noise_type],
+        bound_management=enums.BoundManagementType.ITERATIVE,
+        noise_management=enums.NoiseManagementType.ABS_MAX,
+    )
+
+
+def _pcm() -> InferenceRPUConfig:
+    from aihwkit.inference import PCMLikeNoiseModel
+
+    return _analog_network(PCMLikeNoiseModel(), _periphery(0.0175, "PCM_READ"))
+
+
+def _standard_hwa() -> InferenceRPUConfig:
+    from aihwkit.simulator.presets import StandardHWATrainingPreset
+
+    return StandardHWATrainingPreset()
+
+
+def _hermes() -> InferenceRPUConfig:
+    from aihwkit.inference.noise.hermes import HermesNoiseModel
+
+    return _analog_network(HermesNoiseModel(num_devices=2), _periphery(0.0175, "PCM_READ"))
+
+
+def _reram_wan() -> InferenceRPUConfig:
+    from aihwkit.inference import ReRamWan2022NoiseModel
+
+    # The fitted polynomials are in µS of a 40 µS device. Short-term read noise is not in them;
+    # aihwkit's documentation of both ReRAM models advises 1 % additive noise for it.
+    return _analog_network(
+        ReRamWan2022NoiseModel(g_max=40.0), _periphery(0.01, "ADDITIVE_CONSTANT")
+    )
+
+
+def _reram_cmo() -> InferenceRPUConfig:
+    from aihwkit.inference import ReRamCMONoiseModel
+
+    noise_model = ReRamCMONoiseModel(g_min=9.0, g_max=88.2, acceptance_range=0.2)
+    return _analog_network(noise_model, _periphery(0.01, "ADDITIVE_CONSTANT"))
+
+
+NAMED_RPU_CONFIGS: dict[str, NamedRPUConfig] = {
+    config.name: config
+    for config in (
+        NamedRPUConfig(
+            "pcm",
+            "phase-change memory of aihwkit's example 33: 0-25 µS, 256-level converters",
+            _pcm, 0.0, 25.0,
+        ),
+        NamedRPUConfig(
+            "standard-hwa",
+            "phase-change memory of aihwkit's StandardHWATrainingPreset (Rasch et al. 2023): "
+            "0-25 µS, 8-bit converters, IR drop",
+            _standard_hwa, 0.0, 25.0,
+        ),
+        NamedRPUConfig(
+            "reram-wan",
+            "ReRAM of Wan et al. (Nature 2022): 0-40 µS, measured only 1 s, 1 day and 2 days "
+            "after programming",
+            _reram_wan, 0.0, 40.0, t_steps=(1.0, DAY, 2 * DAY), only_these_times=True,
+        ),
+        NamedRPUConfig(
+            "reram-cmo",
+            "conductive-metal-oxide/HfOx ReRAM of IBM Research Zurich: 9-88.2 µS, "
+            "0.2 % programming acceptance range",
+            _reram_cmo, 9.0, 88.2,
+        ),
+        NamedRPUConfig(
+            "hermes",
+            "phase-change memory of the IBM HERMES chip (Le Gallo et al. 2023), two devices "
+            "per conductance: 0-20.7 µS",
+            _hermes, 0.0, 20.7,
+        ),
+    )
+}  # fmt: skip
+
+
+# Converters
+
+
+def parse_converter(
+    text: str, g_min: float, g_max: float, argument: str
+) -> BaseConductanceConverter:
+    """The aihwkit converter that a specification stands for.
+
+    Args:
+        text: ``single`` for one pair of devices; ``dual:1,1`` or ``npair:1,2,4`` for pairs with
+            these significance factors, each used once those before it are full; or the path of a
+            strategy's file.
+        g_min: lowest conductance of a device in µS.
+        g_max: highest conductance of a device in µS.
+        argument: which of the user's arguments this is, for the messages.
+
+    Returns:
+        a converter with this g_min and g_max; a strategy may use a part of the range alone.
+
+    Raises:
+        InvalidArgument: the text has none of these forms, the file cannot be used, or its
+            conductances leave the range.
+    """
+    if not 0 <= g_min < g_max < math.inf:
+        raise InvalidArgument(
+            f"g_min = {g_min:g}, g_max = {g_max:g}: 0 <= g_min < g_max is needed (µS)."
+        )
+    if is_strategy_file(text):
+        return _from_strategy(text, g_min, g_max, argument)
+    name, colon, factors_text = text.strip().partition(":")
+    name = name.strip().lower()
+    if name not in ("single", "dual", "npair"):
+        raise InvalidArgument(
+            f"{argument} = {text!r}: single, dual:F,F, npair:F,F,... or the path of a "
+            f"strategy.json is needed{did_you_mean(name, ('single', 'dual', 'npair'))}."
+        )
+
+    from aihwkit.inference.converter import conductance
+
+    if name == "single":
+        if colon:
+            raise InvalidArgument(
+                f"{argument} = {text!r}: a single pair has no significance factors, write single."
+            )
+        return conductance.SinglePairConductanceConverter(g_min=g_min, g_max=g_max)
+    factors = _factors(factors_text, text, argument)
+    if name == "npair":
+        return conductance.NPairConductanceConverter(factors, g_min=g_min, g_max=g_max)
+    if len(factors) != 2:
+        raise InvalidArgument(
+            f"{argument} = {text!r}: dual needs two significance factors, e.g. dual:1,1; for "
+            "another number write npair."
+        )
+    return conductance.DualPairConductanceConverter(factors, g_min=g_min, g_max=g_max)
+
+
+def is_strategy_file(text: str) -> bool:
+    """Whether a specification names a file rather than a converter of aihwkit."""
+    return text.lower().endswith(".json") or Path(text).is_file()
+
+
+def _factors(factors_text: str, text: str, argument: str) -> list[float]:
+    factors = []
+    for entry in factors_text.split(","):
+        try:
+            factor = float(entry)
+        except ValueError:
+            factor = math.nan
+        if not (math.isfinite(factor) and factor > 0):
+            raise InvalidArgument(
+                f"{argument} = {text!r} contains {entry.strip()!r}: significance factors are "
+                "positive numbers, e.g. dual:1,1 or npair:1,2,4."
+            )
+        factors.append(factor)
+    return factors
+
+
+def _from_strategy(
+    path: str, g_min: float, g_max: float, argument: str
+) -> BaseConductanceConverter:
+    try:
+        strategy = ProgrammingStrategy.load(path)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{argument} = {path!r}: {error}") from error
+    conductances = [g for curve in strategy.g_lst for g in curve]
+    lowest, highest = min(conductances), max(conductances)
+    slack = 1e-9 * g_max  # as strategies allow to rounding
+    if lowest < g_min - slack or highest > g_max + slack:
+        raise InvalidArgument(
+            f"{argument} = {path!r}: the strategy's conductances, {lowest:g} to {highest:g} µS, "
+            f"leave the range of the devices, {g_min:g} to {g_max:g} µS."
+        )
+    converter = strategy.to_converter()
+    converter.g_min, converter.g_max = g_min, g_max
+    return converter
+
+
+# Times after programming
+
+
+def parse_durations(text: str, argument: str) -> tuple[float, ...]:
+    """Ascending times in s from a list such as ``1s,1min,1h,1d,30d,1y``.
+
+    Args:
+        text: durations separated by commas, each a number with a unit (s, min, h, d of 86 400 s,
+            y of 365 d); a number alone is in seconds.
+        argument: which of the user's arguments this is, for the messages.
+
+    Raises:
+        InvalidArgument: an entry is no duration, or the times do not ascend.
+    """
+    times = tuple(_parse_duration(entry.strip(), text, argument) for entry in text.split(","))
+    for earlier, later in pairwise(times):
+        if later <= earlier:
+            ascending = ",".join(format_duration(t) for t in sorted(set(times)))
+            raise InvalidArgument(
+                f"{argument} = {text!r}: times must ascend, each one once, e.g. {ascending}."
+            )
+    return times
+
+
+def format_duration(seconds: float) -> str:
+    """A duration in the largest unit that counts it in whole numbers.
+
+    ``parse_durations`` reads back exactly the same number of seconds.
+    """
+    for unit, seconds_per_unit in reversed(SECONDS_PER_UNIT.items()):
+        count = seconds / seconds_per_unit
+        if seconds > 0 and count.is_integer() and count * seconds_per_unit == seconds:
+            return f"{int(count)}{unit}" if count < 1e9 else f"{count!r}{unit}"
+    return f"{seconds:g}s" if float(f"{seconds:g}") == seconds else f"{seconds!r}s"
+
+
+def _parse_duration(entry: str, text: str, argument: str) -> float:
+    match = _DURATION.fullmatch(entry)
+    unit = (match.group(2).lower() or "s") if match else ""
+    if match is None or unit not in SECONDS_PER_UNIT:
+        raise InvalidArgument(
+            f"{argument} = {text!r} contains {entry!r}: each time is a number with a unit, "
+            f"{', '.join(SECONDS_PER_UNIT)}, e.g. 1s,1min,1h,1d,30d,1y; a number alone is in "
+            "seconds."
+        )
+    seconds = float(match.group(1)) * SECONDS_PER_UNIT[unit]
+    if not math.isfinite(seconds):
+        raise InvalidArgument(f"{argument} = {text!r} contains {entry!r}: this time is infinite.")
+    return seconds

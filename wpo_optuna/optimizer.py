@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -13,25 +14,80 @@ from aihwkit.inference.converter.base import BaseConductanceConverter
 from aihwkit.inference.converter.conductance import CustomPairConductanceConverter
 from aihwkit.simulator.configs import InferenceRPUConfig
 from optuna.trial import FrozenTrial
+from pydantic import model_validator
 from scipy.optimize import OptimizeResult
 from torch import Tensor
 
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.loss.reference import ReferenceEngine
-from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
-from wpo_optuna.study.optimizer_options import OptimizerOptions, check_options, check_values
+from wpo_optuna.problem import WeightProgrammingProblem
+from wpo_optuna.study.command_line import Whole, setting
+from wpo_optuna.study.settings import (
+    DE_OPTIONS,
+    EvolutionSettings,
+    ProblemOptions,
+    SearchSettings,
+)
 
 if TYPE_CHECKING:
     from optuna import Study
 
     from wpo_optuna.strategy import ProgrammingStrategy
-    from wpo_optuna.study.study_result import StudyResult
+    from wpo_optuna.study.result import StudyResult
 
 # Trials of a search whose budget the user leaves open.
 DEFAULT_N_TRIALS = 2000
+# Generations where the user gives a population alone; the reference's default.
+_DEFAULT_MAXITER = 200
 
 
-class WeightProgrammingOptimizer(OptimizerOptions):
+class OptimizerSettings(EvolutionSettings, SearchSettings, ProblemOptions):
+    """Options of aihwkit's class, under its names, and of :func:`wpo_optuna.run_study`.
+
+    Those that are declared here have other defaults, or belong to the drop-in alone.
+    """
+
+    test_in_features: Any = setting(None, "rows of the test matrix; None takes a tile's inputs")
+    callback: Any = setting(
+        None, "called after each generation with scipy's OptimizeResult (x, fun, nit, nfev); may "
+        "raise StopIteration; None reports progress like the reference",
+    )  # fmt: skip
+    disp: bool = setting(True, "whether to print progress")
+    device: Any = setting("cpu", "torch device of the Monte Carlo engine")
+    n_trials: Whole | None = setting(  # type: ignore[assignment]
+        None, "trials in total; None takes 2000, or what maxiter and popsize say", ge=1
+    )
+    storage: Any = setting("memory", "URL of an Optuna storage, memory, or a storage")
+    study_name: str | None = setting(None, "name of the study")
+    tracking_uri: str | bool | None = setting(
+        False, "MLflow's tracking URI; None takes MLflow's default, False tracks nothing"
+    )
+
+    @model_validator(mode="after")
+    def _check_callback(self) -> Self:
+        if self.callback is not None and not callable(self.callback):
+            raise ValueError(
+                f"callback = {self.callback!r}: a function of scipy's intermediate_result is "
+                "needed, or None"
+            )
+        return self
+
+    @property
+    def has_budget_of_reference(self) -> bool:
+        """Whether the user gave the budget in the reference's terms."""
+        return not (self.maxiter is None and self.popsize is None)
+
+    def total_trials(self, dimension: int) -> int:
+        """Trials of the study in d dimensions."""
+        if self.n_trials is not None:
+            return self.n_trials
+        if not self.has_budget_of_reference:
+            return DEFAULT_N_TRIALS
+        maxiter = _DEFAULT_MAXITER if self.maxiter is None else self.maxiter
+        return (maxiter + 1) * self.generation_size(dimension)
+
+
+class WeightProgrammingOptimizer:
     """Finds a conductance converter that programs weights better than a baseline.
 
     Constructor, result and attributes are those of aihwkit's class of the same name
@@ -59,11 +115,9 @@ class WeightProgrammingOptimizer(OptimizerOptions):
         t_steps: times after programming in s over which errors are averaged.
         g_converter_baseline: the programming to beat; its g_min and g_max (µS) are the devices'.
         symmetric: whether negative and positive weights mirror each other.
-        **kwargs: the attributes of
-            :class:`~wpo_optuna.study.optimizer_options.OptimizerOptions`: all options of the
-            reference,
-            and ``storage``, ``study_name``, ``tracking_uri``, ``sampler``, ``engine`` and
-            ``n_trials``.
+        **kwargs: the attributes of :class:`OptimizerSettings`: all options of the reference, and
+            ``storage``, ``study_name``, ``tracking_uri``, ``sampler``, ``engine`` and
+            ``n_trials``. They are attributes of the optimiser, too.
 
     Attributes:
         best_loss: TNMSE of the strategy found, on fresh noise; inf before :meth:`run_optimizer`.
@@ -79,6 +133,11 @@ class WeightProgrammingOptimizer(OptimizerOptions):
         InvalidArgument: an argument cannot be used or is not known.
     """
 
+    # Of the options, which are all attributes, those that are used here.
+    baseline_iterations: int
+    device: Any
+    disp: bool
+
     def __init__(
         self,
         weights: Tensor,
@@ -89,25 +148,17 @@ class WeightProgrammingOptimizer(OptimizerOptions):
         symmetric: bool = True,
         **kwargs: Any,
     ) -> None:
-        check_options(kwargs)
-        super().__init__(**kwargs)
-        check_values(self)
+        options = OptimizerSettings.checked(kwargs)
+        self.__dict__.update(options)
         self.problem = WeightProgrammingProblem(
             weights=weights.detach().cpu() if isinstance(weights, Tensor) else weights,
             f_lst=f_lst,
-            rpu_config=_with_inputs(rpu_config, self.test_in_features),
+            rpu_config=_with_inputs(rpu_config, options.test_in_features),
             t_steps=t_steps,
             g_converter_baseline=g_converter_baseline,
             symmetric=_as_bool(symmetric),
-            nbins=self.nbins,
-            test_out_features=self.test_out_features,
-            g_err=self.g_err,
-            f_min=self.f_min,
-            f_max=self.f_max,
-            use_max_kw=_as_bool(self.use_max_kw),
-            loss_margin=self.loss_margin,
-            baseline_iterations=self.baseline_iterations,
-            seed=self.seed,
+            seed=options.seed,
+            **{name: getattr(options, name) for name in ProblemOptions.model_fields},
         )
         self.f_lst = list(f_lst)
         self.t_steps = list(t_steps)
@@ -143,24 +194,20 @@ class WeightProgrammingOptimizer(OptimizerOptions):
         """
         from wpo_optuna.study.run import run_study
 
-        check_values(self)
+        options = self._options()
         dimension = self.problem.hypercube.dimension
         if self.disp:
             print(f"\n\t\thypercube dimensions = {dimension}")
+        given = options.given if options.sampler == "de" else {}
+        settings: dict[str, Any] = options.model_dump(include=set(SearchSettings.model_fields))
         result = run_study(
             self.problem,
-            sampler=self.sampler,
-            n_trials=self.total_trials(dimension, DEFAULT_N_TRIALS),
-            study_name=self.study_name,
-            storage=self.storage,
-            tracking_uri=self.tracking_uri,
-            engine=self.engine,
-            seed=self.seed,
-            sampler_options=self.sampler_options(),
-            polish=bool(self.polish),
-            workers=self.workers,
-            device=str(self.device),
-            callbacks=[self._generation_callback()],
+            **settings | {"n_trials": options.total_trials(dimension), "device": str(self.device)},
+            study_name=options.study_name,
+            storage=options.storage,
+            tracking_uri=options.tracking_uri,
+            sampler_options=dict(DE_OPTIONS) | given if given else None,
+            callbacks=[self._generation_callback(options)],
         )
         if result.interrupted:
             raise KeyboardInterrupt
@@ -174,11 +221,18 @@ class WeightProgrammingOptimizer(OptimizerOptions):
         # A study holds connections to its storage; everything else is kept.
         return self.__dict__ | {"result": None}
 
-    def _generation_callback(self) -> Callable[[Study, FrozenTrial], None]:
+    def _options(self) -> OptimizerSettings:
+        """The options of the search as they stand: users may have set attributes since."""
+        names = OptimizerSettings.model_fields.keys() - ProblemOptions.model_fields
+        return OptimizerSettings.checked({name: getattr(self, name) for name in names})
+
+    def _generation_callback(
+        self, options: OptimizerSettings
+    ) -> Callable[[Study, FrozenTrial], None]:
         """Counts trials, and after each generation calls the user's callback or reports."""
         names = self.problem.hypercube.names
-        size = self.generation_size(self.problem.hypercube.dimension)
-        callback = self.callback or self._report
+        size = options.generation_size(self.problem.hypercube.dimension)
+        callback = options.callback or partial(self._report, options)
         best = OptimizeResult(x=np.full(len(names), np.nan), fun=float("inf"), nit=0, nfev=0)
 
         def on_trial(study: Study, trial: FrozenTrial) -> None:
@@ -195,14 +249,14 @@ class WeightProgrammingOptimizer(OptimizerOptions):
 
         return on_trial
 
-    def _report(self, intermediate_result: OptimizeResult) -> None:
+    def _report(self, options: OptimizerSettings, intermediate_result: OptimizeResult) -> None:
         """Prints progress as the reference does, and ends the search where it does."""
         if self.disp:
             print(
                 "\t(current loss - baseline loss) / baseline loss + loss margin = "
                 f"{intermediate_result.fun:0.10f} ({datetime.now()})"
             )
-        if self.has_budget_of_reference and intermediate_result.fun < 0:
+        if options.has_budget_of_reference and intermediate_result.fun < 0:
             raise StopIteration
 
     def _show_problem(self) -> None:

@@ -15,7 +15,7 @@ import types
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -76,6 +76,9 @@ class Settings(BaseModel):
         allow_inf_nan=False,
         arbitrary_types_allowed=True,
     )
+
+    #: Settings of which one given as a flag replaces all of the configuration file's.
+    alternatives: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def checked(cls, values: Mapping[str, Any], places: Mapping[str, str] | None = None) -> Self:
@@ -149,6 +152,8 @@ def read_settings(
         InvalidArgument: the file cannot be read, or has an unknown key or a value of a wrong type.
     """
     values = {} if config is None else _read_yaml(Path(config))
+    if any(name in flags for name in settings.alternatives):
+        values = {n: v for n, v in values.items() if n not in settings.alternatives}
     places = {name: f"--config {config}: " for name in values if name not in flags}
     return settings.checked(values | dict(flags), places)
 

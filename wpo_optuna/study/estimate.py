@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+
+from wpo_optuna.errors import WeightProgrammingError
 
 if TYPE_CHECKING:
     from aihwkit.inference.converter.base import BaseConductanceConverter
 
-    from wpo_optuna.loss.reference import ReferenceEngine
+    from wpo_optuna.loss import LossEngine
+    from wpo_optuna.problem import WeightProgrammingProblem
     from wpo_optuna.strategy import ProgrammingStrategy
 
 CONFIDENCE = 0.95
@@ -64,21 +67,12 @@ class Estimate:
             2 * float(stats.t.ppf(0.5 + CONFIDENCE / 2, self.draws - 1))
         )
 
-    def to_json(self) -> dict[str, float]:
-        """The estimate's numbers by name."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, numbers: dict[str, Any]) -> Estimate:
-        """Reverses :meth:`to_json`."""
-        return cls(**numbers)
-
     def __str__(self) -> str:
         return f"{self.mean:.5f} [{self.low:.5f}, {self.high:.5f}]"
 
 
 def score(
-    engine: ReferenceEngine,
+    engine: LossEngine,
     converter: BaseConductanceConverter,
     seed: int,
     on_draws: Callable[[int], object] = lambda n: None,
@@ -86,13 +80,16 @@ def score(
     """Draws a converter's TNMSE until its 95 % interval is narrower than 1 % of it.
 
     Args:
-        engine: aihwkit's own tile.
+        engine: one that draws.
         converter: how weights become conductances.
         seed: seed of the draws; fresh for each score that is compared.
         on_draws: told the number of draws after each round.
 
     Returns:
         the estimate; after 400 draws whatever its width.
+
+    Raises:
+        WeightProgrammingError: the noise model gives values that are no numbers.
     """
     draws = np.empty(0)
     wanted = _FIRST_DRAWS
@@ -102,12 +99,32 @@ def score(
         new = engine.tnmse_of(converter, repeats=wanted - len(draws), seed=round_seed)
         draws = np.concatenate([draws, new])
         on_draws(len(new))
+        check_finite(draws, "a score", engine.problem)
         estimate = Estimate.of(draws)
-        if not math.isfinite(estimate.mean) or estimate.relative_width < RELATIVE_WIDTH:
+        if estimate.relative_width < RELATIVE_WIDTH:
             break
         needed = len(draws) * (estimate.relative_width / RELATIVE_WIDTH) ** 2
         wanted = min(_MOST_DRAWS, max(len(draws) + 4, math.ceil(1.05 * needed)))
     return estimate
+
+
+def check_finite(tnmse: ArrayLike, what: str, problem: WeightProgrammingProblem) -> None:
+    """Refuses errors that are no numbers.
+
+    Args:
+        tnmse: TNMSE, any shape.
+        what: what it is of, for the message.
+        problem: whose noise model is to blame.
+
+    Raises:
+        WeightProgrammingError: one of them is infinite or NaN.
+    """
+    if not np.all(np.isfinite(tnmse)):
+        raise WeightProgrammingError(
+            f"{what} is not finite: the noise model {type(problem.noise_model).__name__} gives "
+            f"conductances that are no numbers, between {problem.g_min:g} and {problem.g_max:g} µS "
+            f"and {problem.t_steps[0]:g} and {problem.t_steps[-1]:g} s."
+        )
 
 
 def distinct(

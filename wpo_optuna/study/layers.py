@@ -15,18 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+from pydantic import TypeAdapter
+from tqdm import tqdm
 
 from wpo_optuna.errors import InvalidArgument
-from wpo_optuna.loss.reference import ReferenceEngine
+from wpo_optuna.loss.engine_choice import drawing_engine
 from wpo_optuna.study.estimate import Estimate, score
-from wpo_optuna.study.progress import Progress
 
 if TYPE_CHECKING:
     from optuna import Study
 
     from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
     from wpo_optuna.strategy import ProgrammingStrategy
-    from wpo_optuna.study.study_result import StudyResult
+    from wpo_optuna.study.result import StudyResult
 
 # User attribute of a layer's study: the network-wide strategy's score on this layer.
 _NETWORK_WIDE = "network_wide_strategy"
@@ -61,7 +62,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class LayerResult:
-    """What was found for a layer, all scored on fresh noise through aihwkit's own tile.
+    """What was found for a layer, all scored on fresh noise.
 
     Attributes:
         name: name of its weights in the network.
@@ -210,9 +211,7 @@ def run_layers(
                 result.study.study_name,
                 result.strategy,
                 result.baseline,
-                _score_network_wide(
-                    result.study, problem, of_network.strategy, Progress(show_progress_bar)
-                ),
+                _score_network_wide(result.study, problem, of_network.strategy, show_progress_bar),
                 result.tnmse,
             )
         )
@@ -230,18 +229,20 @@ def _score_network_wide(
     study: Study,
     problem: WeightProgrammingProblem,
     strategy: ProgrammingStrategy,
-    progress: Progress,
+    show_progress_bar: bool,
 ) -> Estimate:
     """The network-wide strategy's score on a layer; the one kept with the study, if there is."""
     programming = {"f_lst": list(strategy.f_lst), "g_lst": [list(g) for g in strategy.g_lst]}
     kept = study.user_attrs.get(_NETWORK_WIDE)
     if kept is not None and kept["strategy"] == programming:
-        return Estimate.from_json(kept["tnmse"])
+        return TypeAdapter(Estimate).validate_python(kept["tnmse"])
     seed = np.random.SeedSequence([problem.seed, _SEED_PURPOSE]).generate_state(1)[0]
-    with progress.bar("scoring the network-wide strategy", 64, "draw") as bar:
-        estimate = score(ReferenceEngine(problem), strategy.to_converter(), int(seed), bar.update)
-        bar.total = bar.n
-    study.set_user_attr(_NETWORK_WIDE, {"strategy": programming, "tnmse": estimate.to_json()})
+    with tqdm(
+        desc="scoring the network-wide strategy", unit="draw",
+        disable=None if show_progress_bar else True,
+    ) as bar:  # fmt: skip
+        estimate = score(drawing_engine(problem), strategy.to_converter(), int(seed), bar.update)
+    study.set_user_attr(_NETWORK_WIDE, {"strategy": programming, "tnmse": vars(estimate)})
     return estimate
 
 

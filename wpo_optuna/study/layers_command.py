@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wpo_optuna.errors import InvalidArgument
+from tqdm import tqdm
+
 from wpo_optuna.evaluate import accuracy_figure
 from wpo_optuna.evaluate.accuracy import (
     MetricOverTime,
@@ -20,24 +21,23 @@ from wpo_optuna.evaluate.accuracy_tracking import record_or_warn
 from wpo_optuna.evaluate.evaluation_setup import NetworkSetup, set_up_network
 from wpo_optuna.hardware import rpu_config
 from wpo_optuna.network.apply import layers_by_parameter
+from wpo_optuna.study.attributes import METRICS
 from wpo_optuna.study.environment import versions
 from wpo_optuna.study.layers import Layer, LayersResult, RunStudy, run_layers
 from wpo_optuna.study.problem_setup import ProblemSetup, make_problem
-from wpo_optuna.study.progress import Progress
 from wpo_optuna.study.results_folder import directory_of_study
-from wpo_optuna.track.delivery.trial_runs import PARENT_TAG
-from wpo_optuna.track.tracker import MlflowTracker
+from wpo_optuna.track import PARENT_TAG, Destination, Follower
 
 if TYPE_CHECKING:
     from wpo_optuna.network.weights import LayerWeights
-    from wpo_optuna.study.settings import Settings
+    from wpo_optuna.study.settings import StudySettings
 
 LAYERS_FILE = "layers.csv"
 NETWORK_WIDE, PER_LAYER = "network-wide", "per layer"
 
 
 def run(
-    settings: Settings, setup: ProblemSetup, run_study: RunStudy, study_name: str, quiet: bool
+    settings: StudySettings, setup: ProblemSetup, run_study: RunStudy, study_name: str, quiet: bool
 ) -> tuple[LayersResult, str]:
     """Runs or resumes all studies of a network, and compares what they found.
 
@@ -73,7 +73,7 @@ def run(
     if result.interrupted:
         return result, ""
     output = directory_of_study(Path(settings.output), study_name)
-    files = [result.write(output / LAYERS_FILE)]
+    result.write(output / "layers" / LAYERS_FILE)
     told = [result.table(), ""]
     zero = [weights.name for weights in setup.checkpoint.layers if weights.is_zero]
     if zero:
@@ -82,44 +82,27 @@ def run(
         told += ["For the accuracy as well, run this again with --model and --data.", ""]
     else:
         started_s = time.time()
-        measured = _measure(settings, setup, network, result, places, Progress(not quiet))
-        of_accuracy = _write(measured, output)
-        _record_accuracy(settings, result, measured, of_accuracy, network, started_s)
-        files += of_accuracy
+        measured = _measure(settings, setup, network, result, places, quiet)
+        files = _write(measured, output / "layers")
+        _record_accuracy(settings, result, measured, files, network, started_s)
         told += [measured.table(), ""]
-    _hand_to_mlflow(settings, result, files)
-    told.append(f"tables           {output}")
+    _deliver_again(settings, result, quiet)
+    told.append(f"tables           {output / 'layers'}")
     return result, "\n".join(told)
 
 
-def _network(settings: Settings) -> NetworkSetup | None:
-    if settings.model is None:
-        for name in ("data", "metric"):
-            if getattr(settings, name) is not None:
-                raise InvalidArgument(
-                    f"{name} = {getattr(settings, name)!r}: this measures a network, give one "
-                    "with model."
-                )
+def _network(settings: StudySettings) -> NetworkSetup | None:
+    if settings.model is None or settings.data is None:
         return None
-    if settings.data is None:
-        raise InvalidArgument(
-            f"model = {settings.model!r}: data are needed to measure it, give a function that "
-            "returns batches."
-        )
-    network = set_up_network(
+    return set_up_network(
         model=settings.model,
         data=settings.data,
         metric=settings.metric,
         rpu_config=settings.rpu_config,
     )
-    if settings.repeats < 1:
-        raise InvalidArgument(
-            f"repeats = {settings.repeats}: a whole number of at least 1 is needed."
-        )
-    return network
 
 
-def _layer(settings: Settings, weights: LayerWeights) -> Layer:
+def _layer(settings: StudySettings, weights: LayerWeights) -> Layer:
     return Layer(
         weights.name,
         weights.shape,
@@ -128,12 +111,12 @@ def _layer(settings: Settings, weights: LayerWeights) -> Layer:
 
 
 def _measure(
-    settings: Settings,
+    settings: StudySettings,
     setup: ProblemSetup,
     network: NetworkSetup,
     result: LayersResult,
     places: Mapping[str, str],
-    progress: Progress,
+    quiet: bool,
 ) -> MetricOverTime:
     problem = setup.problem
     assert result.network.strategy is not None
@@ -144,7 +127,9 @@ def _measure(
     total = number_of_measurements(
         network.network, len(programmings), len(problem.t_steps), settings.repeats
     )
-    with progress.bar("evaluating", total, "measurement") as bar:
+    with tqdm(
+        desc="evaluating", total=total, unit="measurement", disable=True if quiet else None
+    ) as bar:
         return compare_over_time(
             network.network, programmings, problem.g_converter_baseline, network.data,
             problem.t_steps, network.metric, metric_name=network.metric_name,
@@ -152,8 +137,7 @@ def _measure(
         )  # fmt: skip
 
 
-def _write(measured: MetricOverTime, output: Path) -> list[Path]:
-    directory = output / "accuracy"
+def _write(measured: MetricOverTime, directory: Path) -> list[Path]:
     return [
         measured.write_measurements(directory / "measurements.csv"),
         measured.write_summary(directory / "summary.csv"),
@@ -161,19 +145,19 @@ def _write(measured: MetricOverTime, output: Path) -> list[Path]:
     ]
 
 
-def _hand_to_mlflow(settings: Settings, result: LayersResult, files: list[Path]) -> None:
-    """Gives tables, figure and means to the network-wide study's run, above the layers' runs."""
-    if settings.tracking_uri == "none":
-        return
-    with MlflowTracker(settings.tracking_uri, settings.experiment, settings.trial_runs) as tracker:
-        tracker.attach(result.network.study)
-        for path in files:
-            tracker.log_artifact(path, "layers")
-        tracker.log_metrics({f"layers_tnmse_{name}": mean for name, mean in result.means().items()})
+def _deliver_again(settings: StudySettings, result: LayersResult, quiet: bool) -> None:
+    """Brings tables, figure and means to the network-wide study's run, above the layers' runs."""
+    study = result.network.study
+    means = {f"layers_tnmse_{name}": mean for name, mean in result.means().items()}
+    study.set_user_attr(METRICS, study.user_attrs[METRICS] | means)
+    if settings.tracking_uri != "none":
+        destination = Destination(settings.tracking_uri, settings.experiment, settings.trial_runs)
+        with Follower(study, destination, show_progress_bar=not quiet) as follower:
+            follower.finish()
 
 
 def _record_accuracy(
-    settings: Settings,
+    settings: StudySettings,
     result: LayersResult,
     measured: MetricOverTime,
     files: list[Path],

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from wpo_optuna.study.estimate import check_finite
+
 if TYPE_CHECKING:
     import optuna
 
@@ -81,6 +83,9 @@ class HypercubeObjective:
 
         Source: ``get_loss_baseline`` of the reference, which however evaluates the converter of
         the noise model and not the baseline it was given.
+
+        Raises:
+            WeightProgrammingError: the noise model gives values that are no numbers.
         """
         if self._given_baseline is not None:
             return self._given_baseline
@@ -89,6 +94,7 @@ class HypercubeObjective:
             repeats=self.problem.baseline_iterations,
             seed=self.problem.seed + _BASELINE_SEED_OFFSET,
         )
+        check_finite(draws, "the baseline's TNMSE", self.problem)
         return float(draws.mean())
 
     def __call__(self, trial: optuna.Trial) -> float:
@@ -109,9 +115,14 @@ class HypercubeObjective:
         Args:
             x: the points.
             tnmse: their TNMSE where it is known already.
+
+        Raises:
+            WeightProgrammingError: none of several points has a TNMSE that is a number.
         """
         points = np.asarray(x, dtype=np.float64)
         values = self.engine.tnmse(points) if tnmse is None else np.asarray(tnmse)
+        if len(values) > 1 and not np.isfinite(values).any():
+            check_finite(values, "the TNMSE of every trial", self.problem)
         losses = self.problem.loss(values, self.baseline)
         decoded = self.problem.hypercube.decode_arrays(points)
         return [

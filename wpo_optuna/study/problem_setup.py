@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from importlib.resources import as_file, files
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wpo_optuna.errors import InvalidArgument
@@ -12,18 +13,21 @@ from wpo_optuna.hardware import (
     NAMED_RPU_CONFIGS,
     SECOND_TO_YEAR,
     conductance_range,
+    format_duration,
     parse_converter,
     parse_durations,
     rpu_config,
 )
 from wpo_optuna.network.weights import CheckpointWeights, read_weights
-from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
+from wpo_optuna.problem import WeightProgrammingProblem
+from wpo_optuna.study.settings import ProblemOptions
 
 if TYPE_CHECKING:
     from aihwkit.simulator.configs import InferenceRPUConfig
     from torch import Tensor
 
-    from wpo_optuna.study.settings import Settings
+    from wpo_optuna.study.objective import HypercubeObjective
+    from wpo_optuna.study.settings import StudySettings
 
 EXAMPLE = "digits"
 
@@ -43,7 +47,7 @@ class ProblemSetup:
     checkpoint: CheckpointWeights
 
 
-def set_up_problem(settings: Settings, show_progress_bar: bool = False) -> ProblemSetup:
+def set_up_problem(settings: StudySettings, show_progress_bar: bool = False) -> ProblemSetup:
     """Reads the weights and the hardware, and puts the problem together.
 
     Raises:
@@ -61,7 +65,7 @@ def set_up_problem(settings: Settings, show_progress_bar: bool = False) -> Probl
 
 
 def make_problem(
-    settings: Settings, weights: Tensor, hardware: InferenceRPUConfig
+    settings: StudySettings, weights: Tensor, hardware: InferenceRPUConfig
 ) -> WeightProgrammingProblem:
     """The problem of the given weights on the given hardware, under these settings.
 
@@ -76,19 +80,12 @@ def make_problem(
         t_steps=times_of(settings),
         g_converter_baseline=parse_converter(settings.baseline, g_min, g_max, "baseline"),
         symmetric=settings.symmetric,
-        nbins=settings.nbins,
-        test_out_features=settings.test_out_features,
-        g_err=settings.g_err,
-        f_min=settings.f_min,
-        f_max=settings.f_max,
-        use_max_kw=settings.use_max_kw,
-        loss_margin=settings.loss_margin,
-        baseline_iterations=settings.baseline_iterations,
+        **{name: getattr(settings, name) for name in ProblemOptions.model_fields},
         seed=settings.seed,
     )
 
 
-def conductances_of(settings: Settings, hardware: InferenceRPUConfig) -> tuple[float, float]:
+def conductances_of(settings: StudySettings, hardware: InferenceRPUConfig) -> tuple[float, float]:
     """Lowest and highest conductance in µS: as set, or as the hardware's noise model says.
 
     Raises:
@@ -121,7 +118,7 @@ def conductances_of(settings: Settings, hardware: InferenceRPUConfig) -> tuple[f
     return g_min, g_max
 
 
-def times_of(settings: Settings) -> tuple[float, ...]:
+def times_of(settings: StudySettings) -> tuple[float, ...]:
     """Times after programming in s: as set, or those that fit the hardware.
 
     Raises:
@@ -153,7 +150,7 @@ def parse_factors(text: str) -> list[float | None]:
 
 
 def _read(
-    settings: Settings, hardware: InferenceRPUConfig, show_progress_bar: bool
+    settings: StudySettings, hardware: InferenceRPUConfig, show_progress_bar: bool
 ) -> CheckpointWeights:
     mapping = hardware.mapping if settings.tile_scaling else None
     if settings.weights is not None:
@@ -176,3 +173,41 @@ def _label(source: str) -> str:
         return source.rsplit(":", 1)[1]
     name = source.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
     return name.rsplit(".", 1)[0] or name
+
+
+def effective_settings(
+    settings: StudySettings, setup: ProblemSetup, objective: HypercubeObjective
+) -> StudySettings:
+    """What a study was run with: a configuration that repeats it, from any directory.
+
+    Args:
+        settings: as the user wrote them.
+        setup: the problem they stand for.
+        objective: has the engine that was chosen.
+    """
+    references = ("weights", "rpu_config", "baseline", "model", "data", "metric")
+    return settings.model_copy(
+        update={name: _absolute(getattr(settings, name)) for name in references}
+        | {
+            "t_steps": ",".join(map(format_duration, times_of(settings))),
+            "g_min": setup.problem.g_min,
+            "g_max": setup.problem.g_max,
+            "engine": objective.engine.name,
+            "study_name": study_name_of(settings, setup),
+        }
+    )
+
+
+def study_name_of(settings: StudySettings, setup: ProblemSetup) -> str:
+    """The study's name: as set, or made of the network's and the sampler's."""
+    return settings.study_name or f"{setup.label}-{settings.sampler}"
+
+
+def _absolute(text: str | None) -> str | None:
+    """A file, or the file of a function, by its absolute path; anything else as it is."""
+    if text is None:
+        return text
+    path, colon, function = text.rpartition(":")
+    if colon and path.endswith(".py") and Path(path).is_file():
+        return f"{Path(path).resolve()}:{function}"
+    return str(Path(text).resolve()) if text and Path(text).exists() else text

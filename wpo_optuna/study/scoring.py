@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
+from pydantic import TypeAdapter
+from tqdm import tqdm
 
 from wpo_optuna.errors import WeightProgrammingError
+from wpo_optuna.loss.engine_choice import drawing_engine
 from wpo_optuna.loss.reference import ReferenceEngine
 from wpo_optuna.strategy import ProgrammingStrategy
 from wpo_optuna.study.attributes import SCORES
 from wpo_optuna.study.estimate import Estimate, distinct, score
-from wpo_optuna.study.progress import Progress
 
 if TYPE_CHECKING:
-    from optuna import Study
-
+    from wpo_optuna.study.mirror import Mirror
     from wpo_optuna.study.objective import HypercubeObjective
 
 # Trials decoded at once in the search for distinct ones.
@@ -52,7 +53,10 @@ class Finalist:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of the finalists and of the baseline, all drawn through aihwkit's own tile.
+    """Scores of the finalists and of the baseline.
+
+    The finalists' are drawn by the fastest engine that draws; those of the winner and the baseline
+    through aihwkit's own tile.
 
     Attributes:
         n_trials: completed trials of the study when the finalists were chosen.
@@ -83,89 +87,83 @@ class Scores:
         """By what fraction the winner's TNMSE is lower than the baseline's."""
         return 1 - self.winner.mean / self.baseline.mean
 
+    def metrics(self) -> dict[str, float]:
+        """The scores as MLflow's metrics."""
+        values = {
+            "improvement_percent": 100 * self.improvement,
+            "engine_bias_percent": 100 * self.engine_bias,
+        }
+        for name, estimate in (("winner", self.winner), ("scored_baseline", self.baseline)):
+            values[f"{name}_tnmse"] = estimate.mean
+            values[f"{name}_tnmse_low"] = estimate.low
+            values[f"{name}_tnmse_high"] = estimate.high
+            values[f"{name}_draws"] = float(estimate.draws)
+        return values
+
     def to_json(self) -> dict[str, Any]:
         """The scores as nested plain values."""
-        return asdict(self) | {"engine_bias": self.engine_bias}
+        return asdict(self)
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Scores:
+    def from_json(cls, values: Mapping[str, Any]) -> Scores:
         """Reverses :meth:`to_json`."""
-        return cls(
-            n_trials=values["n_trials"],
-            n_wanted=values.get("n_wanted", len(values["finalists"])),
-            finalists=tuple(
-                Finalist(
-                    finalist["trial_number"],
-                    finalist["tnmse_of_engine"],
-                    Estimate.from_json(finalist["tnmse"]),
-                )
-                for finalist in values["finalists"]
-            ),
-            winner=Estimate.from_json(values["winner"]),
-            baseline=Estimate.from_json(values["baseline"]),
-        )
+        return TypeAdapter(cls).validate_python(dict(values))
 
 
-def score_finalists(
-    study: Study, objective: HypercubeObjective, how_many: int, progress: Progress
-) -> Scores:
-    """Scores the best distinct trials and the baseline; keeps the result with the study.
+def score_finalists(mirror: Mirror, how_many: int, show_progress: bool) -> Scores:
+    """Scores the best distinct trials and the baseline on fresh noise.
 
     As the lowest of several scores is a little lucky again, the winner's reported score comes from
-    further draws of its own.
+    further draws of its own. Those and the baseline's are drawn through aihwkit's own tile.
 
     Args:
-        study: the study.
-        objective: the problem and how the trials were evaluated.
+        mirror: the study.
         how_many: number of finalists.
-        progress: shows the draws.
+        show_progress: whether to show the draws on a terminal.
 
     Returns:
         the scores; those kept with the study, if no trial has been completed since.
 
     Raises:
-        WeightProgrammingError: the study has no completed trial of this problem.
+        WeightProgrammingError: the study has no completed trial of this problem, or a score is no
+            number.
     """
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    objective, study = mirror.objective, mirror.study
     stored = study.user_attrs.get(SCORES)
-    if stored is not None and stored["n_trials"] == len(trials):
-        scores = Scores.from_json(stored)
-        if scores.n_wanted == how_many:
-            return scores
-
-    engine = ReferenceEngine(objective.problem)
-    chosen = _best_distinct(trials, objective, how_many)
+    if stored is not None and (stored["n_trials"], stored["n_wanted"]) == (
+        mirror.n_complete, how_many,
+    ):  # fmt: skip
+        return Scores.from_json(stored)
+    chosen = _best_distinct(mirror.completed(), objective, how_many)
     if not chosen:
         raise WeightProgrammingError(
             f"study {study.study_name!r} has no completed trial of this problem to be scored."
         )
+    problem = objective.problem
+    drawing, tile = drawing_engine(problem), ReferenceEngine(problem)
     # Seeds of this scoring alone: neither the search nor an earlier scoring used them.
-    seeds = np.random.SeedSequence([objective.problem.seed, len(trials)]).generate_state(
-        len(chosen) + 2
-    )
-    with progress.bar("scoring on fresh noise", (len(chosen) + 2) * 64, "draw") as bar:
+    sequence = np.random.SeedSequence([problem.seed, mirror.n_complete])
+    seeds = [int(seed) for seed in sequence.generate_state(len(chosen) + 2)]
+    with tqdm(
+        desc="scoring on fresh noise", unit="draw", disable=None if show_progress else True
+    ) as bar:
         finalists = [
             Finalist(
-                trial.number,
+                mirror.number_of(trial),
                 float(trial.user_attrs["tnmse"]),
-                score(engine, strategy.to_converter(), int(seed), bar.update),
+                score(drawing, strategy.to_converter(), seed, bar.update),
             )
             for (trial, strategy), seed in zip(chosen, seeds[2:], strict=True)
         ]
         best = winner_among(finalists, engine_has_noise=objective.engine.name != "expected")
         winner = finalists.pop(best)
-        scores = Scores(
-            n_trials=len(trials),
+        return Scores(
+            n_trials=mirror.n_complete,
             n_wanted=how_many,
             finalists=(winner, *sorted(finalists, key=lambda finalist: finalist.tnmse.mean)),
-            winner=score(engine, chosen[best][1].to_converter(), int(seeds[0]), bar.update),
-            baseline=score(
-                engine, objective.problem.g_converter_baseline, int(seeds[1]), bar.update
-            ),
+            winner=score(tile, chosen[best][1].to_converter(), seeds[0], bar.update),
+            baseline=score(tile, problem.g_converter_baseline, seeds[1], bar.update),
         )
-        bar.total = bar.n
-    study.set_user_attr(SCORES, scores.to_json())
-    return scores
 
 
 def winner_among(finalists: Sequence[Finalist], *, engine_has_noise: bool) -> int:

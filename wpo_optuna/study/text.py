@@ -5,23 +5,27 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wpo_optuna.storage import masked_url
 from wpo_optuna.study.environment import program_here
 from wpo_optuna.study.estimate import RELATIVE_WIDTH
-from wpo_optuna.track.tracker import page_of_experiment
+from wpo_optuna.study.run import STRATEGY_FILE
+from wpo_optuna.track import page_of_experiment
 
 if TYPE_CHECKING:
     from wpo_optuna.study.scoring import Scores
-    from wpo_optuna.study.settings import Settings
-    from wpo_optuna.study.study_result import StudyResult
+    from wpo_optuna.study.settings import StudySettings
+    from wpo_optuna.study.result import StudyResult
 
 # Flags that the command to go on does not repeat, and whether a value follows them.
 _DROPPED = {"--n-trials": True, "--maxiter": True, "--stop-at-margin": False}
 
 
-def describe(settings: Settings, result: StudyResult, n_trials: int, resume: str) -> str:
+def describe(
+    settings: StudySettings, result: StudyResult, n_trials: int, resume: str, seconds: float
+) -> str:
     """The result of a finished study.
 
     Args:
@@ -29,6 +33,7 @@ def describe(settings: Settings, result: StudyResult, n_trials: int, resume: str
         result: what was found.
         n_trials: the total of trials that was asked for.
         resume: the command that goes on.
+        seconds: how long the whole command took.
     """
     scores = result.scores
     assert scores is not None
@@ -45,6 +50,7 @@ def describe(settings: Settings, result: StudyResult, n_trials: int, resume: str
         "from the fresh draws at the best",
         f"trials           {scores.n_trials}, {result.n_new_trials} of them new in "
         f"{result.search_time:.1f} s; best is number {scores.winning_trial}",
+        f"time             {seconds:.1f} s from the command to here",
         *_remarks(settings, scores, n_trials),
         "",
         f"study            {result.study.study_name} in {masked_url(settings.storage)}",
@@ -83,7 +89,7 @@ def resume_command(module: str, given: Sequence[str], n_trials: int) -> str:
     return shlex.join([program_here("python"), "-m", module, *kept, "--n-trials", str(n_trials)])
 
 
-def _remarks(settings: Settings, scores: Scores, n_trials: int) -> list[str]:
+def _remarks(settings: StudySettings, scores: Scores, n_trials: int) -> list[str]:
     lines = []
     if scores.n_trials < n_trials:
         why = "the margin was reached" if settings.stop_at_margin else "the population converged"
@@ -95,14 +101,14 @@ def _remarks(settings: Settings, scores: Scores, n_trials: int) -> list[str]:
     return lines
 
 
-def _tracking(settings: Settings, result: StudyResult) -> str:
+def _tracking(settings: StudySettings, result: StudyResult) -> str:
     if result.run_id:
         return f"run {result.run_id}"
     is_off = settings.tracking_uri == "none"
     return "off" if is_off else "not delivered yet (see the warning above)"
 
 
-def _look_lines(settings: Settings, result: StudyResult) -> list[str]:
+def _look_lines(settings: StudySettings, result: StudyResult) -> list[str]:
     """How to see the run in MLflow."""
     if settings.tracking_uri == "none":
         return []
@@ -121,9 +127,14 @@ def _look_lines(settings: Settings, result: StudyResult) -> list[str]:
 
 
 def _file_lines(result: StudyResult) -> list[str]:
-    if result.files is None:
+    if result.results is None:
         return []
-    lines = [f"strategy         {result.files.strategy}"]
-    if result.files.report is not None:
-        lines.append(f"report           {result.files.report.page}")
+    lines = [f"strategy         {_from_here(result.results / STRATEGY_FILE)}"]
+    if result.page is not None:
+        lines.append(f"report           {_from_here(result.page)}")
     return lines
+
+
+def _from_here(path: Path) -> Path:
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+from wpo_optuna.study.environment import versions
 
 if TYPE_CHECKING:
     from aihwkit.inference.converter.conductance import CustomPairConductanceConverter
@@ -13,7 +16,6 @@ if TYPE_CHECKING:
     from wpo_optuna.study.estimate import Estimate
     from wpo_optuna.study.objective import HypercubeObjective
     from wpo_optuna.study.scoring import Scores
-    from wpo_optuna.study.study_output import StudyFiles
 
 T = TypeVar("T")
 
@@ -31,7 +33,8 @@ class StudyResult:
         n_new_trials: trials that this run completed.
         run_id: the MLflow run of the study; None without tracking, or while MLflow is away.
         experiment_id: the run's experiment; None likewise.
-        files: the files that were written; None if none.
+        results: folder with the files that were written; None if none.
+        page: the report; None if there is none.
     """
 
     study: Study
@@ -42,7 +45,8 @@ class StudyResult:
     n_new_trials: int
     run_id: str | None = None
     experiment_id: str | None = None
-    files: StudyFiles | None = None
+    results: Path | None = None
+    page: Path | None = None
 
     @property
     def interrupted(self) -> bool:
@@ -86,3 +90,23 @@ def _of_finished(value: T | None) -> T:
     if value is None:
         raise ValueError("The study was interrupted before its results were scored; resume it.")
     return value
+
+
+def with_provenance(
+    strategy: ProgrammingStrategy, study: Study, objective: HypercubeObjective, scores: Scores
+) -> ProgrammingStrategy:
+    """The winner's strategy, and where it comes from."""
+    return replace(
+        strategy,
+        provenance={
+            "study_name": study.study_name,
+            "trial_number": scores.winning_trial,
+            "problem_fingerprint": objective.problem.fingerprint,
+            "tnmse": vars(scores.winner),
+            "baseline": vars(scores.baseline),
+            "engine": objective.engine.name,
+            "engine_bias": scores.engine_bias,
+            "noise_model": type(objective.problem.noise_model).__name__,
+            "versions": versions(),
+        },
+    )

@@ -1,0 +1,276 @@
+"""Opening a study: the stored one if it is about the same problem, else a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import optuna
+
+from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.loss.engine_choice import choose_engine
+from wpo_optuna.problem.fingerprint import differences
+from wpo_optuna.samplers import make_sampler
+from wpo_optuna.study import attributes
+from wpo_optuna.study.environment import versions
+from wpo_optuna.study.objective import HypercubeObjective
+from wpo_optuna.study.settings import DE_OPTIONS, GRADIENT, RunSettings
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.samplers import BaseSampler
+    from optuna.storages import BaseStorage
+
+    from wpo_optuna.problem import WeightProgrammingProblem
+
+_MOST_DIFFERENCES_TOLD = 4
+# Options that decide when a search ends, and not what it proposes.
+_STOPPING_OPTIONS = {"tol", "atol", "max_attempts", "warn_independent_sampling"}
+_FUNCTION = "function "
+# User attribute: how many processes have worked on the study.
+_SESSIONS = "sessions"
+# The loss of a point is never undefined: an engine that fails has lost its device or its memory,
+# which says nothing against the candidates of that batch.
+_NO_LIMIT = 1_000_000
+
+
+@dataclass(frozen=True)
+class Session:
+    """A study that is ready to be searched.
+
+    Attributes:
+        study: the stored study.
+        storage: where it is stored.
+        objective: with the study's engine and baseline.
+        sampler: proposes its points; None for a gradient search.
+        sampler_options: with which options.
+    """
+
+    study: Study
+    storage: BaseStorage
+    objective: HypercubeObjective
+    sampler: BaseSampler | None
+    sampler_options: Mapping[str, Any]
+
+
+def open_session(
+    problem: WeightProgrammingProblem,
+    storage: BaseStorage,
+    study_name: str,
+    settings: RunSettings,
+    sampler_options: Mapping[str, Any] | None,
+    parent_study: str | None = None,
+) -> Session:
+    """The study with its objective and sampler; whatever can fail comes before it is written.
+
+    Args:
+        problem: what is optimised.
+        storage: where the study is, or is to be, stored.
+        study_name: its name.
+        settings: how it is carried out.
+        sampler_options: arguments of the sampler; None takes the stored study's, or the defaults.
+        parent_study: study under whose MLflow run this one's is put.
+
+    Raises:
+        InvalidArgument: the stored study is about something else, or an option cannot be used.
+        WeightProgrammingError: the baseline cannot be evaluated.
+    """
+    study = _find_study(storage, study_name)
+    stored: Mapping[str, Any] = {} if study is None else study.user_attrs
+    if study is not None:
+        _check_same_problem(study, stored, problem, settings, sampler_options)
+    options = _options_in_force(settings, stored, sampler_options)
+    sampler = _make_sampler(problem, settings, options, study)
+    chosen = choose_engine(
+        problem,
+        _engine_name(settings, stored, study_name),
+        device=settings.device,
+        check=settings.self_check and attributes.SELF_CHECK not in stored,
+    )
+    objective = HypercubeObjective(problem, chosen.engine, stored.get(attributes.BASELINE))
+    baseline = objective.baseline  # fails here, if it does
+    if attributes.FINGERPRINT not in stored:
+        study = optuna.create_study(study_name=study_name, storage=storage, load_if_exists=True)
+        _write(
+            study,
+            {
+                attributes.SAMPLER: settings.sampler,
+                attributes.SAMPLER_OPTIONS: _storable(options),
+                attributes.SEED: settings.seed,
+                attributes.ENGINE: chosen.engine.name,
+                attributes.BASELINE: baseline,
+                attributes.PROBLEM: summary(problem),
+                attributes.DESCRIPTION: problem.description,
+                attributes.VERSIONS: versions(),
+                attributes.PARENT_STUDY: parent_study,
+                attributes.FINGERPRINT: problem.fingerprint,
+            },
+        )
+        # Another process may have begun the study at the same time: what was written last counts.
+        stored = study.user_attrs
+        _check_same_problem(study, stored, problem, settings, sampler_options)
+        objective = HypercubeObjective(problem, chosen.engine, stored[attributes.BASELINE])
+    assert study is not None
+    self_check = None if chosen.self_check is None else chosen.self_check.to_json()
+    sessions = stored.get(_SESSIONS, 0) + 1
+    _write(study, {attributes.SELF_CHECK: self_check, _SESSIONS: sessions})
+    return Session(study, storage, objective, sampler, options)
+
+
+def _find_study(storage: BaseStorage, study_name: str) -> Study | None:
+    try:
+        return optuna.load_study(study_name=study_name, storage=storage)
+    except KeyError:
+        return None
+
+
+def _write(study: Study, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        if value is not None:
+            study.set_user_attr(name, value)
+
+
+def _check_same_problem(
+    study: Study,
+    stored: Mapping[str, Any],
+    problem: WeightProgrammingProblem,
+    settings: RunSettings,
+    sampler_options: Mapping[str, Any] | None,
+) -> None:
+    """Refuses to go on with a study that was made for something else."""
+    name = study.study_name
+    if attributes.FINGERPRINT not in stored:
+        if not study.get_trials(deepcopy=False):
+            return  # made by hand, or cut off before its first trial
+        raise InvalidArgument(
+            f"study_name = {name!r}: this study was not made by wpo_optuna; give another name."
+        )
+    told: list[str] = []
+    if stored[attributes.FINGERPRINT] != problem.fingerprint:
+        told = differences(stored[attributes.DESCRIPTION], problem.description)
+    for attribute in (attributes.SAMPLER, attributes.SEED):
+        value = getattr(settings, attribute)
+        # The problem has a seed, too, which is usually the same.
+        is_told = any(phrase.startswith(f"{attribute} was ") for phrase in told)
+        if stored.get(attribute, value) != value and not is_told:
+            told.append(f"{attribute} was {stored[attribute]}, now {value}")
+    if sampler_options is not None:
+        told += _changed_options(stored[attributes.SAMPLER_OPTIONS], _storable(sampler_options))
+    if told:
+        listed = "; ".join(told[:_MOST_DIFFERENCES_TOLD])
+        more = len(told) - _MOST_DIFFERENCES_TOLD
+        raise InvalidArgument(
+            f"study_name = {name!r}: this study is about something else ({listed}"
+            + (f"; and {more} more differences" if more > 0 else "")
+            + "); give another name, or the settings it was started with."
+        )
+
+
+def _changed_options(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name} was {stored.get(name, 'not given')}, now {given.get(name, 'not given')}"
+        for name in sorted((stored.keys() | given.keys()) - _STOPPING_OPTIONS)
+        if stored.get(name) != given.get(name)
+    ]
+
+
+def _engine_name(settings: RunSettings, stored: Mapping[str, Any], study_name: str) -> str | None:
+    """The engine of the stored study, as others would judge its trials differently."""
+    stored_name = stored.get(attributes.ENGINE)
+    if stored_name is None:
+        return settings.engine or ("expected" if settings.sampler == GRADIENT else None)
+    if settings.engine in (None, stored_name):
+        return str(stored_name)
+    raise InvalidArgument(
+        f"engine = {settings.engine!r}: the trials of study {study_name!r} were evaluated by "
+        f"{stored_name!r}; go on with that, or give another study name."
+    )
+
+
+def _options_in_force(
+    settings: RunSettings, stored: Mapping[str, Any], given: Mapping[str, Any] | None
+) -> Mapping[str, Any]:
+    if given is not None:
+        return given
+    if attributes.SAMPLER_OPTIONS in stored:
+        return _restored(stored[attributes.SAMPLER_OPTIONS])
+    return DE_OPTIONS if settings.sampler == "de" else {}
+
+
+def _make_sampler(
+    problem: WeightProgrammingProblem,
+    settings: RunSettings,
+    options: Mapping[str, Any],
+    study: Study | None,
+) -> BaseSampler | None:
+    if settings.sampler == GRADIENT:
+        return None
+    if settings.sampler == "de":
+        options = {"max_attempts": _NO_LIMIT} | dict(options)
+    return make_sampler(
+        settings.sampler,
+        seed=settings.seed,
+        search_space=problem.hypercube.distributions(),
+        n_earlier_sessions=0 if study is None else study.user_attrs.get(_SESSIONS, 0),
+        **options,
+    )
+
+
+def _storable(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A sampler's options as JSON can hold them: arrays as lists, functions by their name."""
+
+    def storable(value: Any) -> Any:
+        if isinstance(value, np.ndarray | np.generic):
+            return value.tolist()
+        if isinstance(value, list | tuple):
+            return [storable(item) for item in value]
+        if callable(value):
+            module, name = getattr(value, "__module__", "?"), getattr(value, "__name__", "?")
+            return f"{_FUNCTION}{module}.{name}"
+        return value
+
+    return {name: storable(value) for name, value in options.items()}
+
+
+def _restored(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampler's options of a stored study, to go on with."""
+    for name, value in stored.items():
+        if isinstance(value, str) and value.startswith(_FUNCTION):
+            raise InvalidArgument(
+                f"sampler_options: {name} was the {value} when the study began, which cannot be "
+                "stored; give it again."
+            )
+    # JSON has no tuples, and scipy's dithering is one.
+    return {
+        name: tuple(value) if name == "mutation" and isinstance(value, list) else value
+        for name, value in stored.items()
+    }
+
+
+def summary(problem: WeightProgrammingProblem) -> dict[str, Any]:
+    """The problem's settings in a form to read."""
+    rpu_config = problem.rpu_config
+    return {
+        "n_weights": problem.weights.numel(),
+        "max_abs_weight": problem.max_abs_weight,
+        "f_lst": list(problem.f_lst),
+        "g_min_us": problem.g_min,
+        "g_max_us": problem.g_max,
+        "t_steps_s": list(problem.t_steps),
+        "baseline_converter": str(problem.g_converter_baseline),
+        "noise_model": type(problem.noise_model).__name__,
+        "drift_compensation": type(getattr(rpu_config, "drift_compensation", None)).__name__,
+        "tile": [problem.test_in_features, problem.test_out_features],
+        "symmetric": problem.symmetric,
+        "nbins": problem.nbins,
+        "g_err": problem.g_err,
+        "f_min": problem.f_min,
+        "f_max": problem.f_max,
+        "use_max_kw": problem.use_max_kw,
+        "loss_margin": problem.loss_margin,
+        "baseline_iterations": problem.baseline_iterations,
+        "dimension": problem.hypercube.dimension,
+        "seed": problem.seed,
+    }

@@ -1,27 +1,52 @@
-"""What all figures have in common: sizes, style, panels, and how they become files."""
+"""What all figures have in common: width, style, colours, panels, and how they become files.
+
+Every figure has one width, at which its text can be read on a phone of 390 pixels and beside the
+page's text on a desktop.
+"""
 
 from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import Enum
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
-_PNG_DPI = 150
-_INCHES = {"wide": 9.4, "narrow": 4.1}
+from wpo_optuna.hardware import SECONDS_PER_UNIT, format_duration
+
+FloatArray = NDArray[np.float64]
+
+WIDTH_INCHES = 4.5
+_PNG_DPI = 200
+
+# Colours that people with any colour vision can tell apart. Source: M. Okabe and K. Ito, "Color
+# universal design", 2008. Whatever differs in colour differs in marker or line style too.
+_BLUE, _VERMILION, _GREEN, _PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+BASELINE, OPTIMISED, WINNER = _VERMILION, _BLUE, _VERMILION
+G_PLUS, G_MINUS = _GREEN, _PURPLE
+WEIGHTS, NEUTRAL = "#D9D9D9", "#000000"
+LOOKS = (
+    {"color": _BLUE, "linestyle": "-", "marker": "o"},
+    {"color": "#E69F00", "linestyle": "--", "marker": "s"},
+    {"color": _GREEN, "linestyle": "-.", "marker": "^"},
+    {"color": _PURPLE, "linestyle": ":", "marker": "D"},
+    {"color": "#56B4E9", "linestyle": "-", "marker": "v"},
+    {"color": _VERMILION, "linestyle": "--", "marker": "P"},
+    {"color": NEUTRAL, "linestyle": "-.", "marker": "X"},
+)
 
 _STYLE = {
     "font.size": 10,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
-    "axes.labelsize": 10,
+    "figure.labelsize": 10,
     "legend.fontsize": 9,
     "legend.frameon": False,
     "axes.spines.top": False,
@@ -38,130 +63,38 @@ _STYLE = {
     "svg.hashsalt": "wpo_optuna",
 }
 
-
-class Width(Enum):
-    """Where a figure is read: beside text on a desktop, or on a phone."""
-
-    WIDE = "wide"
-    NARROW = "narrow"
-
-    @property
-    def inches(self) -> float:
-        """Width of the figure, so that text of its font size can be read there."""
-        return _INCHES[self.value]
+# Labels of times nearer than this fraction of the axis would overlap.
+_LABEL_WIDTH = 0.13
+_LONGEST_TIME = 5
 
 
 @dataclass(frozen=True)
-class Illustration:
-    """A figure that can be drawn.
+class Drawn:
+    """A figure as the contents of its two files."""
 
-    Attributes:
-        name: its name as a file, without ending.
-        title: what it is about.
-        caption: how to read it.
-        draw: draws it.
-    """
-
-    name: str
-    title: str
-    caption: str
-    draw: Callable[[Width], Figure]
-
-
-@dataclass(frozen=True)
-class Omission:
-    """A figure that there are no data for.
-
-    Attributes:
-        title: what it would be about.
-        reason: why it is missing, in a sentence.
-    """
-
-    title: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class DrawnFigure:
-    """A figure as files.
-
-    Attributes:
-        illustration: what it shows.
-        png: the wide figure.
-        svg: the wide figure.
-        narrow_svg: the narrow one.
-    """
-
-    illustration: Illustration
-    png: bytes
     svg: bytes
-    narrow_svg: bytes
+    png: bytes
 
 
-def render(illustration: Illustration) -> DrawnFigure:
-    """Draws a figure for wide and narrow screens."""
-    with _styled():
-        wide = illustration.draw(Width.WIDE)
-        _settle_layout(wide)
-        narrow = illustration.draw(Width.NARROW)
-        _settle_layout(narrow)
-        return DrawnFigure(illustration, _bytes(wide, "png"), _bytes(wide, "svg"),
-                           _bytes(narrow, "svg"))  # fmt: skip
-
-
-def panels(
-    n: int,
-    width: Width,
-    height: float,
-    *,
-    columns: tuple[int, int] = (3, 1),
-    share_x: bool = False,
-    share_y: bool = False,
-) -> tuple[Figure, list[Axes]]:
-    """A new figure with n axes, beside and below each other.
+def draw(figure_of: Callable[..., Figure | str], *arguments: object) -> Drawn | str:
+    """Draws a figure once, for both of its files.
 
     Args:
-        n: number of axes.
-        width: how wide the figure is.
-        height: of one row in inches.
-        columns: most columns of a wide and of a narrow figure.
-        share_x: whether all have the same x axis.
-        share_y: whether all have the same y axis.
+        figure_of: makes the figure, or says in a sentence why there is none.
+        arguments: what it is called with.
     """
-    from matplotlib.figure import Figure
-
-    n_columns = min(n, columns[0] if width is Width.WIDE else columns[1])
-    n_rows = -(-n // n_columns)
-    figure = Figure(figsize=(width.inches, height * n_rows), layout="constrained")
-    grid = figure.subplots(n_rows, n_columns, squeeze=False, sharex=share_x, sharey=share_y)
-    axes = list(grid.flat)
-    for superfluous in axes[n:]:
-        superfluous.remove()
-    for column in range(n_columns):  # the lowest of each column, where the last row is not full
-        lowest = axes[:n][column::n_columns][-1]
-        lowest.tick_params(labelbottom=True)
-    return figure, axes[:n]
-
-
-def legend_above(figure: Figure, axes: Axes) -> None:
-    """Names what the axes show, above all of the figure's panels, which keep their height."""
-    handles, labels = axes.get_legend_handles_labels()
-    entry_inches = 0.45 + 0.085 * max(map(len, labels))
-    n_columns = max(1, min(len(labels), int(figure.get_figwidth() / entry_inches)))
-    n_rows = -(-len(labels) // n_columns)
-    figure.set_figheight(figure.get_figheight() + 0.1 + 0.19 * n_rows)
-    figure.legend(
-        handles, labels, loc="outside upper left", ncols=n_columns, handlelength=1.6,
-        columnspacing=1.2, borderaxespad=0.0,
-    )  # fmt: skip
+    with style():
+        figure = figure_of(*arguments)
+        if isinstance(figure, str):
+            return figure
+        settle_layout(figure)
+        return Drawn(_contents(figure, "svg"), _contents(figure, "png"))
 
 
 @contextmanager
-def _styled() -> Iterator[None]:
-    import matplotlib
-
+def style() -> Iterator[None]:
+    """The report's style, whatever the user's matplotlibrc says, which is put back afterwards."""
     with matplotlib.rc_context(), warnings.catch_warnings():
-        # The layout is made for this style: not for that of a user's matplotlibrc.
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         # A name in a script that the font lacks; browsers have it.
@@ -169,7 +102,7 @@ def _styled() -> Iterator[None]:
         yield
 
 
-def _settle_layout(figure: Figure) -> None:
+def settle_layout(figure: Figure) -> None:
     """Finds the places of everything once, and not again for each file."""
     engine = figure.get_layout_engine()
     if engine is not None:
@@ -178,8 +111,77 @@ def _settle_layout(figure: Figure) -> None:
     figure.set_layout_engine(None)
 
 
-def _bytes(figure: Figure, kind: str) -> bytes:
+def _contents(figure: Figure, kind: str) -> bytes:
     buffer = io.BytesIO()
     metadata = {"Date": None} if kind == "svg" else None
     figure.savefig(buffer, format=kind, dpi=_PNG_DPI, metadata=metadata)
     return buffer.getvalue()
+
+
+def panels(
+    n: int, height: float, *, columns: int = 1, share_x: bool = False, share_y: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """A new figure with n axes, beside and below each other.
+
+    Args:
+        n: number of axes.
+        height: of one row in inches.
+        columns: most axes beside each other.
+        share_x: whether all have the same x axis.
+        share_y: whether all have the same y axis.
+    """
+    columns = min(n, columns)
+    rows = -(-n // columns)
+    figure = Figure(figsize=(WIDTH_INCHES, height * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharex=share_x, sharey=share_y).flat)
+    for superfluous in axes[n:]:
+        superfluous.remove()
+    for lowest in axes[:n][-columns:]:  # of each column, where the last row is not full
+        lowest.tick_params(labelbottom=True)
+    return figure, axes[:n]
+
+
+def legend_above(figure: Figure, axes: Axes) -> None:
+    """Names what the axes show, above all of the figure's panels, which keep their height."""
+    handles, labels = axes.get_legend_handles_labels()
+    entry_inches = 0.45 + 0.085 * max(map(len, labels))
+    columns = max(1, min(len(labels), int(WIDTH_INCHES / entry_inches)))
+    rows = -(-len(labels) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.1 + 0.19 * rows)
+    figure.legend(
+        handles, labels, loc="outside upper left", ncols=columns, handlelength=1.6,
+        columnspacing=1.2, borderaxespad=0.0,
+    )  # fmt: skip
+
+
+def colours_of_times(n: int) -> list[Any]:
+    """A colour for each of n times, from dark to light, in order also without colours."""
+    # The last tenth of the map is too light for lines on white.
+    return [matplotlib.colormaps["viridis"](0.88 * i / max(1, n - 1)) for i in range(n)]
+
+
+def time_name(seconds: float) -> str:
+    """A time after programming in few letters, rounded where it is no small number of any unit."""
+    exact = format_duration(seconds)
+    if len(exact) <= _LONGEST_TIME:
+        return exact
+    units = [(size, unit) for unit, size in SECONDS_PER_UNIT.items() if size <= seconds]
+    size, unit = max(units, default=(1.0, "s"))
+    return f"{seconds / size:.3g}{unit}"
+
+
+def time_axis(axes: Axes, t_s: Sequence[float]) -> FloatArray:
+    """Makes the x axis one of times in decades, and returns the place of each.
+
+    Time zero stands a decade before the next; labels that would overlap later ones are left out.
+    """
+    t = np.asarray(t_s, dtype=np.float64)
+    first = t[t > 0].min(initial=np.inf)
+    places = np.log10(np.where(t > 0, t, first / 10 if np.isfinite(first) else 1.0))
+    ticks: list[tuple[float, str]] = []
+    for place, seconds in sorted(zip(places, t, strict=True), reverse=True):
+        if not ticks or ticks[-1][0] - place >= _LABEL_WIDTH * np.ptp(places):
+            ticks.append((place, time_name(float(seconds))))
+    axes.set_xticks([place for place, _ in ticks], [name for _, name in ticks])
+    axes.set_xlabel("time after programming")
+    return places

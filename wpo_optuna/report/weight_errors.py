@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wpo_optuna.report.reporting.stored_numbers import FloatArray, from_stored, to_stored
 from wpo_optuna.study.estimate import Estimate
 
 if TYPE_CHECKING:
@@ -18,7 +17,9 @@ if TYPE_CHECKING:
 
     from wpo_optuna.loss.reference import ReferenceEngine
 
-DRAWS = 16
+FloatArray = NDArray[np.float64]
+
+DRAWS = 24
 # Draws whose single weights are kept for distributions: memory, and enough for smooth curves.
 _POOLED_DRAWS = 8
 # Figures have a panel for each time; of more times, these many are shown.
@@ -26,7 +27,7 @@ MOST_TIMES_SHOWN = 8
 _N_BINS = 61
 _OUTSIDE_BINS = 5e-3
 
-# The part of the weights within the band of the correlation.
+# The part of the weights within the band of errors.
 BAND = (0.025, 0.5, 0.975)
 # Groups of targets, by rank: finer in the tails, which reach furthest.
 _TAIL = np.array([0.0, 2e-4, 1e-3, 3e-3, 0.01, 0.03])
@@ -39,8 +40,9 @@ class WeightErrors:
     """Errors of programmed weights, all relative to the largest absolute weight m.
 
     Attributes:
-        tnmse: error at each of the T times: 100 times the mean of ``((α w − W) / m)²``.
-        shown: indices of the S times that the following are about.
+        tnmse: 100 times the mean of ``((α w − W) / m)²`` at each of the T times, and its 95 %
+            interval ``(T, 3)``: mean, low, high.
+        shown: indices of the S times that the following are about ``(S,)``.
         standard_deviation: of the errors ``(S,)``.
         correlation: Pearson's, of acting and target weights ``(S,)``.
         edges: edges of the bins of the distribution of errors ``(B + 1,)``.
@@ -49,8 +51,8 @@ class WeightErrors:
         band: the 2.5 %, 50 % and 97.5 % quantiles of the errors in each group ``(S, 3, G)``.
     """
 
-    tnmse: tuple[Estimate, ...]
-    shown: tuple[int, ...]
+    tnmse: FloatArray
+    shown: NDArray[np.int64]
     standard_deviation: FloatArray
     correlation: FloatArray
     edges: FloatArray
@@ -58,29 +60,10 @@ class WeightErrors:
     targets: FloatArray
     band: FloatArray
 
-    def to_json(self) -> dict[str, Any]:
-        """The errors as plain lists, by name."""
-        return {
-            name: [estimate.to_json() for estimate in values] if name == "tnmse"
-            else list(values) if name == "shown"
-            else to_stored(values)
-            for name, values in vars(self).items()
-        }  # fmt: skip
 
-    @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> WeightErrors:
-        """Reverses :meth:`to_json`, but for digits that no figure shows."""
-        arrays = {n: from_stored(v) for n, v in stored.items() if n not in ("tnmse", "shown")}
-        tnmse = tuple(Estimate.from_json(estimate) for estimate in stored["tnmse"])
-        return cls(tnmse, tuple(stored["shown"]), **arrays)
-
-
-def times_shown(n_times: int) -> tuple[int, ...]:
+def times_shown(n_times: int) -> NDArray[np.int64]:
     """Indices of the times that get a panel: all, or eight evenly spread with both ends."""
-    if n_times <= MOST_TIMES_SHOWN:
-        return tuple(range(n_times))
-    spread = np.linspace(0, n_times - 1, MOST_TIMES_SHOWN).round().astype(int)
-    return tuple(spread.tolist())
+    return np.linspace(0, n_times - 1, min(n_times, MOST_TIMES_SHOWN)).round().astype(np.int64)
 
 
 def measure_weight_errors(
@@ -89,36 +72,37 @@ def measure_weight_errors(
     seed: int,
     on_draw: Callable[[int], object] = lambda n: None,
 ) -> WeightErrors:
-    """Programs the test matrix repeatedly on aihwkit's own tile.
+    """Programs the test matrix repeatedly.
 
     Args:
-        engine: aihwkit's tile with the problem.
+        engine: an engine that draws, with the problem.
         converter: how weights become conductances.
         seed: seed of the draws.
         on_draw: told 1 after each of the :data:`DRAWS` draws.
     """
-    m = engine.problem.max_abs_weight
-    target = engine.problem.test_weights.double().numpy().ravel() / m
+    problem = engine.problem
+    target = problem.test_weights.double().numpy().ravel() / problem.max_abs_weight
     order = np.argsort(target, kind="stable")
     target = target[order]
-    shown = times_shown(len(engine.problem.t_steps))
+    shown = times_shown(len(problem.t_steps))
 
-    tnmse = np.empty((DRAWS, len(engine.problem.t_steps)))
+    tnmse = np.empty((DRAWS, len(problem.t_steps)))
     pooled = np.empty((len(shown), _POOLED_DRAWS, len(target)), dtype=np.float32)
-    # The seeds of the engine's own tnmse_of.
+    # The seeds of aihwkit's tile's own tnmse_of.
     seeds = np.random.SeedSequence(seed).generate_state(DRAWS, np.uint64)
     for draw, draw_seed in enumerate(seeds):
         weights = engine.weights_over_time(converter, int(draw_seed))
-        for i, acting in enumerate(weights):
-            errors = acting.double().numpy().ravel()[order] / m - target
-            tnmse[draw, i] = 100 * np.mean(errors**2)
-            if draw < _POOLED_DRAWS and i in shown:
-                pooled[shown.index(i), draw] = errors
+        acting = np.array([w.double().cpu().numpy().ravel() for w in weights])
+        errors = acting[:, order] / problem.max_abs_weight - target
+        tnmse[draw] = 100 * np.mean(errors**2, axis=1)
+        if draw < _POOLED_DRAWS:
+            pooled[:, draw] = errors[shown]
         on_draw(1)
     edges = _bin_edges(pooled)
     targets, band = _bands(target, pooled)
+    estimates = [Estimate.of(draws) for draws in tnmse.T]
     return WeightErrors(
-        tnmse=tuple(Estimate.of(draws) for draws in tnmse.T),
+        tnmse=np.array([(e.mean, e.low, e.high) for e in estimates]),
         shown=shown,
         standard_deviation=pooled.std(axis=(1, 2), dtype=np.float64),
         correlation=np.array([_correlation(target, errors) for errors in pooled]),
@@ -150,15 +134,14 @@ def _bands(target: FloatArray, errors: NDArray[np.floating]) -> tuple[FloatArray
         errors: at each time, in each draw ``(S, draws, n)``.
     """
     least = math.ceil(_LEAST_IN_GROUP / errors.shape[1])
-    groups: list[slice] = []
-    start = 0
+    ends = [0]
     for end in np.round(_GROUPS[1:] * len(target)).astype(int).tolist():
-        if end - start >= least:
-            groups.append(slice(start, end))
-            start = end
-    if start < len(target):  # too few for a group of their own
-        start = groups.pop().start if groups else 0
-        groups.append(slice(start, len(target)))
+        if end - ends[-1] >= least:
+            ends.append(end)
+    if len(ends) == 1:
+        ends.append(len(target))
+    ends[-1] = len(target)  # a rest too small for a group of its own belongs to the last
+    groups = [slice(*ends[i : i + 2]) for i in range(len(ends) - 1)]
     quantiles = [np.quantile(errors[:, :, group], BAND, axis=(1, 2)) for group in groups]
     centres = np.array([target[group].mean() for group in groups])
     return centres, np.array(quantiles).transpose(2, 1, 0)

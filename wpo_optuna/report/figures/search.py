@@ -1,0 +1,222 @@
+"""What the search did: its progress, what it explored, what mattered, and studies side by side."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from numpy.typing import NDArray
+
+from wpo_optuna.report.figures import drawing
+from wpo_optuna.report.figures.drawing import LOOKS, FloatArray, legend_above, panels
+from wpo_optuna.report.record import are_about_one_problem
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+    from wpo_optuna.report.record import StudyRecord
+
+# Few enough that an SVG of single dots stays small, and importance takes no time.
+MOST_TRIALS = 1000
+# PED-ANOVA compares the best tenth with all: of fewer trials it would be a handful.
+LEAST_TRIALS = 50
+# The worst trials would leave no room for the difference that matters.
+_SHOWN_QUANTILE = 0.95
+_LONGEST_NAME, _LONGEST_LINE = 28, 20
+_NOTHING_FINITE = "No trial has a finite TNMSE."
+
+
+def search_progress(records: Sequence[StudyRecord]) -> Figure | str:
+    """Every trial, and the best so far, of each study."""
+    ratios = np.concatenate([record.ratio for record in records])
+    if not _has_place(ratios).any():
+        return _NOTHING_FINITE
+    figure, (axes,) = panels(1, 3.3)
+    for index, record in enumerate(records):
+        _plot_trials(axes, record, index, is_one_of_several=len(records) > 1)
+    _scale(axes, ratios)
+    axes.axhline(1, color=drawing.NEUTRAL, linewidth=1.1, linestyle="--", label="baseline")
+    margins = {record.problem.get("loss_margin") or 0.0 for record in records}
+    # The studies may have different margins; there is no common line then.
+    if len(margins) == 1 and 0 < (margin := margins.pop()) < 1:
+        axes.axhline(
+            1 - margin, color=drawing.NEUTRAL, linewidth=1.1, linestyle=":",
+            label=f"loss 0: {100 * margin:.3g} % better",
+        )  # fmt: skip
+    axes.set_xlabel("trial")
+    axes.set_ylabel("TNMSE / baseline")
+    axes.margins(x=0.02)
+    legend_above(figure, axes)
+    return figure
+
+
+def _plot_trials(axes: Axes, record: StudyRecord, index: int, is_one_of_several: bool) -> None:
+    look = LOOKS[index % len(LOOKS)]
+    polished = record.is_polished
+    dots = np.flatnonzero(~polished)
+    dots = dots[_spread(len(dots))]
+    axes.plot(
+        record.number[dots], record.ratio[dots], linestyle="none", marker=look["marker"],
+        color=look["color"], markersize=3, alpha=0.35, markeredgewidth=0,
+    )  # fmt: skip
+    best = np.fmin.accumulate(record.ratio)
+    steps = np.union1d(np.flatnonzero(np.diff(best, prepend=np.nan)), len(best) - 1)
+    name = f"{record.name} ({record.sampler})" if is_one_of_several else "best so far"
+    axes.plot(
+        record.number[steps], best[steps], color=look["color"], linestyle=look["linestyle"],
+        drawstyle="steps-post", label=textwrap.shorten(name, _LONGEST_NAME, placeholder="…")
+        if len(name.split()) > 9 else name[:_LONGEST_NAME],
+    )  # fmt: skip
+    if polished.any():
+        axes.plot(
+            record.number[polished], record.ratio[polished], linestyle="none", marker="D",
+            color=look["color"], markeredgecolor=drawing.NEUTRAL, markersize=6,
+            label=None if is_one_of_several else "polished", zorder=4,
+        )  # fmt: skip
+
+
+def explored_factors(record: StudyRecord) -> Figure | str:
+    """Which significance factors and scales were explored, and how good they were."""
+    shown = np.flatnonzero(_has_place(record.ratio))
+    if not len(shown):
+        return _NOTHING_FINITE
+    quantities = [
+        (f"f_{pair}, factor of pair {pair}", record.f[:, pair], record.winner_f[pair])
+        for pair in range(record.f.shape[1])
+    ]
+    scale = record.winner.user_attrs["k_w"]
+    quantities.append(("k_w (µS per unit weight)", record.k_w, scale))
+    quantities = [q for q in quantities if np.ptp(q[1][np.isfinite(q[1])]) > 0]
+    if not quantities:
+        return "All trials have the same significance factors and scale."
+    figure, all_axes = panels(len(quantities), 2.3, share_y=True)
+    shown = shown[_spread(len(shown))]
+    for axes, (label, values, of_winner) in zip(all_axes, quantities, strict=True):
+        points = axes.scatter(
+            values[shown], record.ratio[shown], c=record.number[shown], s=9, alpha=0.6,
+            cmap="viridis", linewidths=0,
+        )  # fmt: skip
+        axes.plot(
+            of_winner, record.winner_ratio, marker="o", markersize=11, markerfacecolor="none",
+            markeredgecolor=drawing.WINNER, markeredgewidth=2,
+        )  # fmt: skip
+        axes.axhline(1, color=drawing.NEUTRAL, linewidth=1.1, linestyle="--")
+        axes.set_xlabel(label)
+    _scale(all_axes[0], record.ratio)
+    figure.supylabel("TNMSE / baseline")
+    figure.colorbar(points, ax=all_axes, label="trial", aspect=30, pad=0.02)
+    return figure
+
+
+def importance(record: StudyRecord) -> Figure | str:
+    """Which coordinates of the hypercube mattered, by Optuna's PED-ANOVA."""
+    trials = _proposed_trials(record)
+    if len(trials) < LEAST_TRIALS:
+        return (
+            f"Importance needs at least {LEAST_TRIALS} trials proposed by the sampler; there are "
+            f"{len(trials)}."
+        )
+    shares = _importance([trials[i] for i in _spread(len(trials))])
+    if not shares:
+        return "The best trials do not differ from the others in any coordinate."
+    names, values = list(shares)[::-1], list(shares.values())[::-1]
+    figure, (axes,) = panels(1, 0.6 + 0.2 * len(names))
+    axes.barh(names, [100 * value for value in values], color=drawing.OPTIMISED)
+    axes.set_xlabel("importance (%)")
+    axes.grid(axis="y", visible=False)
+    axes.margins(y=0.02)
+    return figure
+
+
+def _proposed_trials(record: StudyRecord) -> list[FrozenTrial]:
+    """Trials of the study's own search space that were not made from others."""
+    space = max((trial.params.keys() for trial in record.trials), key=len)
+    return [
+        trial
+        for trial, is_polished in zip(record.trials, record.is_polished, strict=True)
+        if space and trial.params.keys() == space
+        and math.isfinite(trial.value or 0.0) and not is_polished
+    ]  # fmt: skip
+
+
+def _importance(trials: list[FrozenTrial], most: int = 20) -> dict[str, float]:
+    """Share of the most important coordinates, highest first; empty if none has any."""
+    import optuna
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        study = optuna.create_study()
+    finally:
+        optuna.logging.set_verbosity(level)
+    study.add_trials(trials)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = get_param_importances(
+            study, evaluator=PedAnovaImportanceEvaluator(), normalize=False
+        )
+    total = sum(found.values())
+    if not 0 < total < math.inf:
+        return {}
+    return {name: value / total for name, value in list(found.items())[:most]}
+
+
+def sampler_comparison(records: Sequence[StudyRecord]) -> Figure | str:
+    """The TNMSE that each study reached on fresh noise, with its interval."""
+    scored = [(record, record.scores) for record in records if record.scores is not None]
+    if not scored:
+        return "None of the studies has been scored yet."
+    is_relative = not are_about_one_problem(records)
+    labels = [
+        "\n".join(textwrap.wrap(f"{r.name} ({r.sampler})", _LONGEST_LINE, max_lines=3,
+                                placeholder=" …"))
+        for r, _ in scored
+    ]  # fmt: skip
+    n_lines = sum(label.count("\n") + 1 for label in labels)
+    figure, (axes,) = panels(1, 0.7 + 0.22 * n_lines + 0.12 * len(labels))
+    for place, (_, scores) in enumerate(scored):
+        unit = scores.baseline.mean if is_relative else 1.0
+        mean, low, high = np.array([scores.winner.mean, scores.winner.low, scores.winner.high]) / unit
+        look = LOOKS[place % len(LOOKS)]
+        axes.errorbar(
+            mean, -place, xerr=[[mean - low], [high - mean]], color=look["color"],
+            marker=look["marker"], markersize=7, capsize=5,
+        )  # fmt: skip
+    axes.set_yticks([-place for place in range(len(scored))], labels)
+    axes.set_ylim(0.6 - len(scored), 0.4)
+    axes.set_xlabel("TNMSE / baseline" if is_relative else "TNMSE (%)")
+    axes.margins(x=0.08)
+    axes.locator_params(axis="x", nbins=4)
+    return figure
+
+
+def _has_place(ratios: FloatArray) -> NDArray[np.bool_]:
+    """Which values have a place on a logarithmic axis ``(n,)``."""
+    return np.isfinite(ratios) & (ratios > 0)
+
+
+def _spread(n: int) -> NDArray[np.int64]:
+    """Indices of n things, or of so many that are spread evenly over them."""
+    return np.unique(np.linspace(0, n - 1, min(n, MOST_TRIALS)).round().astype(np.int64))
+
+
+def _scale(axes: Axes, ratios: FloatArray) -> None:
+    """A logarithmic axis that shows the baseline and all but the worst trials."""
+    placed = ratios[_has_place(ratios)]
+    low = min(float(placed.min()), 0.9)
+    high = max(float(np.quantile(placed, _SHOWN_QUANTILE)), 1.2)
+    room = (high / low) ** 0.05
+    axes.set_yscale("log")
+    axes.set_ylim(low / room, high * room)
+    axis = axes.yaxis
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 4 * low else MaxNLocator(5))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())

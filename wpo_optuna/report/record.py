@@ -1,0 +1,153 @@
+"""A stored study as its report needs it: arrays over the trials, the winner, what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.trial import FrozenTrial, TrialState
+
+from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.report.measurements import Measurements
+from wpo_optuna.storage import FinishedTrials
+from wpo_optuna.study import attributes
+from wpo_optuna.study.scoring import Scores
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+_ATTRIBUTES = frozenset({"tnmse", "baseline", "f_lst", "g_lst", "k_w"})
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """A stored study.
+
+    Attributes:
+        name: its name.
+        settings: the study's user attributes.
+        trials: its n completed trials, in order of their number.
+        winner: the finalist that won; without scores the trial with the lowest loss.
+        scores: scores on fresh noise; None if the study was not finished.
+        measurements: what was measured of hardware and winner; None likewise.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    trials: tuple[FrozenTrial, ...]
+    winner: FrozenTrial
+    scores: Scores | None
+    measurements: Measurements | None
+
+    @property
+    def sampler(self) -> str:
+        """Name of the sampler."""
+        return str(self.settings.get(attributes.SAMPLER, "unknown"))
+
+    @property
+    def engine(self) -> str:
+        """Name of the loss engine."""
+        return str(self.settings.get(attributes.ENGINE, "unknown"))
+
+    @property
+    def problem(self) -> Mapping[str, Any]:
+        """The problem's settings in a form to read; empty if the study does not know them."""
+        return self.settings.get(attributes.PROBLEM) or {}
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The problem's fingerprint; None if the study does not know it."""
+        return self.settings.get(attributes.FINGERPRINT)
+
+    @cached_property
+    def number(self) -> NDArray[np.int64]:
+        """Numbers of the trials in the study ``(n,)``."""
+        return np.array([trial.number for trial in self.trials])
+
+    @cached_property
+    def ratio(self) -> NDArray[np.float64]:
+        """TNMSE of the trials relative to the baseline, as the engine says ``(n,)``."""
+        return self._values("tnmse") / self._values("baseline")
+
+    @cached_property
+    def f(self) -> NDArray[np.float64]:
+        """Significance factors of the trials ``(n, P)``."""
+        return self._values("f_lst")
+
+    @cached_property
+    def k_w(self) -> NDArray[np.float64]:
+        """Scale of the trials from unitless weights to µS ``(n,)``."""
+        return self._values("k_w")
+
+    @cached_property
+    def is_polished(self) -> NDArray[np.bool_]:
+        """Which trials refine others by gradient descent ``(n,)``."""
+        phases = [trial.user_attrs.get(attributes.PHASE) for trial in self.trials]
+        return np.array([phase == attributes.POLISH for phase in phases])
+
+    @property
+    def winner_f(self) -> NDArray[np.float64]:
+        """Significance factors of the winner ``(P,)``."""
+        return np.array(self.winner.user_attrs["f_lst"], dtype=np.float64)
+
+    @property
+    def winner_g_us(self) -> NDArray[np.float64]:
+        """Curves of the winner ``(2P, K)`` in µS at weights evenly spaced from -m to m."""
+        return np.array(self.winner.user_attrs["g_lst"], dtype=np.float64)
+
+    @property
+    def winner_ratio(self) -> float:
+        """The winner's TNMSE relative to the baseline, as the engine says."""
+        return float(self.winner.user_attrs["tnmse"]) / float(self.winner.user_attrs["baseline"])
+
+    def _values(self, name: str) -> NDArray[np.float64]:
+        return np.array([trial.user_attrs[name] for trial in self.trials], dtype=np.float64)
+
+
+def read_study(study: Study, folder: Path | None = None) -> StudyRecord:
+    """Reads what a report says of a study.
+
+    Args:
+        study: the study.
+        folder: its results folder, with the measurements; None takes the one it names itself.
+
+    Raises:
+        InvalidArgument: no trial of weight programming was completed.
+    """
+    names = _ATTRIBUTES | {attributes.PHASE}
+    finished = FinishedTrials(study, attributes=names).read_new()
+    complete = [trial for trial in finished if trial.state == TrialState.COMPLETE]
+    own = [t for t in complete if t.user_attrs.keys() >= _ATTRIBUTES and t.value is not None]
+    if not own:
+        what = "none of its trials is one of weight programming" if complete else (
+            "it has no completed trial"
+        )  # fmt: skip
+        raise InvalidArgument(
+            f"study_name = {study.study_name!r}: {what}; a report needs at least one."
+        )
+    settings = study.user_attrs
+    stored = settings.get(attributes.SCORES)
+    scores = None if stored is None else Scores.from_json(stored)
+    lowest = min(own, key=lambda trial: (trial.value, trial.number))
+    number = lowest.number if scores is None else scores.winning_trial
+    winner = next((trial for trial in own if trial.number == number), lowest)
+    # Trials of other search spaces (enqueued or added by hand) may have other pairs.
+    n_pairs = len(winner.user_attrs["f_lst"])
+    own = [trial for trial in own if len(trial.user_attrs["f_lst"]) == n_pairs]
+    if folder is None and attributes.RESULTS in settings:
+        folder = Path(settings[attributes.RESULTS])
+    measurements = None if folder is None else Measurements.load(folder)
+    if measurements and measurements.fingerprint != settings.get(attributes.FINGERPRINT):
+        measurements = None  # of a study that had this folder before
+    return StudyRecord(study.study_name, settings, tuple(own), winner, scores, measurements)
+
+
+def are_about_one_problem(records: Sequence[StudyRecord]) -> bool:
+    """Whether the studies' TNMSE are comparable, as far as they know."""
+    fingerprints = {record.fingerprint for record in records}
+    return len(fingerprints) == 1 and None not in fingerprints

@@ -1,1 +1,0 @@
-"""What a report says of a study, and the measurements it needs."""

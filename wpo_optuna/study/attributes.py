@@ -29,8 +29,9 @@ STRATEGY = "strategy"  # dict, the winner's strategy as in strategy.json
 METRICS = "metrics"  # dict of floats, further numbers about the whole study
 RESULTS = "results"  # str, absolute path of the results folder on the host that wrote it
 
-# Where the study is recorded in MLflow: tracking_uri (without password), experiment, trial_runs.
-DESTINATION = "mlflow"  # dict of str
+# Where the study is recorded in MLflow, without passwords; track writes and reads it.
+DESTINATION = "mlflow"  # dict, see track.destination.Destination.to_json
+IDENTITY = "mlflow_identity"  # str, tells its run from those of studies in other databases
 
 # MLflow's words for the state of a run.
 RUNNING, FINISHED, KILLED, FAILED = STATUSES = ("RUNNING", "FINISHED", "KILLED", "FAILED")

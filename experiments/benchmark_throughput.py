@@ -1,116 +1,34 @@
-"""Trials per second from end to end, and where the time goes.
+"""Trials per second of fully recorded studies, from end to end.
 
     python -m experiments.benchmark_throughput
 
 Studies of 2 000 and 10 000 trials of the reference problem by differential evolution with the
 expected engine, recorded in an SQLite file and in MLflow, and in the same run the plain script a
 user would write: Optuna's ``RDBStorage``, one MLflow run per trial, aihwkit's own loss. The plain
-script runs a few trials only and is extrapolated.
+script runs a few trials only and is extrapolated. What a trial costs in the sampler, the engine
+and the storage alone is measured by the other benchmarks.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import pickle
 import resource
 import sys
-import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
+import numpy as np
 import optuna
 from aihwkit.inference.converter.wpo import WeightProgrammingOptimizer, loss_fxn
-from optuna.trial import TrialState
 
 from experiments.reference_problem import reference_problem
-from wpo_optuna import DESampler, run_study
-from wpo_optuna.loss.expected import ExpectedEngine
-from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
-from wpo_optuna.sqlite import SQLiteStorage
-from wpo_optuna.track.tracker import MlflowTracker
-
-SECTIONS = {
-    "sampling": (
-        DESampler,
-        ("infer_relative_search_space", "sample_relative", "candidates_left", "after_trial"),
-    ),
-    "loss": (ExpectedEngine, ("tnmse",)),
-    "storage": (
-        SQLiteStorage,
-        (
-            "batch", "create_new_trial", "set_trial_param", "set_trial_user_attr",
-            "set_trial_system_attr", "set_trial_state_values", "get_trial", "get_all_trials",
-            "get_n_trials", "get_best_trial", "read_trials",
-        ),
-    ),
-    "tracking": (MlflowTracker, ("__call__",)),
-}  # fmt: skip
-
-
-class Stopwatch:
-    """Adds up the time spent in sections of the program; a section within another counts once.
-
-    Only the main thread's time is counted, which the loop of the study runs in.
-    """
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._running: list[str] = []
-        self._since = 0.0
-
-    @contextmanager
-    def section(self, name: str) -> Iterator[None]:
-        """Time inside belongs to this section."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        self._switch()
-        self._running.append(name)
-        try:
-            yield
-        finally:
-            self._switch()
-            self._running.pop()
-
-    def _switch(self) -> None:
-        now = time.perf_counter()
-        if self._running:
-            self.seconds[self._running[-1]] += now - self._since
-        self._since = now
-
-    @contextmanager
-    def watching(self, section: str, owner: type, method: str) -> Iterator[None]:
-        """Counts all calls of a method as a section."""
-        original = getattr(owner, method)
-
-        def watched(*arguments: Any, **options: Any) -> Any:
-            with self.section(section):
-                result = original(*arguments, **options)
-            return self._watched_context(section, result) if method == "batch" else result
-
-        setattr(owner, method, watched)
-        try:
-            yield
-        finally:
-            setattr(owner, method, original)
-
-    @contextmanager
-    def _watched_context(self, section: str, context: Any) -> Iterator[None]:
-        """Counts entering and leaving (the commit), not what happens inside."""
-        with ExitStack() as stack:
-            with self.section(section):
-                stack.enter_context(context)
-            yield
-            with self.section(section):
-                stack.close()
+from wpo_optuna import run_study
+from wpo_optuna.problem import WeightProgrammingProblem
 
 
 @dataclass(frozen=True)
@@ -120,39 +38,14 @@ class Throughput:
     Attributes:
         name: what ran.
         n_trials: number of trials.
-        seconds: wall time of the search.
-        sections: seconds of its parts, by name.
-        delivery: further seconds until MLflow had everything.
-        delivery_mib: the most memory that the delivering process held before the last of it.
+        search: seconds of the search.
+        whole: seconds until everything was recorded, scoring of one finalist included.
     """
 
     name: str
     n_trials: int
-    seconds: float
-    sections: dict[str, float]
-    delivery: float
-    delivery_mib: float = 0.0
-
-    @property
-    def per_trial(self) -> float:
-        """Seconds per trial, delivery included."""
-        return (self.seconds + self.delivery) / self.n_trials
-
-
-def children_peak_mib() -> float:
-    """Peak memory in MiB of this process's largest child, since it started its own program.
-
-    What ``getrusage`` says of children includes the memory of the parent they were forked from.
-    """
-    peaks = [0.0]
-    for status in Path("/proc").glob("[0-9]*/status"):
-        try:
-            lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        except OSError:  # it has ended
-            continue
-        if lines["PPid"].strip() == str(os.getpid()) and "VmHWM" in lines:
-            peaks.append(int(lines["VmHWM"].split()[0]) / 1024)
-    return max(peaks)
+    search: float
+    whole: float
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -178,33 +71,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure_study(problem: WeightProgrammingProblem, n_trials: int) -> Throughput:
     """This project, fully recorded."""
-    stopwatch = Stopwatch()
-    with TemporaryDirectory() as directory, ExitStack() as stack:
-        for section, (owner, methods) in SECTIONS.items():
-            for method in methods:
-                stack.enter_context(stopwatch.watching(section, owner, method))
-        tracker = MlflowTracker(f"sqlite:///{directory}/mlflow.db", planned_trials=n_trials)
+    with TemporaryDirectory() as directory:
+        started = time.perf_counter()
         result = run_study(
             problem,
             n_trials=n_trials,
             study_name=f"throughput-{n_trials}",
             storage=f"sqlite:///{directory}/wpo.db",
-            tracking_uri=False,
+            tracking_uri=f"sqlite:///{directory}/mlflow.db",
             engine="expected",
             self_check=False,
             polish=False,
-            n_finalists=1,
-            callbacks=[tracker],
+            finalists=1,
+            report=False,
         )
-        delivery_mib = children_peak_mib()
-        closing = time.perf_counter()
-        tracker.close()
-        delivery = time.perf_counter() - closing
-        n = len(result.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
-        assert n == n_trials
-    return Throughput(
-        "wpo_optuna", n_trials, result.search_time, dict(stopwatch.seconds), delivery, delivery_mib
-    )
+        whole = time.perf_counter() - started
+        assert result.n_new_trials == n_trials
+    return Throughput("wpo_optuna", n_trials, result.search_time, whole)
 
 
 def measure_plain_script(problem: WeightProgrammingProblem, n_trials: int) -> Throughput:
@@ -218,15 +101,12 @@ def measure_plain_script(problem: WeightProgrammingProblem, n_trials: int) -> Th
     optimizer.loss_baseline = 0.15
     pickled = pickle.dumps(optimizer.__dict__)
     names = problem.hypercube.names
-    decode = problem.hypercube.decode
 
     def objective(trial: optuna.Trial) -> float:
-        import numpy as np
-
         x = np.array([trial.suggest_float(name, 0, 1) for name in names])
         with mlflow.start_run():
             loss = float(loss_fxn(x, pickled))
-            strategy = decode(x)
+            strategy = problem.hypercube.decode(x)
             trial.set_user_attr("tnmse", loss)
             trial.set_user_attr("f_lst", list(strategy.f_lst))
             trial.set_user_attr("g_lst", [list(curve) for curve in strategy.g_lst])
@@ -242,43 +122,29 @@ def measure_plain_script(problem: WeightProgrammingProblem, n_trials: int) -> Th
             sampler=optuna.samplers.RandomSampler(seed=1),
         )
         study.optimize(objective, n_trials=2)  # opens the files
-        seconds = _time(lambda: study.optimize(objective, n_trials=n_trials))
-    return Throughput("plain script", n_trials, seconds, {}, 0.0)
-
-
-def _time(function: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    function()
-    return time.perf_counter() - started
+        started = time.perf_counter()
+        study.optimize(objective, n_trials=n_trials)
+        seconds = time.perf_counter() - started
+    return Throughput("plain script", n_trials, seconds, seconds)
 
 
 def table(measured: Sequence[Throughput], plain: Throughput, peak_mib: float) -> str:
     """One line per study, then the plain script and the ratios."""
-    names = list(SECTIONS)
-    header = f"{'':24} {'trials':>7} {'search':>8} {'to MLflow':>10} {'trials/s':>9}  " + "".join(
-        f"{name:>11}" for name in [*names, "rest"]
-    )
+    header = f"{'':14} {'trials':>7} {'search':>9} {'end to end':>11} {'trials/s':>9} {'ratio':>8}"
     lines = [header, "-" * len(header)]
+    per_trial = plain.whole / plain.n_trials
     for run in measured:
-        parts = [run.sections.get(name, 0.0) for name in names]
-        parts.append(run.seconds - sum(parts))
-        shares = "".join(f"{1000 * part / run.n_trials:8.3f} ms" for part in parts)
+        ratio = per_trial * run.n_trials / run.whole
         lines.append(
-            f"{run.name:24} {run.n_trials:7} {run.seconds:6.1f} s {run.delivery:+8.1f} s "
-            f"{1 / run.per_trial:9.0f}  {shares}"
+            f"{run.name:14} {run.n_trials:7} {run.search:7.1f} s {run.whole:9.1f} s "
+            f"{run.n_trials / run.whole:9.0f} {ratio:7.0f}x"
         )
     lines.append(
-        f"{plain.name:24} {plain.n_trials:7} {plain.seconds:6.1f} s {'':10} "
-        f"{1 / plain.per_trial:9.1f}  (extrapolated: {plain.per_trial * 10_000 / 60:.0f} minutes "
-        "for 10 000 trials)"
+        f"{plain.name:14} {plain.n_trials:7} {plain.search:7.1f} s {plain.whole:9.1f} s "
+        f"{1 / per_trial:9.1f}  (extrapolated: {per_trial * 10_000 / 60:.0f} minutes for 10 000 "
+        "trials)"
     )
-    for run in measured:
-        ratio = plain.per_trial / run.per_trial
-        lines.append(f"{run.n_trials} trials: {ratio:.0f} times the plain script's trials per s")
-    lines.append(
-        f"peak memory {peak_mib:.0f} MiB, and {max(run.delivery_mib for run in measured):.0f} MiB "
-        "of the process that delivers to MLflow"
-    )
+    lines.append(f"peak memory of the study's process {peak_mib:.0f} MiB")
     return "\n".join(lines)
 
 

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from experiments.reference_problem import reference_problem
 from wpo_optuna import run_study
 from wpo_optuna.study.problem_setup import set_up_problem
-from wpo_optuna.study.settings import Settings
-from wpo_optuna.study.study_result import StudyResult
+from wpo_optuna.study.result import StudyResult
+from wpo_optuna.study.settings import StudySettings
 
 SAMPLERS = ("de", "cmaes", "tpe", "qmc", "random")
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     if options.problem == "digits":
-        problem = set_up_problem(Settings(seed=options.seed)).problem
+        problem = set_up_problem(StudySettings(seed=options.seed)).problem
     else:
         problem = reference_problem(seed=options.seed)
     results = {}
@@ -50,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tracking_uri=options.tracking_uri,
             engine=options.engine,
             polish=False,
-            n_finalists=options.finalists,
-            experiment_name=options.experiment,
+            finalists=options.finalists,
+            experiment=options.experiment,
             show_progress_bar=True,
         )
     print(table(results))

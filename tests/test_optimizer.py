@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,9 @@ from wpo_optuna import WeightProgrammingOptimizer
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.hardware import rpu_config
 from wpo_optuna.loss.reference import ReferenceEngine
+from wpo_optuna.optimizer import OptimizerSettings
 from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
-from wpo_optuna.study import rescoring
-from wpo_optuna.study.optimizer_options import OptimizerOptions
+from wpo_optuna.study import estimate
 
 BASELINE = DualPairConductanceConverter([1.0, 1.0], g_min=0.0, g_max=25.0)
 T_STEPS = [1, 3600]
@@ -43,7 +43,7 @@ T_STEPS = [1, 3600]
 @pytest.fixture
 def rough_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ends scoring after the fewest draws: most tests are not about how good a strategy is."""
-    monkeypatch.setattr(rescoring, "RELATIVE_WIDTH", 1.0)
+    monkeypatch.setattr(estimate, "RELATIVE_WIDTH", 1.0)
 
 
 def _arguments(**overrides: Any) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def test_example_33_runs_with_either_import_and_this_one_is_better_and_faster(
     ours = partial(_example_33, WeightProgrammingOptimizer, small_rpu_config, engine="expected")
     with monkeypatch.context() as patch:
         # So few rows scatter by 30 % from draw to draw: means of 400 have standard errors of 1.5 %.
-        patch.setattr(rescoring, "_FIRST_DRAWS", 400)
+        patch.setattr(estimate, "_FIRST_DRAWS", 400)
         believed = ours(n_trials=100, **small)  # compiles the engine, once for each installation
     # 6 generations of 70 evaluations each against as many trials, in one process each.
     runs = {
@@ -214,7 +214,7 @@ def test_objects_have_the_attributes_of_the_references_with_equal_values() -> No
 
 
 def test_every_option_of_the_reference_is_an_option_here() -> None:
-    options = {field.name for field in fields(OptimizerOptions)}
+    options = set(OptimizerSettings.model_fields)
     reference = Reference(**_arguments())
     derived = {
         "f_lst", "rpu_config", "mapping_saved", "noise_model", "t_steps", "symmetric",
@@ -343,10 +343,9 @@ def test_rows_of_the_test_matrix_can_be_fewer_than_the_tile_has() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mutaton": 0.1}, "'mutaton' is not an argument of WeightProgrammingOptimizer; did you "
-         "mean 'mutation'?"),
-        ({"zzz": 1}, "known are nbins, test_in_features"),
-        ({"maxiter": 0}, "maxiter = 0"),
+        ({"mutaton": 0.1}, "there is no setting 'mutaton' (did you mean 'mutation'?)"),
+        ({"zzz": 1}, "known are nbins, test_out_features"),
+        ({"maxiter": -1}, "maxiter = -1"),
         ({"popsize": 2.5}, "popsize = 2.5"),
         ({"workers": map}, "workers = <class 'map'>"),
         ({"callback": 3}, "callback = 3"),

@@ -17,7 +17,7 @@ from small_problems import gaussian_weights, small_problem
 
 from wpo_optuna import run_study
 from wpo_optuna.loss import make_engine
-from wpo_optuna.study import rescoring
+from wpo_optuna.study import estimate
 from wpo_optuna.study.layers import Layer, LayersResult, run_layers
 
 N_TRIALS = 60
@@ -43,7 +43,7 @@ def run(directory: Path, n_trials: int = N_TRIALS) -> LayersResult:
         storage=f"sqlite:///{directory}/wpo.db",
         tracking_uri=f"sqlite:///{directory}/mlflow.db",
         self_check=False,
-        n_finalists=1,
+        finalists=1,
         trial_runs="none",
         report=False,
     )
@@ -59,7 +59,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def result(directory: Path) -> Iterator[LayersResult]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rescoring, "_MOST_DRAWS", 120)
+        patch.setattr(estimate, "_MOST_DRAWS", 120)
         yield run(directory)
 
 
@@ -135,7 +135,7 @@ def test_an_interrupted_search_leaves_the_other_layers_for_later() -> None:
         seen.append(study_name)
         result = run_study(
             problem, n_trials=N_TRIALS, storage="memory", study_name=study_name,
-            tracking_uri=False, self_check=False, n_finalists=1,
+            tracking_uri=False, self_check=False, finalists=1,
         )  # fmt: skip
         if parent_study is None:
             return result

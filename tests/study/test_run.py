@@ -11,21 +11,32 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+import torch
+from aihwkit.inference import PCMLikeNoiseModel
 from optuna.trial import TrialState
-from small_problems import small_problem
+from small_problems import small_problem, small_rpu_config
 
 from wpo_optuna import run_study
-from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.errors import InvalidArgument, WeightProgrammingError
+from wpo_optuna.loss.monte_carlo import MonteCarloEngine
 from wpo_optuna.loss.reference import ReferenceEngine
 from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
+from wpo_optuna.study.attributes import (
+    FAILED,
+    FINISHED,
+    GRADIENT_START,
+    GRADIENT_STEP,
+    PHASE,
+    POLISH,
+    SCORES,
+    STATUS,
+)
 from wpo_optuna.study.estimate import RELATIVE_WIDTH
-from wpo_optuna.study.optimize import PHASE
-from wpo_optuna.study.scoring import SCORES, Scores
-from wpo_optuna.study.search import GRADIENT_START, GRADIENT_STEP, POLISH, Budget
+from wpo_optuna.study.scoring import Scores
 
 pytestmark = pytest.mark.usefixtures("few_draws")
 
-QUIET = {"tracking_uri": False, "self_check": False, "n_finalists": 2}
+QUIET = {"tracking_uri": False, "self_check": False, "finalists": 2}
 
 
 def phases(study) -> list[str]:
@@ -71,7 +82,7 @@ def test_scores_are_kept_with_the_study_and_not_drawn_again_without_need(
     url = f"sqlite:///{tmp_path}/wpo.db"
     first = run_study(problem, n_trials=30, storage=url, study_name="s", **QUIET)
     assert Scores.from_json(first.study.user_attrs[SCORES]) == first.scores
-    monkeypatch.setattr(ReferenceEngine, "tnmse_of", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr(ReferenceEngine, "tnmse_of", lambda *_, **__: pytest.fail("drawn again"))
     again = run_study(problem, n_trials=30, storage=url, study_name="s", **QUIET)
     assert again.scores == first.scores
     assert again.n_new_trials == 0
@@ -152,9 +163,9 @@ def test_a_study_is_not_continued_with_another_search(
     ("argument", "value"),
     [
         ("sampler", "annealing"), ("engine", "exact"), ("n_trials", 0), ("batch_size", 0),
-        ("n_finalists", 0), ("workers", -2), ("trial_runs", "some"), ("seed", -1), ("seed", "a"),
+        ("finalists", 0), ("workers", -2), ("trial_runs", "some"), ("seed", -1), ("seed", "a"),
         ("workers", 2.5), ("n_trials", True), ("tracking_uri", 5), ("device", "abacus"),
-        ("sampler_options", {"popsizes": 3}),
+        ("sampler_options", {"popsizes": 3}), ("polsh", False),
     ],
 )  # fmt: skip
 def test_a_bad_argument_is_named_and_no_study_is_made(
@@ -168,14 +179,24 @@ def test_a_bad_argument_is_named_and_no_study_is_made(
         run_study(problem, storage=tmp_path)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("n_trials", "before", "n_polished"),
-    [(1, 0, 0), (19, 0, 0), (20, 0, 1), (100, 0, 5), (9999, 0, 5), (110, 100, 0), (200, 100, 5)],
-)
-def test_polishing_takes_a_small_part_of_what_is_new(
-    n_trials: int, before: int, n_polished: int
+@pytest.mark.parametrize(("n_trials", "n_polished"), [(19, 0), (20, 1), (100, 5), (300, 5)])
+def test_polishing_takes_a_small_part_of_a_study(
+    problem: WeightProgrammingProblem, n_trials: int, n_polished: int
 ) -> None:
-    assert Budget.of(n_trials, before) == Budget(n_trials - n_polished, n_polished)
+    study = run_study(problem, n_trials=n_trials, storage="memory", **QUIET).study
+    assert Counter(phases(study))[POLISH] == n_polished
+    assert len(study.trials) == n_trials
+
+
+def test_a_study_has_its_total_exactly_where_fewer_results_than_set_aside_are_distinct(
+    problem: WeightProgrammingProblem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wpo_optuna.study.gradients.distinct", lambda strategies, n: [0, 1])
+    url = f"sqlite:///{tmp_path}/wpo.db"
+    for n_new in (140, 0):
+        result = run_study(problem, n_trials=140, study_name="s", storage=url, **QUIET)
+        assert result.n_new_trials == n_new
+        assert phases(result.study) == ["sampled"] * 135 + [POLISH] * 2 + ["sampled"] * 3
 
 
 def test_a_study_that_grew_is_polished_again_within_its_total(
@@ -216,7 +237,8 @@ TWO = """
 import sys, time
 from pathlib import Path
 sys.path[:0] = [{tests!r}, {root!r}]
-from small_problems import small_problem
+from aihwkit.inference import PCMLikeNoiseModel
+from small_problems import small_problem, small_rpu_config
 from wpo_optuna import run_study
 directory, me = Path(sys.argv[1]), sys.argv[2]
 for sampler in sys.argv[4:]:
@@ -224,7 +246,7 @@ for sampler in sys.argv[4:]:
     while len(list(directory.glob(f"{{sampler}}.*"))) < 2:
         time.sleep(0.01)
     run_study(small_problem(), sampler, 120, sampler, f"sqlite:///{{directory}}/wpo.db",
-              engine=sys.argv[3], tracking_uri=False, self_check=False, n_finalists=1)
+              engine=sys.argv[3], tracking_uri=False, self_check=False, finalists=1)
 """
 
 
@@ -298,12 +320,11 @@ def test_asking_for_more_finalists_scores_anew_and_repeats_among_them_do_not_cou
 ) -> None:
     """Steps of a gradient search that find nothing better repeat the leader's point."""
     url = f"sqlite:///{tmp_path}/wpo.db"
-    options = QUIET | {"n_finalists": 1}
+    options = QUIET | {"finalists": 1}
     run_study(problem, "gradient", 40, "s", url, **options)
-    more = run_study(problem, "gradient", 40, "s", url, **(QUIET | {"n_finalists": 4}))
+    more = run_study(problem, "gradient", 40, "s", url, **(QUIET | {"finalists": 4}))
     assert more.scores is not None
     assert len(more.scores.finalists) == 4
-    assert more.study.user_attrs[SCORES]["engine_bias"] == more.scores.engine_bias
 
 
 def test_options_that_no_json_holds_are_kept_in_words_and_needed_again_or_not(
@@ -327,3 +348,46 @@ def test_options_that_no_json_holds_are_kept_in_words_and_needed_again_or_not(
         run_study(problem, "de", 12, "function", url, **options)
     grown = run_study(problem, "de", 12, "function", url, sampler_options=given, **options)
     assert len(grown.study.trials) == 12
+
+
+class _Broken(PCMLikeNoiseModel):
+    """Gives no numbers at late times."""
+
+    def apply_drift_noise_to_conductance(self, g_prog, drift_coefficients, t_inference):
+        return torch.full_like(g_prog, float("nan")) if t_inference > 1 else g_prog
+
+
+@pytest.mark.parametrize("engine", ["montecarlo", "aihwkit"])
+def test_a_noise_model_that_gives_no_numbers_is_a_failure_that_names_it(
+    tmp_path: Path, engine: str
+) -> None:
+    broken = small_problem(rpu_config=small_rpu_config(_Broken()))
+    with pytest.raises(WeightProgrammingError, match=r"baseline.*not finite.*_Broken"):
+        run_study(
+            broken, n_trials=20, storage=f"sqlite:///{tmp_path}/wpo.db", engine=engine,
+            output=tmp_path / "results", **QUIET,
+        )  # fmt: skip
+    assert not list(tmp_path.rglob("strategy.json"))
+
+
+def test_trials_or_scores_that_are_no_numbers_fail_the_study(
+    problem: WeightProgrammingProblem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = optuna.storages.InMemoryStorage()
+    never = {"tnmse": lambda self, x, seed=None: np.full(len(x), np.inf)}
+    options = {"n_trials": 20, "study_name": "s", "storage": storage, "engine": "montecarlo"}
+    with monkeypatch.context() as patch:
+        patch.setattr(MonteCarloEngine, "tnmse", never["tnmse"])
+        with pytest.raises(WeightProgrammingError, match=r"every trial is not finite.*PCMLike"):
+            run_study(problem, **options, **QUIET)
+    stored = optuna.load_study(study_name="s", storage=storage)
+    assert stored.user_attrs[STATUS] == FAILED
+    assert stored.trials == []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            ReferenceEngine, "tnmse_of", lambda *_, repeats, **__: np.full(repeats, np.nan)
+        )
+        with pytest.raises(WeightProgrammingError, match="score is not finite"):
+            run_study(problem, **options, **QUIET)
+    assert stored.user_attrs[STATUS] == FAILED
+    assert run_study(problem, **options, **QUIET).study.user_attrs[STATUS] == FINISHED

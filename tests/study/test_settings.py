@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -12,23 +11,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wpo_optuna.errors import InvalidArgument
-from wpo_optuna.study.settings import Settings, add_settings, read_settings
+from wpo_optuna.study.command_line import add_settings, read_settings
+from wpo_optuna.study.settings import StudySettings
 
 
 def parse(*words: str) -> dict:
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    add_settings(parser)
+    add_settings(parser, StudySettings)
     return vars(parser.parse_args(list(words)))
 
 
 def test_flags_that_are_not_given_leave_the_defaults() -> None:
-    assert read_settings(parse(), None) == Settings()
+    assert read_settings(StudySettings, parse(), None) == StudySettings()
 
 
 def test_flags_prevail_over_the_configuration_file(tmp_path: Path) -> None:
     config = tmp_path / "study.yaml"
     config.write_text("sampler: cmaes\nn-trials: 7\npolish: false\n")
-    settings = read_settings(parse("--sampler", "tpe"), config)
+    settings = read_settings(StudySettings, parse("--sampler", "tpe"), config)
     assert (settings.sampler, settings.n_trials, settings.polish) == ("tpe", 7, False)
 
 
@@ -51,19 +51,19 @@ def test_flags_prevail_over_the_configuration_file(tmp_path: Path) -> None:
 def test_a_written_configuration_reads_back_to_the_same_settings(
     tmp_path_factory: pytest.TempPathFactory, values: dict
 ) -> None:
-    settings = Settings(**values)
+    settings = StudySettings(**values)
     path = tmp_path_factory.mktemp("config") / "settings.yaml"
     path.write_text(settings.to_yaml())
-    assert read_settings({}, path) == settings
+    assert read_settings(StudySettings, {}, path) == settings
 
 
 def test_every_setting_has_a_flag_with_help() -> None:
     parser = argparse.ArgumentParser()
-    add_settings(parser)
+    add_settings(parser, StudySettings)
     text = parser.format_help()
-    for field in dataclasses.fields(Settings):
-        assert "--" + field.name.replace("_", "-") in text
-        assert field.metadata["help"].split()[0] in text
+    for name, field in StudySettings.model_fields.items():
+        assert "--" + name.replace("_", "-") in text
+        assert str(field.description).split()[0] in text
 
 
 @pytest.mark.parametrize(
@@ -71,8 +71,8 @@ def test_every_setting_has_a_flag_with_help() -> None:
     [
         ("smapler: de\n", ["'smapler'", "did you mean 'sampler'?"]),
         ("zzz: 1\n", ["'zzz'", "known are"]),
-        ("sampler: annealing\n", ["sampler = 'annealing'", "de, cmaes"]),
-        ("n_trials: many\n", ["n_trials = 'many'", "int"]),
+        ("sampler: annealing\n", ["sampler = 'annealing'", "'de', 'cmaes'"]),
+        ("n_trials: many\n", ["n_trials = 'many'", "integer"]),
         ("polish: 3\n", ["polish = 3", "bool"]),
         ("- a\n- b\n", ["mapping"]),
         ("a: [1\n", ["is not YAML"]),
@@ -84,7 +84,7 @@ def test_a_bad_configuration_file_is_refused_with_a_sentence_that_names_the_key(
     path = tmp_path / "bad.yaml"
     path.write_text(content)
     with pytest.raises(InvalidArgument) as error:
-        read_settings({}, path)
+        read_settings(StudySettings, {}, path)
     message = str(error.value)
     assert str(path) in message
     assert "\n" not in message
@@ -94,13 +94,13 @@ def test_a_bad_configuration_file_is_refused_with_a_sentence_that_names_the_key(
 
 def test_a_missing_configuration_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match=r"absent\.yaml: cannot be read"):
-        read_settings({}, tmp_path / "absent.yaml")
+        read_settings(StudySettings, {}, tmp_path / "absent.yaml")
 
 
 def test_yaml_lists_of_numbers_are_accepted_where_flags_take_commas(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump({"f_lst": [1, None], "t_steps": [1, 60, "1h"]}))
-    settings = read_settings({}, path)
+    settings = read_settings(StudySettings, {}, path)
     assert (settings.f_lst, settings.t_steps) == ("1,none", "1,60,1h")
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from wpo_optuna.strategy import ProgrammingStrategy
-from wpo_optuna.study.estimate import Estimate
 from wpo_optuna.study.environment import program_here
+from wpo_optuna.study.estimate import Estimate
 from wpo_optuna.study.scoring import Finalist, Scores
-from wpo_optuna.study.settings import Settings
-from wpo_optuna.study.study_text import describe, resume_command
+from wpo_optuna.study.settings import StudySettings
+from wpo_optuna.study.text import describe, resume_command
 
 NARROW = Estimate(0.1, 0.0998, 0.1002, 24)
 
@@ -58,7 +58,7 @@ def test_programs_are_called_by_name_where_the_shell_finds_them_and_by_path_else
     assert program_here("not-installed") == "not-installed"
 
 
-def text_of(settings: Settings, scores: Scores, n_trials: int = 40, **changes: Any) -> str:
+def text_of(settings: StudySettings, scores: Scores, n_trials: int = 40, **changes: Any) -> str:
     values: dict[str, Any] = {
         "scores": scores,
         "strategy": ProgrammingStrategy((1.0,), ((0.0, 5.0), (5.0, 0.0)), 0.0, 25.0),
@@ -68,9 +68,10 @@ def text_of(settings: Settings, scores: Scores, n_trials: int = 40, **changes: A
         "experiment_id": "7",
         "n_new_trials": 3,
         "search_time": 1.0,
-        "files": None,
+        "results": None,
+        "page": None,
     }
-    return describe(settings, SimpleNamespace(**(values | changes)), n_trials, "go on")  # type: ignore[arg-type]
+    return describe(settings, SimpleNamespace(**(values | changes)), n_trials, "go on", 12.3)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -82,25 +83,25 @@ def test_a_server_is_opened_and_a_database_is_served_first(
     scores: Scores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    server = text_of(Settings(tracking_uri="http://me:secret@host:5000"), scores)
+    server = text_of(StudySettings(tracking_uri="http://me:secret@host:5000"), scores)
     assert "mlflow ui" not in server
     assert "http://me:***@host:5000/#/experiments/7/runs" in server
-    database = text_of(Settings(tracking_uri="sqlite:///other.db"), scores)
+    database = text_of(StudySettings(tracking_uri="sqlite:///other.db"), scores)
     assert "mlflow ui --backend-store-uri sqlite:///other.db" in database
     assert "http://127.0.0.1:5000/#/experiments/7/runs" in database
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there:1")
-    assert "http://there:1/#/experiments/7" in text_of(Settings(), scores)
-    assert "To look at it" not in text_of(Settings(tracking_uri="none"), scores)
+    assert "http://there:1/#/experiments/7" in text_of(StudySettings(), scores)
+    assert "To look at it" not in text_of(StudySettings(tracking_uri="none"), scores)
 
 
 def test_a_study_that_ended_early_says_why(scores: Scores) -> None:
-    assert "ended before" not in text_of(Settings(), scores)
-    assert "ended before 100: the population converged" in text_of(Settings(), scores, 100)
-    stopped = text_of(Settings(stop_at_margin=True), scores, 100)
+    assert "ended before" not in text_of(StudySettings(), scores)
+    assert "ended before 100: the population converged" in text_of(StudySettings(), scores, 100)
+    stopped = text_of(StudySettings(stop_at_margin=True), scores, 100)
     assert "ended before 100: the margin was reached" in stopped
 
 
 def test_an_interval_that_stayed_wide_is_told(scores: Scores) -> None:
     wide = dataclasses.replace(scores, winner=Estimate(0.1, 0.098, 0.102, 400))
-    assert "stayed wider than 1 %" not in text_of(Settings(), scores)
-    assert "stayed wider than 1 %" in text_of(Settings(), wide)
+    assert "stayed wider than 1 %" not in text_of(StudySettings(), scores)
+    assert "stayed wider than 1 %" in text_of(StudySettings(), wide)

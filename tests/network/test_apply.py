@@ -210,9 +210,13 @@ def test_what_cannot_be_programmed_is_refused_in_one_sentence() -> None:
         (SingleRPUConfig(), STRATEGY, "target is a SingleRPUConfig"),
         ("model.pt", STRATEGY, "target is a str"),
         (analog, "strategy.json", "read a file with ProgrammingStrategy.load"),
-        (analog, {}, "a mapping of layer names to strategies"),
+        (analog, {}, "strategy is empty"),
         (analog, {"1": "strategy.json"}, "strategy of layer '1' is a str"),
-        (analog, {"1.0": STRATEGY}, "no analog layer matches '1.0'; did you mean '0.0'?"),
+        (
+            analog,
+            {"1.0": STRATEGY},
+            "no analog layer matches '1.0' (did you mean '0.0'?)",
+        ),
         (analog, {"fc*": STRATEGY}, "no analog layer matches 'fc*'; there are 0.0, 1."),
         (_hardware(), {"1": STRATEGY}, "strategies by layer need a network"),
     ]

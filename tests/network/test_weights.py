@@ -14,9 +14,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from wpo_optuna.hardware import named_rpu_config
-from wpo_optuna.network.quantile_sketch import RELATIVE_ERROR
-from wpo_optuna.network.stored_tensor import block_indices
-from wpo_optuna.network.weights import load_example_weights, read_weights
+from wpo_optuna.network.stored_tensor import StoredTensor
+from wpo_optuna.network.weights import read_weights
 from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 
 
@@ -110,11 +109,6 @@ def save_as_hugging_face_shards(folder: Path) -> Path:
     return folder
 
 
-def save_as_old_hugging_face(folder: Path) -> Path:
-    torch.save(small_state_dict(), folder / "pytorch_model.bin")
-    return folder
-
-
 def save_as_old_hugging_face_shards(folder: Path) -> Path:
     state = small_state_dict()
     names = sorted(state)
@@ -141,7 +135,6 @@ def save_under_another_name(folder: Path) -> Path:
         save_as_training_checkpoint,
         save_as_hugging_face,
         save_as_hugging_face_shards,
-        save_as_old_hugging_face,
         save_as_old_hugging_face_shards,
         save_under_another_name,
     ],
@@ -293,9 +286,8 @@ def test_all_floating_point_types_are_read_as_the_numbers_they_hold(
     path = tmp_path / f"net.{suffix}"
     save = save_file if suffix == "safetensors" else torch.save
     save({"fc.weight": weight}, path)
-    read = read_weights(path)
-    assert read.layers[0].type_name == str(dtype).removeprefix("torch.")
-    torch.testing.assert_close(read.weights, weight.float().flatten().sort().values)
+    expected = weight.float().flatten().sort().values
+    torch.testing.assert_close(read_weights(path).weights, expected)
 
 
 def test_quantised_tensors_are_skipped_with_the_reason() -> None:
@@ -329,19 +321,21 @@ def test_each_layer_can_be_read_by_itself(tmp_path: Path) -> None:
     state = small_state_dict()
     for layer in reversed(read.layers):
         assert torch.equal(layer.weights(), state[layer.name].flatten().sort().values)
-        assert layer.distribution().max_abs == state[layer.name].abs().max()
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(0, 7), max_size=4), st.integers(1, 20))
+@given(st.lists(st.integers(1, 7), min_size=1, max_size=4), st.integers(1, 20))
 def test_blocks_cover_a_tensor_once_and_stay_below_their_limit(
     shape: list[int], limit: int
 ) -> None:
     tensor = torch.arange(int(np.prod(shape))).reshape(shape)
-    blocks = [tensor[index] for index in block_indices(tuple(shape), limit)]
-    assert all(block.numel() <= limit for block in blocks)
-    read = torch.cat([block.flatten() for block in blocks]) if blocks else torch.empty(0)
-    assert read.tolist() == tensor.flatten().tolist()
+    stored = StoredTensor("t", tuple(shape), "int64", "", lambda rows: tensor[rows])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("wpo_optuna.network.stored_tensor.BLOCK", limit)
+        blocks = list(stored.blocks())
+    row = int(np.prod(shape[1:]))
+    assert all(block.numel() <= max(limit, row) for block in blocks)
+    assert torch.equal(torch.cat(blocks), tensor.float())
 
 
 def test_the_weights_of_an_analog_model_are_its_layers_logical_weights() -> None:
@@ -384,34 +378,46 @@ def test_weights_with_a_mapping_are_those_on_aihwkits_tiles(
     assert float(layer.abs().max()) == pytest.approx(omega or model[0].weight.abs().max().item())
 
 
-def test_the_weights_make_a_problem_like_that_of_all_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def problem_of(weights: torch.Tensor) -> WeightProgrammingProblem:
+    hardware = named_rpu_config("pcm")
+    return WeightProgrammingProblem(
+        weights, [1.0, None], hardware.build(), hardware.t_steps, hardware.baseline()
+    )
+
+
+def test_the_weights_make_the_problem_of_all_weights(tmp_path: Path) -> None:
     weights = 0.1 * torch.randn(300, 700, generator=torch.Generator().manual_seed(5))
     save_file({"fc.weight": weights}, tmp_path / "net.safetensors")
-    hardware = named_rpu_config("pcm")
-
-    def problem(w: torch.Tensor) -> WeightProgrammingProblem:
-        return WeightProgrammingProblem(
-            w, [1.0, None], hardware.build(), hardware.t_steps, hardware.baseline()
-        )
-
-    exact = read_weights(tmp_path / "net.safetensors")
-    assert problem(exact.weights).fingerprint == problem(weights).fingerprint
-    monkeypatch.setattr("wpo_optuna.network.weights.EXACT_UP_TO", 1000)
-    sketched = read_weights(tmp_path / "net.safetensors")
-    assert sketched.distribution.relative_error > 0
-    assert sketched.weights.numel() == 2**20 + 1
-    expected = problem(weights).test_weights
-    by_rank = problem(sketched.quantiles(512 * 20)).test_weights
-    torch.testing.assert_close(by_rank, expected, rtol=RELATIVE_ERROR, atol=1e-7)
-    # Interpolated a second time; the outermost weights are far apart.
-    interpolated = problem(sketched.weights).test_weights
-    torch.testing.assert_close(interpolated, expected, rtol=0, atol=1e-3 * float(expected.max()))
+    read = read_weights(tmp_path / "net.safetensors")
+    assert problem_of(read.weights).fingerprint == problem_of(weights).fingerprint
 
 
-def test_the_example_weights_are_those_of_the_file_in_the_package() -> None:
-    weights = load_example_weights()
-    path = Path(__file__).parents[1] / "wpo_optuna" / "network" / "data" / "digits_mlp.safetensors"
-    assert weights.dtype == torch.float32
-    assert torch.equal(weights.sort().values, read_weights(path).weights)
+# Columns differ in scale, so that a sample that met some of them only would show.
+@pytest.mark.parametrize("columns", [1024, 700, 510])
+def test_a_sample_of_many_weights_follows_the_quantiles_of_all(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(7)
+    scales = torch.linspace(0.01, 0.3, columns)
+    state = {f"{i}.weight": torch.randn(400, columns, generator=generator) * scales for i in "abc"}
+    every = torch.cat([weight.flatten() for weight in state.values()]).sort().values
+    monkeypatch.setattr("wpo_optuna.network.weights.MOST_KEPT", 100_000)
+    sample = read_weights(state).weights
+    assert 40_000 < len(sample) <= 100_010
+    assert (sample[0], sample[-1]) == (every[0], every[-1])
+    assert torch.equal(sample, sample.sort().values)
+    # The largest distance of the two distributions (Kolmogorov and Smirnov) of samples of 40 000
+    # exceeds 0.01 with a probability of 2 exp(-2 n 0.01²) = 0.0007; the seed is fixed.
+    ranks = torch.searchsorted(every, sample) / len(every)
+    assert (ranks - torch.linspace(0, 1, len(sample))).abs().max() < 0.01
+
+
+def test_a_sample_does_not_depend_on_how_a_network_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wpo_optuna.network.weights.MOST_KEPT", 500)
+    (tmp_path / "one").mkdir()
+    one, shards = save_as_safetensors(tmp_path / "one"), save_as_hugging_face_shards(tmp_path)
+    sample = read_weights(one).weights
+    assert len(sample) < 600 < read_weights(one).count
+    assert torch.equal(read_weights(shards).weights, sample)

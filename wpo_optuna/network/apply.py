@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Protocol
 
 from aihwkit.inference.converter.base import BaseConductanceConverter
 from aihwkit.inference.noise.base import BaseNoiseModel
@@ -15,24 +13,12 @@ from aihwkit.simulator.configs import InferenceRPUConfig
 from aihwkit.simulator.tiles.module import TileModule
 from torch import nn
 
-from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.errors import InvalidArgument, did_you_mean
 from wpo_optuna.hardware import conductance_range
 from wpo_optuna.strategy import ProgrammingStrategy
 
 # Ranges that differ by rounding count as the same: aihwkit writes 88.2 as 88.199997.
 _SLACK = 1e-6
-
-
-class HasRange(Protocol):
-    """A strategy or a converter: what programs devices of a certain range."""
-
-    @property
-    def g_min(self) -> float:
-        """Lowest conductance of a device in µS."""
-
-    @property
-    def g_max(self) -> float:
-        """Highest conductance of a device in µS."""
 
 
 @dataclass(frozen=True)
@@ -119,21 +105,20 @@ def apply_strategy(
     """
     if isinstance(target, nn.Module):
         return _apply_to_network(target, strategy)
-    if not isinstance(target, InferenceRPUConfig) and not hasattr(target, "noise_model"):
+    if not hasattr(target, "noise_model"):
         raise InvalidArgument(
             f"target is a {type(target).__name__}: a network with analog layers or an "
             "InferenceRPUConfig is needed."
         )
-    if not isinstance(strategy, ProgrammingStrategy):
+    if isinstance(strategy, Mapping):
         raise InvalidArgument(
-            f"strategy is a {type(strategy).__name__}: an RPU configuration takes one "
-            "ProgrammingStrategy (read a file with ProgrammingStrategy.load); strategies by layer "
-            "need a network."
+            "strategy is a mapping: strategies by layer need a network, an RPU configuration "
+            "takes one ProgrammingStrategy."
         )
     _check_strategies({"*": strategy})
     noise_model = _noise_model(target.noise_model, "the RPU configuration")
     check_range(strategy, noise_model, "strategy")
-    target.noise_model = _with_converter(target.noise_model, strategy.to_converter())
+    target.noise_model = _with_converter(noise_model, strategy.to_converter())
     return AppliedStrategy(tiles=())
 
 
@@ -150,19 +135,19 @@ def apply_converter(model: nn.Module, converter: BaseConductanceConverter, argum
     """
     tiles = tuple(analog_tiles(model))
     for tile in tiles:
-        noise_model = _noise_model(tile.noise_model, f"tile {tile.name!r}")
-        check_range(converter, noise_model, argument)
+        check_range(converter, _noise_model(tile.noise_model, f"tile {tile.name!r}"), argument)
     for tile in tiles:
         tile.set_converter(converter)
 
 
-def check_range(programming: HasRange, noise_model: BaseNoiseModel, argument: str) -> None:
+def check_range(
+    programming: ProgrammingStrategy | BaseConductanceConverter,
+    noise_model: BaseNoiseModel,
+    argument: str,
+) -> None:
     """Refuses a strategy or converter for devices with a wider range than a noise model describes.
 
-    A narrower range is fine: then a part of the devices' range is used. Noise models say in
-    different ways what they describe: a ``g_max`` that their fits are relative to, a ``g_min``
-    (``ReRamCMONoiseModel``), or the table of a ``CustomDriftPCMLikeNoiseModel``, which aihwkit
-    compares with the converter given to its constructor, and with no other.
+    A narrower range is fine: then a part of the devices' range is used.
 
     Args:
         programming: has the range.
@@ -182,72 +167,6 @@ def check_range(programming: HasRange, noise_model: BaseNoiseModel, argument: st
         )
 
 
-def _apply_to_network(
-    model: nn.Module, strategy: ProgrammingStrategy | Mapping[str, ProgrammingStrategy]
-) -> AppliedStrategy:
-    tiles = tuple(analog_tiles(model))
-    if not tiles:
-        raise InvalidArgument(
-            f"target is a {type(model).__name__} without analog tiles: convert it with "
-            "aihwkit.nn.conversion.convert_to_analog first."
-        )
-    by_layer = {"*": strategy} if isinstance(strategy, ProgrammingStrategy) else strategy
-    _check_strategies(by_layer)
-    _check_patterns(by_layer, tiles)
-    chosen = {tile.name: _strategy_of(tile, by_layer) for tile in tiles}
-    for tile in tiles:
-        wanted = chosen[tile.name]
-        if wanted is not None:
-            noise_model = _noise_model(tile.noise_model, f"tile {tile.name!r}")
-            check_range(wanted, noise_model, "strategy")
-    for tile in tiles:
-        wanted = chosen[tile.name]
-        if wanted is not None:
-            tile.set_converter(wanted.to_converter())
-    return AppliedStrategy(
-        tiles=tuple(tile.name for tile in tiles if chosen[tile.name] is not None),
-        untouched=tuple(tile.name for tile in tiles if chosen[tile.name] is None),
-    )
-
-
-def _check_strategies(by_layer: Any) -> None:
-    if not isinstance(by_layer, Mapping) or not by_layer:
-        raise InvalidArgument(
-            f"strategy is a {type(by_layer).__name__}: a ProgrammingStrategy is needed (read a "
-            "file with ProgrammingStrategy.load), or a mapping of layer names to strategies."
-        )
-    for pattern, strategy in by_layer.items():
-        if not isinstance(strategy, ProgrammingStrategy):
-            raise InvalidArgument(
-                f"strategy of layer {pattern!r} is a {type(strategy).__name__}: a "
-                "ProgrammingStrategy is needed."
-            )
-        if not strategy.spans_weights:
-            raise InvalidArgument(
-                "strategy has curves that stand for the weight 0 alone: the sum of f (g+ - g-) "
-                "must differ from 0 at one of the weights."
-            )
-
-
-def _check_patterns(
-    by_layer: Mapping[str, ProgrammingStrategy], tiles: tuple[AnalogTile, ...]
-) -> None:
-    layers = sorted({tile.layer for tile in tiles})
-    for pattern in by_layer:
-        if not any(_matches(pattern, layer) for layer in layers):
-            close = difflib.get_close_matches(pattern, layers, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(layers)}."
-            raise InvalidArgument(f"strategy: no analog layer matches {pattern!r}; {hint}")
-
-
-def _strategy_of(
-    tile: AnalogTile, by_layer: Mapping[str, ProgrammingStrategy]
-) -> ProgrammingStrategy | None:
-    if tile.layer in by_layer:
-        return by_layer[tile.layer]
-    return next((s for pattern, s in by_layer.items() if _matches(pattern, tile.layer)), None)
-
-
 def layers_by_parameter(parameters: Sequence[str], model: nn.Module) -> dict[str, str]:
     """The analog layers of a network that hold the parameters of a checkpoint.
 
@@ -265,16 +184,16 @@ def layers_by_parameter(parameters: Sequence[str], model: nn.Module) -> dict[str
         InvalidArgument: a parameter belongs to no analog layer.
     """
     layers = {tile.layer for tile in analog_tiles(model)}
-    names = {parameter: parameter for parameter in parameters}
+    names = list(parameters)
     while True:
-        found = {parameter: _layer_of(name, layers) for parameter, name in names.items()}
-        if None not in found.values():
-            return {parameter: str(layer) for parameter, layer in found.items()}
-        prefixes = {name.partition(".")[0] for name in names.values()}
+        found = [_layer_of(name, layers) for name in names]
+        if None not in found:
+            return dict(zip(parameters, map(str, found), strict=True))
+        prefixes = {name.partition(".")[0] for name in names}
         # What is left must still name a layer and its parameter.
-        if len(prefixes) != 1 or not all(name.count(".") >= 2 for name in names.values()):
+        if len(prefixes) != 1 or not all(name.count(".") >= 2 for name in names):
             break
-        names = {parameter: name.partition(".")[2] for parameter, name in names.items()}
+        names = [name.partition(".")[2] for name in names]
     lost = next(name for name in parameters if _layer_of(name, layers) is None)
     raise InvalidArgument(
         f"model: no analog layer of the network holds {lost!r} of the checkpoint; it has "
@@ -287,6 +206,67 @@ def _layer_of(parameter: str, layers: set[str]) -> str | None:
     return next(
         (layer for layer in (parameter, parameter.rpartition(".")[0]) if layer in layers), None
     )
+
+
+def _apply_to_network(
+    model: nn.Module, strategy: ProgrammingStrategy | Mapping[str, ProgrammingStrategy]
+) -> AppliedStrategy:
+    tiles = tuple(analog_tiles(model))
+    if not tiles:
+        raise InvalidArgument(
+            f"target is a {type(model).__name__} without analog tiles: convert it with "
+            "aihwkit.nn.conversion.convert_to_analog first."
+        )
+    by_layer = strategy if isinstance(strategy, Mapping) else {"*": strategy}
+    _check_strategies(by_layer)
+    _check_patterns(by_layer, tiles)
+    chosen = [(tile, _strategy_of(tile, by_layer)) for tile in tiles]
+    for tile, wanted in chosen:
+        if wanted is not None:
+            noise_model = _noise_model(tile.noise_model, f"tile {tile.name!r}")
+            check_range(wanted, noise_model, "strategy")
+    for tile, wanted in chosen:
+        if wanted is not None:
+            tile.set_converter(wanted.to_converter())
+    return AppliedStrategy(
+        tiles=tuple(tile.name for tile, wanted in chosen if wanted is not None),
+        untouched=tuple(tile.name for tile, wanted in chosen if wanted is None),
+    )
+
+
+def _check_strategies(by_layer: Mapping[str, object]) -> None:
+    if not by_layer:
+        raise InvalidArgument("strategy is empty: a strategy for at least one layer is needed.")
+    for pattern, strategy in by_layer.items():
+        if not isinstance(strategy, ProgrammingStrategy):
+            raise InvalidArgument(
+                f"strategy of layer {pattern!r} is a {type(strategy).__name__}: a "
+                "ProgrammingStrategy is needed (read a file with ProgrammingStrategy.load), or a "
+                "mapping of layer names to strategies."
+            )
+        if not strategy.spans_weights:
+            raise InvalidArgument(
+                "strategy has curves that stand for the weight 0 alone: the sum of f (g+ - g-) "
+                "must differ from 0 at one of the weights."
+            )
+
+
+def _check_patterns(by_layer: Mapping[str, object], tiles: Sequence[AnalogTile]) -> None:
+    layers = sorted({tile.layer for tile in tiles})
+    for pattern in by_layer:
+        if not any(_matches(pattern, layer) for layer in layers):
+            raise InvalidArgument(
+                f"strategy: no analog layer matches {pattern!r}{did_you_mean(pattern, layers)}; "
+                f"there are {', '.join(layers)}."
+            )
+
+
+def _strategy_of(
+    tile: AnalogTile, by_layer: Mapping[str, ProgrammingStrategy]
+) -> ProgrammingStrategy | None:
+    if tile.layer in by_layer:
+        return by_layer[tile.layer]
+    return next((s for pattern, s in by_layer.items() if _matches(pattern, tile.layer)), None)
 
 
 def _matches(pattern: str, layer: str) -> bool:

@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from importlib.resources import as_file, files
+from itertools import count
+from math import isqrt
 from pathlib import Path
 
 import numpy as np
 import torch
 from aihwkit.simulator.parameters import MappingParameter
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.network.analogue import SkippedTensor, select_analogue
 from wpo_optuna.network.checkpoints import tensors_of_checkpoint
 from wpo_optuna.network.networks import tensors_of_network
-from wpo_optuna.network.quantile_sketch import EXACT_UP_TO, QuantileSketch, WeightDistribution
 from wpo_optuna.network.references import call_function, is_reference, load_function
 from wpo_optuna.network.stored_tensor import StoredTensor
-from wpo_optuna.network.tensor_selection import SkippedTensor, select_weights
 from wpo_optuna.network.tile_mapping import blocks_on_tiles
 
-# A problem interpolates some 10 000 ranks; between so many representatives the difference to all
-# weights is far below the error of any device.
-_REPRESENTATIVES = 2**20 + 1
+# A problem interpolates some 10 000 ranks; a sample of millions moves them by a fraction of one
+# thousandth, far below the error of any device.
+MOST_KEPT = 5_000_000
 
 Network = str | os.PathLike[str] | Tensor | np.ndarray | Mapping[str, Tensor] | nn.Module
 
@@ -38,15 +36,13 @@ class LayerWeights:
     """One tensor that was taken; read again when asked for its own weights.
 
     Attributes:
-        name: Its name in the network.
-        shape: Its shape.
-        type_name: The type it is stored in, such as ``bfloat16``.
-        is_zero: Whether all its weights are zero.
+        name: its name in the network.
+        shape: its shape.
+        is_zero: whether all its weights are zero.
     """
 
     name: str
     shape: tuple[int, ...]
-    type_name: str
     is_zero: bool
     _tensor: StoredTensor
     _mapping: MappingParameter | None
@@ -56,23 +52,15 @@ class LayerWeights:
         """Number of weights."""
         return self._tensor.count
 
-    def distribution(self) -> WeightDistribution:
-        """The distribution of this layer's weights alone.
+    def weights(self) -> Tensor:
+        """This layer's weights in ascending order, see :class:`CheckpointWeights`.
 
         Raises:
-            InvalidArgument: If a weight is NaN or infinite.
+            InvalidArgument: a weight is NaN or infinite.
         """
-        sketch = QuantileSketch()
-        for block in _finite_blocks(self._tensor, self._mapping):
-            sketch.update(block)
-        return sketch.distribution()
-
-    def weights(self) -> Tensor:
-        """This layer's weights in ascending order, as a problem takes them.
-
-        See ``CheckpointWeights.weights``.
-        """
-        return _representatives(self.distribution())
+        sample = _Sample(self.count)
+        sample.take(self._tensor, self._mapping)
+        return sample.weights()
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,34 +68,23 @@ class CheckpointWeights:
     """The weights of a network: what was taken, what was not and why, and their distribution.
 
     Attributes:
-        source: Where they come from.
-        layers: The tensors taken, in the network's order.
-        skipped: The tensors not taken, with reasons.
-        distribution: How often each weight occurs.
+        source: where they come from.
+        layers: the tensors taken, in the network's order.
+        skipped: the tensors not taken, with reasons.
+        weights: the weights in ascending order, float32 (n,), as ``WeightProgrammingProblem``
+            takes them: all of them up to five million; of more, an evenly spaced sample of at
+            least two million and both extremes.
     """
 
     source: str
     layers: tuple[LayerWeights, ...]
     skipped: tuple[SkippedTensor, ...]
-    distribution: WeightDistribution
+    weights: Tensor
 
     @property
     def count(self) -> int:
         """Number of weights taken."""
         return sum(layer.count for layer in self.layers)
-
-    @cached_property
-    def weights(self) -> Tensor:
-        """The weights in ascending order, float32 (n,), as ``WeightProgrammingProblem`` takes them.
-
-        Up to five million these are all weights; of more, the weights at 1 048 577 evenly spaced
-        ranks, with both extremes.
-        """
-        return _representatives(self.distribution)
-
-    def quantiles(self, n: int) -> Tensor:
-        """The sorted weights, interpolated linearly at n evenly spaced ranks, float32 (n,)."""
-        return self.distribution.quantiles(n)
 
     def listing(self) -> str:
         """What was taken, with shapes and counts, and what was not, for people to read."""
@@ -133,109 +110,116 @@ def read_weights(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     mapping: MappingParameter | None = None,
-    progress: bool = False,
+    show_progress_bar: bool = False,
 ) -> CheckpointWeights:
-    """Read a network's weights, tensor by tensor, in little memory whatever its size.
+    """Reads a network's weights, tensor by tensor, in little memory whatever its size.
 
     Args:
-        source: A ``.safetensors``, ``.pt``, ``.pth``, ``.bin``, ``.ckpt``, ``.npy`` or ``.npz``
+        source: a ``.safetensors``, ``.pt``, ``.pth``, ``.bin``, ``.ckpt``, ``.npy`` or ``.npz``
             file; a directory in Hugging Face format; ``package.module:function`` or
             ``path/file.py:function`` for a function without arguments that returns a tensor, a
             state dict or a module; or one of these three.
-        include: Glob patterns over parameter names; without any, every matrix and convolution
+        include: glob patterns over parameter names; without any, every matrix and convolution
             kernel is taken, and no biases, normalisations or embeddings.
-        exclude: Glob patterns of parameters not to take.
-        mapping: If given (an RPU configuration's ``mapping``), weights are scaled as on its tiles;
+        exclude: glob patterns of parameters not to take.
+        mapping: if given (an RPU configuration's ``mapping``), weights are scaled as on its tiles;
             otherwise they are taken as they are stored.
-        progress: Whether to show a progress bar.
+        show_progress_bar: whether to show progress on a terminal.
 
     Raises:
-        InvalidArgument: If the source cannot be found or read, is damaged or of an unknown kind;
-            if a pattern matches nothing or no tensor is left; if a weight is NaN or infinite; if
-            the function cannot be found, raises, or returns something else.
+        InvalidArgument: the source cannot be found or read, is damaged or of an unknown kind; a
+            pattern matches nothing or no tensor is left; a weight is NaN or infinite; the function
+            cannot be found, raises, or returns something else.
     """
+    is_path = isinstance(source, str | os.PathLike)
+    name = str(source) if is_path else f"the given {type(source).__name__}"
     try:
-        return _read_weights(source, include, exclude, mapping, progress)
+        tensors = _tensors_at(name) if is_path else tensors_of_network(source, name)
+        taken, skipped = select_analogue(tensors, _patterns(include), _patterns(exclude), name)
+        layers, weights = _read(taken, mapping, show_progress_bar)
     except InvalidArgument as error:
         if str(error).startswith(("weights", "include", "exclude")):
             raise
-        raise InvalidArgument(f"weights {_name_of(source)!r}: {error}") from error
+        raise InvalidArgument(f"weights {name!r}: {error}") from error
+    return CheckpointWeights(name, layers, tuple(skipped), weights)
 
 
-def _read_weights(
-    source: Network,
-    include: Sequence[str],
-    exclude: Sequence[str],
-    mapping: MappingParameter | None,
-    progress: bool,
-) -> CheckpointWeights:
-    tensors, name = _tensors_of(source)
-    taken, skipped = select_weights(tensors, _patterns(include), _patterns(exclude), name)
-    sketch = QuantileSketch(EXACT_UP_TO)
-    total = sum(tensor.count for tensor in taken)
-    layers = []
-    with tqdm(total=total, unit="weight", unit_scale=True, disable=not progress) as bar:
-        for tensor in taken:
-            is_zero = True
-            for block in _finite_blocks(tensor, mapping):
-                sketch.update(block)
-                is_zero = is_zero and not bool(block.any())
-                bar.update(block.numel())
-            layers.append(
-                LayerWeights(tensor.name, tensor.shape, tensor.type_name, is_zero, tensor, mapping)
-            )
-    return CheckpointWeights(name, tuple(layers), tuple(skipped), sketch.distribution())
-
-
-def load_example_weights() -> Tensor:
-    """All weights of the example network, a perceptron for handwritten digits, as one vector (n,).
-
-    Source: ``experiments/train_digits.py``, which made the file that ships with the package.
-    """
-    with as_file(files("wpo_optuna") / "network" / "data" / "digits_mlp.safetensors") as path:
-        tensors = load_file(path)
-    return torch.cat(
-        [tensors[name].flatten() for name in sorted(tensors) if tensors[name].ndim > 1]
-    )
-
-
-def _tensors_of(source: Network) -> tuple[Sequence[StoredTensor], str]:
-    """The tensors of a source, and what to call it."""
-    name = _name_of(source)
-    if not isinstance(source, str | os.PathLike):
-        return tensors_of_network(source, name), name
-    if not name:
-        raise InvalidArgument("weights '': a checkpoint is needed, or a function that returns one.")
-    if is_reference(name) and not Path(name).exists():
-        network = call_function(load_function(name, "weights"), name, "weights")
-        return tensors_of_network(network, f"what {name!r} returned"), name
-    return tensors_of_checkpoint(Path(name)), name
-
-
-def _name_of(source: Network) -> str:
-    if isinstance(source, str | os.PathLike):
-        return os.fspath(source)
-    return f"the given {type(source).__name__}"
+def _tensors_at(place: str) -> Sequence[StoredTensor]:
+    if not place:
+        raise InvalidArgument("a checkpoint is needed, or a function that returns one.")
+    if is_reference(place) and not Path(place).exists():
+        network = call_function(load_function(place, "weights"), place, "weights")
+        return tensors_of_network(network, f"what {place!r} returned")
+    return tensors_of_checkpoint(Path(place))
 
 
 def _patterns(patterns: Sequence[str]) -> Sequence[str]:
     return (patterns,) if isinstance(patterns, str) else patterns
 
 
-def _finite_blocks(tensor: StoredTensor, mapping: MappingParameter | None) -> Iterator[Tensor]:
-    blocks = tensor.blocks() if mapping is None else blocks_on_tiles(tensor, mapping)
-    for block in blocks:
-        # NaN and infinities survive both the extremes and their sum.
-        lowest, highest = torch.aminmax(block)
-        if not torch.isfinite(lowest + highest):
-            raise InvalidArgument(
-                f"{tensor.place}: tensor {tensor.name!r} contains a weight that is NaN, infinite "
-                "or beyond float32; all weights must be finite."
-            )
-        yield block
+def _read(
+    tensors: Sequence[StoredTensor], mapping: MappingParameter | None, show_progress_bar: bool
+) -> tuple[tuple[LayerWeights, ...], Tensor]:
+    sample = _Sample(sum(tensor.count for tensor in tensors))
+    layers = []
+    with tqdm(
+        total=sample.total, unit="weight", unit_scale=True,
+        disable=None if show_progress_bar else True,
+    ) as bar:  # fmt: skip
+        for tensor in tensors:
+            is_zero = sample.take(tensor, mapping, bar.update)
+            layers.append(LayerWeights(tensor.name, tensor.shape, is_zero, tensor, mapping))
+    return tuple(layers), sample.weights()
 
 
-def _representatives(distribution: WeightDistribution) -> Tensor:
-    if distribution.count <= EXACT_UP_TO:
-        return torch.from_numpy(distribution.values.copy())
-    return distribution.quantiles(_REPRESENTATIVES)
+class _Sample:
+    """All of some weights, or as many as are kept of more, at even distances in each tensor.
+
+    What is kept of a tensor does not depend on the others: a network gives the same sample in one
+    file or in many.
+
+    Args:
+        total: number of weights there are.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        # A prime step meets all columns of a matrix, whatever its width.
+        self._step = 1 if total <= MOST_KEPT else _prime_from(-(-total // MOST_KEPT))
+        self._kept: list[Tensor] = []
+        self._lowest, self._highest = torch.inf, -torch.inf
+
+    def take(
+        self,
+        tensor: StoredTensor,
+        mapping: MappingParameter | None,
+        on_read: Callable[[int], object] = lambda n: None,
+    ) -> bool:
+        """Reads a tensor, and tells whether all its weights are zero."""
+        start, is_zero = 0, True
+        for block in tensor.blocks() if mapping is None else blocks_on_tiles(tensor, mapping):
+            lowest, highest = (float(extreme) for extreme in torch.aminmax(block))
+            # NaN and infinities survive both the extremes and their sum.
+            if not np.isfinite(lowest + highest):
+                raise InvalidArgument(
+                    f"tensor {tensor.name!r} of {tensor.place} contains a weight that is NaN, "
+                    "infinite or beyond float32; all weights must be finite."
+                )
+            self._lowest = min(self._lowest, lowest)
+            self._highest = max(self._highest, highest)
+            is_zero = is_zero and lowest == highest == 0
+            self._kept.append(block.flatten()[start :: self._step].clone())
+            start = (start - block.numel()) % self._step
+            on_read(block.numel())
+        return is_zero
+
+    def weights(self) -> Tensor:
+        """What was kept, in ascending order, with the lowest and the highest of all."""
+        kept = torch.cat(self._kept)
+        if self._step > 1:
+            kept = torch.cat([kept, torch.tensor([self._lowest, self._highest])])
+        return torch.from_numpy(np.sort(kept.numpy()))
+
+
+def _prime_from(lowest: int) -> int:
+    return next(n for n in count(lowest) if all(n % d for d in range(2, isqrt(n) + 1)))

@@ -1,28 +1,22 @@
 """Delivers a stored study to MLflow: ``python -m wpo_optuna.track --study-name NAME``.
 
-What MLflow lacks of the study is taken from its Optuna storage: after MLflow was away, after the
-study's process was killed, for a study that was never tracked, or when MLflow's own store is lost.
-A second time there is nothing left to do. While the study is still being run, this does no harm.
+What MLflow lacks of the study is taken from its Optuna storage and the folder of its results: after
+MLflow was away, after the study's process was killed, for a study that was never tracked, or when
+MLflow's own store is lost. A second time there is nothing left to do. While the study is still
+being run, this does no harm.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from wpo_optuna.errors import InvalidArgument, WeightProgrammingError
-from wpo_optuna.track.delivery.destination import TRIAL_RUNS, Destination
-
-if TYPE_CHECKING:
-    from optuna import Study
-
-    from wpo_optuna.track.delivery.messages import Extra
+from wpo_optuna.study.command_line import run_command
 
 PROGRAM = "python -m wpo_optuna.track"
-INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
+TRIAL_RUNS = ("auto", "all", "best", "none")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,120 +28,63 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         exit status: 0, 1 on failure, 130 if interrupted; wrong usage exits with 2.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.follow:
+        from wpo_optuna.track.following import follow
+
+        return follow()
+    if options.study_name is None:
+        parser.error("the following arguments are required: --study-name")
+    return run_command(
+        lambda: _run(options),
+        debug=options.debug,
+        on_interruption="Interrupted; run the same command again to deliver the rest.",
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    # Everything heavy is imported here, so that --help and wrong usage answer at once.
+    from tqdm import tqdm
+
+    from wpo_optuna.errors import WeightProgrammingError
+    from wpo_optuna.storage import load_study
+    from wpo_optuna.track.delivery import deliver
+    from wpo_optuna.track.destination import Destination
+    from wpo_optuna.track.store import REQUEST_SETTINGS, reason_of
+
+    for name, value in REQUEST_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    study = load_study(options.storage, options.study_name)
+    destination = Destination.of_study(
+        study, options.tracking_uri, options.experiment, options.trial_runs
+    )
     try:
-        study = load_study(options.storage, options.study_name)
-        destination = destination_of(
-            study, options.tracking_uri, options.experiment, options.trial_runs
-        )
-        print(deliver(study, destination))
-        _remember(study, destination)
-        return 0
-    except KeyboardInterrupt:
-        print("\nInterrupted; run the same command again to deliver the rest.", file=sys.stderr)
-        return INTERRUPTED
+        with tqdm(unit="trial", disable=None, delay=2, leave=False) as bar:
+
+            def show(n_done: int, n_all: int) -> None:
+                bar.total = n_all
+                bar.update(n_done - bar.n)
+
+            delivered = deliver(study, destination, on_progress=show)
+    except WeightProgrammingError:
+        raise
     except Exception as error:
         if options.debug:
             raise
-        print(f"error: {_sentence(error)}", file=sys.stderr)
-        return 1
-
-
-def load_study(storage: str, study_name: str) -> Study:
-    """The stored study of this name.
-
-    Raises:
-        InvalidArgument: there is no such storage or study; nothing is written.
-    """
-    import optuna
-
-    from wpo_optuna.storage import masked_url, open_storage
-
-    scheme, _, location = storage.partition(":///")
-    path = location.partition("?")[0]
-    if scheme.partition("+")[0] in ("sqlite", "journal") and path and not Path(path).exists():
-        raise InvalidArgument(f"storage = {storage!r}: there is no such file.")
-    opened = open_storage(storage)
-    try:
-        return optuna.load_study(study_name=study_name, storage=opened)
-    except KeyError:
-        names = sorted(study.study_name for study in opened.get_all_studies())
-        known = f"it has {', '.join(names)}" if names else "it has none"
-        raise InvalidArgument(
-            f"study_name = {study_name!r}: {masked_url(storage)} has no such study; {known}."
-        ) from None
-
-
-def deliver(study: Study, destination: Destination, extras: Sequence[Extra] = ()) -> str:
-    """Brings everything of a study to MLflow, and says where it is.
-
-    Args:
-        study: the study.
-        destination: where it goes.
-        extras: what else is kept with the study's run.
-
-    Raises:
-        WeightProgrammingError: MLflow does not take it.
-    """
-    from wpo_optuna.track.delivery.description import DeliveryState
-    from wpo_optuna.track.delivery.ending import reason_of_failure, wait_for_end
-    from wpo_optuna.track.delivery.feeder import Feeder
-
-    state = DeliveryState.read(study)
-    feeder = Feeder(study, destination)
-    for extra in extras:
-        feeder.put_extra(extra)
-    feeder.finish((state and state.status) or "FINISHED")
-    wait_for_end(feeder, show_progress_bar=True)
-    if not feeder.is_complete:
         raise WeightProgrammingError(
-            f"MLflow lacks trials of study {study.study_name!r} ({reason_of_failure(feeder)}); run "
-            "the same command again when that is mended."
-        )
-    where = f"run {feeder.run_id} in experiment {destination.experiment_name!r}"
-    if feeder.recorder is not None:
-        where += f"; {feeder.recorder} is recording it still, and will end it"
-    return (
-        f"MLflow has all {feeder.n_delivered} finished trials of study {study.study_name!r}: "
+            f"MLflow lacks a part of study {study.study_name!r} "
+            f"({reason_of(error, destination.uri)}); run the same command again when that is "
+            "mended."
+        ) from error
+    where = f"run {delivered.run_id} in experiment {destination.experiment_name!r}"
+    if delivered.is_recorded_elsewhere:
+        where += "; another process is recording it still, and will end it"
+    print(
+        f"MLflow has all {delivered.n_trials} finished trials of study {study.study_name!r}: "
         f"{where}."
     )
-
-
-def destination_of(
-    study: Study, tracking_uri: str | None, experiment: str | None, trial_runs: str | None
-) -> Destination:
-    """Where the arguments say, and where they are None, where the study has been recorded.
-
-    Raises:
-        InvalidArgument: an argument cannot be used, or a password is lacking.
-    """
-    from wpo_optuna.track.delivery.description import DeliveryState
-
-    recorded = DeliveryState.read(study) or DeliveryState(identity="", versions=())
-    tracking_uri = tracking_uri or recorded.tracking_uri
-    if tracking_uri is not None and "***" in tracking_uri:
-        raise InvalidArgument(
-            f"tracking_uri = {tracking_uri!r}: it is kept and shown without the password; give "
-            "--tracking-uri with it."
-        )
-    return Destination(
-        tracking_uri=tracking_uri,
-        experiment_name=experiment or recorded.experiment_name or "wpo",
-        trial_runs=trial_runs or recorded.trial_runs or "auto",
-        planned_trials=0,
-        parameters=(),
-        tags=(),
-        is_live=False,
-    )
-
-
-def _remember(study: Study, destination: Destination) -> None:
-    """Keeps with a study that no tracker has recorded where it is now."""
-    from wpo_optuna.track.delivery.description import DeliveryState
-
-    state = DeliveryState.read(study)
-    if state is not None and state.experiment_name is None:
-        state.at(destination).write(study)
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -157,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         "the same command again changes nothing.",
         allow_abbrev=False,
     )
-    parser.add_argument("--study-name", required=True, metavar="NAME", help="name of the study")
+    parser.add_argument("--study-name", metavar="NAME", help="name of the study (required)")
     parser.add_argument(
         "--storage", default="sqlite:///wpo.db", metavar="URL",
         help="Optuna storage of the study (sqlite:///wpo.db)",
@@ -176,14 +113,11 @@ def _parser() -> argparse.ArgumentParser:
         "auto: all of at most 1000 trials, else those that improved the best",
     )  # fmt: skip
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument(
+        "--follow", action="store_true",
+        help="what a running study starts: its description comes on standard input",
+    )  # fmt: skip
     return parser
-
-
-def _sentence(error: Exception) -> str:
-    if isinstance(error, WeightProgrammingError):
-        return str(error)
-    first_line = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first_line} (--debug shows where)"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,232 @@
+"""MLflow's store: opened without waiting for nothing, quick to write if SQLite, and its limits."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import math
+import os
+import sqlite3
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from wpo_optuna.track.destination import DATABASES, file_of, masked, without_password
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Run
+
+KIND_TAG = "wpo.kind"
+STUDIES_FILTER = f"tags.`{KIND_TAG}` = 'study'"
+MAX_PARAM_LENGTH = 6000
+METRICS_PER_REQUEST = 1000
+
+# MLflow's client would repeat a request for minutes in silence. Here each is made once; then what
+# MLflow has is asked again before anything is repeated.
+REQUEST_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+_ITEMS_PER_REQUEST = 100
+_RUNS_PER_PAGE = 1000
+_EXPERIMENT_NOTE = (
+    "Weight programming studies. The runs of their trials fold away under each study; to list "
+    f"studies alone, search for ``{STUDIES_FILTER}``. The chart view lays the studies' "
+    "series over each other; `best_tnmse` shows which one got further."
+)
+# SQLite's write-ahead log needs memory shared by all its users, which networks have not.
+_LOCAL_FILE_SYSTEMS = ("ext2/ext3", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "overlayfs", "ramfs")
+
+# What requests and urllib3 say inside the message of MLflow's exception, and what it means.
+_REQUEST_FAILURES = {
+    "NameResolutionError": "cannot be reached: no such host",
+    "Connection refused": "cannot be reached: connection refused",
+    "NewConnectionError": "cannot be reached",
+    "ConnectTimeoutError": "cannot be reached: no answer",
+    "timeout exception": "does not answer in time",
+    "ReadTimeoutError": "does not answer in time",
+    "RemoteDisconnected": "breaks off connections",
+    "Connection reset": "breaks off connections",
+    "error responses": "answers with server errors",
+}
+_MOST_CHARACTERS_OF_A_REASON = 300
+
+_quick_files: set[str] = set()
+
+
+def connect(tracking_uri: str) -> MlflowClient:
+    """Opens a store; an SQLite database is created if there is none.
+
+    A new database gets a write-ahead log: a trial's run then takes a third of the time on a busy
+    disk, and whoever looks at the runs in MLflow's UI does not keep them from being written. One
+    that exists stays as it is. With a write-ahead log, ``synchronous = NORMAL`` keeps the database
+    whole through a power cut; what it loses of the last seconds is delivered again.
+
+    Several processes that open the same new store take turns: MLflow creates its tables without
+    looking whether somebody else is doing the same.
+
+    Args:
+        tracking_uri: MLflow's tracking URI.
+
+    Raises:
+        SQLAlchemyError: there is no such database, or it does not answer.
+    """
+    from mlflow import MlflowClient
+
+    path = file_of(tracking_uri)
+    if path is None:
+        _check_that_it_answers(tracking_uri)
+        return MlflowClient(tracking_uri)
+    with turn(str(path)):
+        if not path.exists():
+            _create(path)
+        _quicken(path)
+        _check_that_it_answers(tracking_uri)
+        return MlflowClient(tracking_uri)
+
+
+@contextmanager
+def turn(name: str) -> Iterator[None]:
+    """Lets the processes of this host's user that name the same thing go one after the other."""
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    with Path(tempfile.gettempdir(), f"wpo_mlflow_{os.getuid()}_{digest}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _create(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    command = ["stat", "--file-system", "--format=%T", str(path.parent)]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    if told.stdout.strip() in _LOCAL_FILE_SYSTEMS:
+        database = sqlite3.connect(path)
+        database.execute("PRAGMA journal_mode = WAL")
+        database.close()
+
+
+def _quicken(path: Path) -> None:
+    """Makes connections of this process to a database with a write-ahead log write quickly."""
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    _quick_files.add(str(path))
+    if not event.contains(Engine, "connect", _set_up_connection):
+        event.listen(Engine, "connect", _set_up_connection)
+
+
+def _set_up_connection(connection: Any, _: object) -> None:
+    if not isinstance(connection, sqlite3.Connection):
+        return
+    file = connection.execute("PRAGMA database_list").fetchone()[2]
+    # Optuna's databases, which have every trial only once, are none of these.
+    if file in _quick_files and connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
+        connection.execute("PRAGMA synchronous = NORMAL")
+
+
+def _check_that_it_answers(tracking_uri: str) -> None:
+    """Reads a database once: MLflow would try for two minutes before it says anything."""
+    from sqlalchemy import create_engine, inspect
+
+    if urlsplit(tracking_uri).scheme.partition("+")[0] not in DATABASES:
+        return
+    engine = create_engine(tracking_uri)
+    try:
+        inspect(engine).get_table_names()
+    finally:
+        engine.dispose()
+
+
+def find_or_create_experiment(client: MlflowClient, name: str) -> str:
+    """Id of the experiment of this name.
+
+    Raises:
+        MlflowException: it is deleted; the message says how to restore it.
+    """
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        # The kind spares the UI's user the question which of its views is the right one.
+        tags = {
+            "mlflow.experimentKind": "custom_model_development",
+            "mlflow.note.content": _EXPERIMENT_NOTE,
+        }
+        return str(client.create_experiment(name, tags=tags))
+    if experiment.lifecycle_stage != "active":
+        raise MlflowException(
+            f"experiment '{name}' is deleted; restore it with 'mlflow experiments restore "
+            f"--experiment-id {experiment.experiment_id}' or choose another name"
+        )
+    return str(experiment.experiment_id)
+
+
+def search_runs(client: MlflowClient, experiment_id: str, filter_string: str) -> list[Run]:
+    """All active runs of an experiment that a filter lets through."""
+    runs: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs(
+            [experiment_id], filter_string, max_results=_RUNS_PER_PAGE, page_token=token
+        )
+        runs += page
+        token = page.token
+        if not token:
+            return runs
+
+
+def metrics_of(values: Mapping[str, float], timestamp_ms: int, step: int = 0) -> list[Metric]:
+    """Metrics of one step; what is not finite becomes NaN.
+
+    MLflow's databases hold no infinity: they put the largest number there is in its place, which
+    leaves nothing to be seen of a chart.
+    """
+    from mlflow.entities import Metric
+
+    return [
+        Metric(name, value if math.isfinite(value) else math.nan, timestamp_ms, step)
+        for name, value in values.items()
+    ]
+
+
+def log_metrics(client: MlflowClient, run_id: str, metrics: Sequence[Metric]) -> None:
+    """Logs any number of metrics to a run; one that is there already is not there twice."""
+    for start in range(0, len(metrics), METRICS_PER_REQUEST):
+        client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_REQUEST])
+
+
+def log_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) -> None:
+    """Logs any number of parameters that the run has not got."""
+    from mlflow.entities import Param
+
+    items = [Param(*item) for item in params.items()]
+    for start in range(0, len(items), _ITEMS_PER_REQUEST):
+        client.log_batch(run_id, params=items[start : start + _ITEMS_PER_REQUEST])
+
+
+def set_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
+    """Sets any number of tags."""
+    from mlflow.entities import RunTag
+
+    items = [RunTag(*item) for item in tags.items()]
+    for start in range(0, len(items), _ITEMS_PER_REQUEST):
+        client.log_batch(run_id, tags=items[start : start + _ITEMS_PER_REQUEST])
+
+
+def reason_of(error: BaseException, tracking_uri: str) -> str:
+    """Why MLflow did not take something, as a phrase without passwords."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = without_password(text.partition(" [SQL: ")[0], tracking_uri)
+    for sign, reason in _REQUEST_FAILURES.items():
+        if sign in text:
+            return f"{masked(tracking_uri)} {reason}"
+    if len(text) <= _MOST_CHARACTERS_OF_A_REASON:
+        return text
+    return text[:_MOST_CHARACTERS_OF_A_REASON] + " ..."

@@ -75,18 +75,16 @@ def _run(options: argparse.Namespace) -> int:
     is_comparison = len(studies) > 1
     folder = _RESULTS / _COMPARISON if is_comparison else directory_of_study(_RESULTS, names[0])
     page = options.output or folder / REPORT_FILE
-    if options.tracking_uri is None:
-        files = write_report(studies, page)
-        destinations = []
-    else:
-        from wpo_optuna.track.deliver import deliver, destination_of
+    destinations = []
+    if options.tracking_uri is not None:
+        from wpo_optuna.track import Destination, deliver
 
         # Checked before anything is written.
         destinations = [
-            destination_of(study, options.tracking_uri, options.experiment, None)
+            Destination.of_study(study, options.tracking_uri, options.experiment)
             for study in studies
         ]
-        files = write_report(studies, page)
+    files = write_report(studies, page)
     print(f"report   {files.page}")
     print(f"figures  {files.page.parent / FIGURES} ({len(files.figures)} files)")
     for study, destination in zip(studies, destinations, strict=False):

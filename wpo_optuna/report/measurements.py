@@ -36,6 +36,7 @@ MEASUREMENTS_FILE = "measurements.json"
 
 _N_CURVE_POINTS = 81
 _N_HISTOGRAM_BINS = 60
+_MOST_READS = 8  # times at which devices are read: more lines cannot be told apart
 _SIGNIFICANT_DIGITS = 5  # figures show no more
 # Draws of these measurements alone: no search and no scoring has their seeds.
 _SEED_OFFSET = 104_729
@@ -166,9 +167,7 @@ def _measure(
         optimised = Programming(f, g_us, errors_of(strategy.to_converter(), winning_trial + 1))
         if known is not None:
             return replace(known, trial_number=winning_trial, optimised=optimised)
-        baseline = Programming(
-            *_curves(problem), errors_of(problem.g_converter_baseline, 0)
-        )
+        baseline = Programming(*_curves(problem), errors_of(problem.g_converter_baseline, 0))
     weights = problem.test_weights.double().numpy().ravel() / problem.max_abs_weight
     return Measurements(
         fingerprint=problem.fingerprint,
@@ -188,7 +187,7 @@ def _is_of(measured: Programming, f: NDArray[np.float64], g_us: NDArray[np.float
 
 
 def _devices(problem: WeightProgrammingProblem) -> DeviceModel | None:
-    t_s = [problem.t_steps[i] for i in times_shown(len(problem.t_steps))]
+    t_s = [problem.t_steps[i] for i in times_shown(len(problem.t_steps), _MOST_READS)]
     try:
         return sample_device_model(problem, t_s, _seed(problem, 0))
     # A noise model may serve aihwkit's tile only, and fails otherwise as it likes.

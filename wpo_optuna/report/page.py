@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wpo_optuna.hardware import format_duration
 from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.hardware import format_duration
 from wpo_optuna.report.figures import errors, hardware, search
 from wpo_optuna.report.figures.drawing import Drawn, draw
 from wpo_optuna.report.record import StudyRecord, are_about_one_problem, read_study
@@ -128,7 +128,7 @@ def _figure_files(
     for part in parts:
         of_study = re.sub(r"[^\w.-]", "_", part.record.name) + "-" if len(parts) > 1 else ""
         named |= {of_study + name: figure for name, figure in part.figures.items()}
-    files = {}
+    files: dict[str, bytes] = {}
     for name, figure in named.items():
         if isinstance(figure, Drawn):
             files |= {f"{name}.png": figure.png, f"{name}.svg": figure.svg}
@@ -154,12 +154,9 @@ def _template() -> Any:
     return environment.get_template("page.html.j2")
 
 
-def _interval(estimate: Estimate | Sequence[float], digits: int = 4) -> str:
-    """A mean and its 95 % interval, of an estimate or of three numbers."""
-    if not isinstance(estimate, Sequence) and hasattr(estimate, "mean") and hasattr(estimate, "low"):
-        estimate = (estimate.mean, estimate.low, estimate.high)
-    mean, low, high = (f"{value:.{digits}f}" for value in estimate)
-    return f"{mean} [{low}, {high}]"
+def _interval(estimate: Estimate) -> str:
+    """A mean and its 95 % interval."""
+    return f"{estimate.mean:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
 
 
 def _shown(value: Any) -> str:

@@ -15,15 +15,15 @@ from wpo_optuna.study.estimate import Estimate
 if TYPE_CHECKING:
     from aihwkit.inference.converter.base import BaseConductanceConverter
 
-    from wpo_optuna.loss.reference import ReferenceEngine
+    from wpo_optuna.loss.base import DrawingEngine
 
 FloatArray = NDArray[np.float64]
 
 DRAWS = 24
 # Draws whose single weights are kept for distributions: memory, and enough for smooth curves.
 _POOLED_DRAWS = 8
-# Figures have a panel for each time; of more times, these many are shown.
-MOST_TIMES_SHOWN = 8
+# Figures of single weights have a panel for each time; of more times, these many are shown.
+MOST_PANELS = 4
 _N_BINS = 61
 _OUTSIDE_BINS = 5e-3
 
@@ -61,13 +61,13 @@ class WeightErrors:
     band: FloatArray
 
 
-def times_shown(n_times: int) -> NDArray[np.int64]:
-    """Indices of the times that get a panel: all, or eight evenly spread with both ends."""
-    return np.linspace(0, n_times - 1, min(n_times, MOST_TIMES_SHOWN)).round().astype(np.int64)
+def times_shown(n_times: int, most: int = MOST_PANELS) -> NDArray[np.int64]:
+    """Indices of the times that are shown: all, or so many evenly spread with both ends."""
+    return np.linspace(0, n_times - 1, min(n_times, most)).round().astype(np.int64)
 
 
 def measure_weight_errors(
-    engine: ReferenceEngine,
+    engine: DrawingEngine,
     converter: BaseConductanceConverter,
     seed: int,
     on_draw: Callable[[int], object] = lambda n: None,
@@ -75,7 +75,7 @@ def measure_weight_errors(
     """Programs the test matrix repeatedly.
 
     Args:
-        engine: an engine that draws, with the problem.
+        engine: draws the weights.
         converter: how weights become conductances.
         seed: seed of the draws.
         on_draw: told 1 after each of the :data:`DRAWS` draws.
@@ -88,7 +88,7 @@ def measure_weight_errors(
 
     tnmse = np.empty((DRAWS, len(problem.t_steps)))
     pooled = np.empty((len(shown), _POOLED_DRAWS, len(target)), dtype=np.float32)
-    # The seeds of aihwkit's tile's own tnmse_of.
+    # One draw at a time: several of a large matrix would not fit the memory.
     seeds = np.random.SeedSequence(seed).generate_state(DRAWS, np.uint64)
     for draw, draw_seed in enumerate(seeds):
         weights = engine.weights_over_time(converter, int(draw_seed))

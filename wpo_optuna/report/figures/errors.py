@@ -43,8 +43,8 @@ def weight_errors(record: StudyRecord) -> Figure | str:
     measured = record.measurements
     if measured is None:
         return _MISSING
-    figure, all_axes = _panel_for_each_time(measured)
-    for i, axes in enumerate(all_axes):
+    figure, panels_by_time = _panel_for_each_time(measured)
+    for i, (time, axes) in enumerate(panels_by_time):
         for errors, look in _both(measured):
             # Shares per percent, as the bins of the two differ.
             edges = 100 * errors.edges
@@ -52,11 +52,11 @@ def weight_errors(record: StudyRecord) -> Figure | str:
             axes.stairs(density, edges, linewidth=1.5, **look)
             axes.stairs(density, edges, fill=True, color=look["color"], alpha=0.12)
         before, after = (100 * e.standard_deviation[i] for e, _ in _both(measured))
-        axes.set_title(f"{axes.get_title()}: σ {before:#.3g} → {after:#.3g} %")
+        axes.set_title(f"{time}: σ {before:#.3g} → {after:#.3g} %")
         axes.set_ylim(bottom=0)
     figure.supxlabel("error / largest weight (%)")
     figure.supylabel("% of weights per %")
-    legend_above(figure, all_axes[0])
+    legend_above(figure, panels_by_time[0][1])
     return figure
 
 
@@ -65,30 +65,30 @@ def weight_correlation(record: StudyRecord) -> Figure | str:
     measured = record.measurements
     if measured is None:
         return _MISSING
-    figure, all_axes = _panel_for_each_time(measured)
-    for i, axes in enumerate(all_axes):
+    figure, panels_by_time = _panel_for_each_time(measured)
+    for i, (time, axes) in enumerate(panels_by_time):
         axes.axhline(0, color=drawing.NEUTRAL, linewidth=0.8, label="ideal")
         for errors, look in _both(measured):
             low, median, high = 100 * errors.band[i]
             axes.fill_between(
-                errors.targets, low, high, color=look["color"], alpha=0.25, linewidth=0
+                errors.targets, low, high, color=look["color"], alpha=0.12, linewidth=0
             )
-            axes.plot(errors.targets, median, linewidth=1.2, **look)
+            axes.plot(errors.targets, median, linewidth=1.4, **look)
+            for edge in (low, high):
+                axes.plot(errors.targets, edge, linewidth=0.9, **look | {"label": None})
         before, after = (_four_nines(e.correlation[i]) for e, _ in _both(measured))
-        axes.set_title(f"{axes.get_title()}: r {before} → {after}")
+        axes.set_title(f"{time}: r {before} → {after}")
     figure.supxlabel("weight wanted / largest weight")
     figure.supylabel("(acting − wanted) / largest weight (%)")
-    legend_above(figure, all_axes[0])
+    legend_above(figure, panels_by_time[0][1])
     return figure
 
 
-def _panel_for_each_time(measured: Measurements) -> tuple[Figure, list[Axes]]:
-    """Axes for each time that is shown, with its name as their title."""
-    t_s = measured.t_s[list(measured.optimised.errors.shown)]
+def _panel_for_each_time(measured: Measurements) -> tuple[Figure, list[tuple[str, Axes]]]:
+    """A figure with axes for each time that is shown, and the time's name."""
+    t_s = measured.t_s[measured.optimised.errors.shown]
     figure, all_axes = panels(len(t_s), 1.9, columns=2, share_x=True, share_y=True)
-    for axes, t in zip(all_axes, t_s, strict=True):
-        axes.set_title(drawing.time_name(float(t)), loc="center")
-    return figure, all_axes
+    return figure, list(zip(map(drawing.time_name, t_s.tolist()), all_axes, strict=True))
 
 
 def _both(measured: Measurements) -> Iterator[tuple[WeightErrors, dict[str, Any]]]:

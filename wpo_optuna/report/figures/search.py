@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
 from wpo_optuna.report.figures import drawing
@@ -19,12 +19,13 @@ from wpo_optuna.report.figures.drawing import LOOKS, FloatArray, legend_above, p
 from wpo_optuna.report.record import are_about_one_problem
 
 if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
     from wpo_optuna.report.record import StudyRecord
 
-# Few enough that an SVG of single dots stays small, and importance takes no time.
-MOST_TRIALS = 1000
+# Few enough that importance takes no time, and that an SVG of single dots stays small.
+MOST_TRIALS, MOST_DOTS = 1000, 500
 # PED-ANOVA compares the best tenth with all: of fewer trials it would be a handful.
 LEAST_TRIALS = 50
 # The worst trials would leave no room for the difference that matters.
@@ -61,7 +62,7 @@ def _plot_trials(axes: Axes, record: StudyRecord, index: int, is_one_of_several:
     look = LOOKS[index % len(LOOKS)]
     polished = record.is_polished
     dots = np.flatnonzero(~polished)
-    dots = dots[_spread(len(dots))]
+    dots = dots[_spread(len(dots), MOST_DOTS)]
     axes.plot(
         record.number[dots], record.ratio[dots], linestyle="none", marker=look["marker"],
         color=look["color"], markersize=3, alpha=0.35, markeredgewidth=0,
@@ -71,8 +72,7 @@ def _plot_trials(axes: Axes, record: StudyRecord, index: int, is_one_of_several:
     name = f"{record.name} ({record.sampler})" if is_one_of_several else "best so far"
     axes.plot(
         record.number[steps], best[steps], color=look["color"], linestyle=look["linestyle"],
-        drawstyle="steps-post", label=textwrap.shorten(name, _LONGEST_NAME, placeholder="…")
-        if len(name.split()) > 9 else name[:_LONGEST_NAME],
+        drawstyle="steps-post", label=_shortened(name),
     )  # fmt: skip
     if polished.any():
         axes.plot(
@@ -80,6 +80,10 @@ def _plot_trials(axes: Axes, record: StudyRecord, index: int, is_one_of_several:
             color=look["color"], markeredgecolor=drawing.NEUTRAL, markersize=6,
             label=None if is_one_of_several else "polished", zorder=4,
         )  # fmt: skip
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
 def explored_factors(record: StudyRecord) -> Figure | str:
@@ -97,7 +101,7 @@ def explored_factors(record: StudyRecord) -> Figure | str:
     if not quantities:
         return "All trials have the same significance factors and scale."
     figure, all_axes = panels(len(quantities), 2.3, share_y=True)
-    shown = shown[_spread(len(shown))]
+    shown = shown[_spread(len(shown), MOST_DOTS)]
     for axes, (label, values, of_winner) in zip(all_axes, quantities, strict=True):
         points = axes.scatter(
             values[shown], record.ratio[shown], c=record.number[shown], s=9, alpha=0.6,
@@ -123,7 +127,7 @@ def importance(record: StudyRecord) -> Figure | str:
             f"Importance needs at least {LEAST_TRIALS} trials proposed by the sampler; there are "
             f"{len(trials)}."
         )
-    shares = _importance([trials[i] for i in _spread(len(trials))])
+    shares = _importance([trials[i] for i in _spread(len(trials), MOST_TRIALS)])
     if not shares:
         return "The best trials do not differ from the others in any coordinate."
     names, values = list(shares)[::-1], list(shares.values())[::-1]
@@ -157,7 +161,13 @@ def _importance(trials: list[FrozenTrial], most: int = 20) -> dict[str, float]:
         study = optuna.create_study()
     finally:
         optuna.logging.set_verbosity(level)
-    study.add_trials(trials)
+    # The study copies each trial with all it holds: single objects of each distribution, no more.
+    known: dict[BaseDistribution, BaseDistribution] = {}
+    for trial in trials:
+        shared = {name: known.setdefault(d, d) for name, d in trial.distributions.items()}
+        study.add_trial(
+            optuna.trial.create_trial(value=trial.value, params=trial.params, distributions=shared)
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = get_param_importances(
@@ -184,7 +194,9 @@ def sampler_comparison(records: Sequence[StudyRecord]) -> Figure | str:
     figure, (axes,) = panels(1, 0.7 + 0.22 * n_lines + 0.12 * len(labels))
     for place, (_, scores) in enumerate(scored):
         unit = scores.baseline.mean if is_relative else 1.0
-        mean, low, high = np.array([scores.winner.mean, scores.winner.low, scores.winner.high]) / unit
+        mean, low, high = (
+            np.array([scores.winner.mean, scores.winner.low, scores.winner.high]) / unit
+        )
         look = LOOKS[place % len(LOOKS)]
         axes.errorbar(
             mean, -place, xerr=[[mean - low], [high - mean]], color=look["color"],
@@ -203,9 +215,9 @@ def _has_place(ratios: FloatArray) -> NDArray[np.bool_]:
     return np.isfinite(ratios) & (ratios > 0)
 
 
-def _spread(n: int) -> NDArray[np.int64]:
-    """Indices of n things, or of so many that are spread evenly over them."""
-    return np.unique(np.linspace(0, n - 1, min(n, MOST_TRIALS)).round().astype(np.int64))
+def _spread(n: int, most: int) -> NDArray[np.int64]:
+    """Indices of n things, or of at most so many that are spread evenly over them."""
+    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(np.int64))
 
 
 def _scale(axes: Axes, ratios: FloatArray) -> None:
@@ -219,4 +231,4 @@ def _scale(axes: Axes, ratios: FloatArray) -> None:
     axis = axes.yaxis
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 4 * low else MaxNLocator(5))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.set_minor_formatter(NullFormatter())
+    axes.minorticks_off()

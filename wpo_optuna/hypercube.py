@@ -152,35 +152,24 @@ class Hypercube:
         """
         points = self.check_points(x)
         f, x_k_w, x_g, x_delta = self._partition(points)
-        k_w, targets = self.target_weights_us(f, x_k_w)
+        k_w, remainder = self._target_weights_us(f, x_k_w)
+        span, g_err_us = f * (self.g_max - self.g_min), self.g_err * (self.g_max - self.g_min)
 
         g = np.empty((len(points), 2 * self.n_pairs, self.n_knots))
-        remainder = targets
         for pair in range(self.n_pairs):
-            low, high = self.carried_interval_us(f, remainder, pair)
+            # Of the weight that remains, the pair carries what leaves those after it the rest.
+            own, rest = span[:, pair, None], span[:, pair + 1 :].sum(axis=1, keepdims=True)
+            low, high = np.maximum(remainder - rest, -own), np.minimum(remainder + rest, own)
             carried = x_delta[:, pair] * (high - low) + low
             remainder = remainder - carried
 
             delta_g = carried / f[:, pair, None]
-            low, high = self.g_plus_interval_us(delta_g)
+            low = self.g_min + np.maximum(delta_g, 0) - g_err_us
+            high = self.g_max + np.minimum(delta_g, 0) + g_err_us
             g_plus = np.clip(x_g[:, pair] * (high - low) + low, self.g_min, self.g_max)
             g_minus = np.clip(g_plus - delta_g, self.g_min, self.g_max)
             g[:, 2 * pair], g[:, 2 * pair + 1] = self._whole_curves(g_plus, g_minus)
         return DecodedPoints(f=f, g=g, k_w=k_w)
-
-    def encode(self, strategy: ProgrammingStrategy) -> FloatArray:
-        """A point ``(d,)`` that decodes to a known strategy, to start a search from it.
-
-        Coordinates without influence are 0.5. A strategy that came from this hypercube is decoded
-        to the same conductances; one from elsewhere, or any with ``g_err`` > 0, to the single
-        precision in which the hypercube holds weights (a part in 10^6 of the largest).
-
-        Raises:
-            InvalidArgument: the strategy is not in this hypercube; the message says why.
-        """
-        from wpo_optuna.encoding import encode
-
-        return encode(self, strategy)
 
     def check_points(self, x: ArrayLike) -> FloatArray:
         """Points as a float64 array ``(n, d)``.
@@ -198,6 +187,12 @@ class Hypercube:
             outside = points[~((points >= 0) & (points <= 1))][0]
             raise InvalidArgument(f"x contains {outside}: coordinates lie between 0 and 1.")
         return points
+
+    @cached_property
+    def knot_weights(self) -> torch.Tensor:
+        """The weight (unitless) at each knot, ``(K,)`` in float32."""
+        m = torch.tensor(self.max_abs_weight, dtype=torch.float32)
+        return torch.linspace(-m, m, self.n_knots)
 
     def _partition(
         self, points: FloatArray
@@ -219,16 +214,9 @@ class Hypercube:
         shares[:, :-1] = blocks[:, 1::2]
         return f, x_k_w, blocks[:, 0::2], shares
 
-    def target_weights_us(self, f: FloatArray, x_k_w: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Scale k_w ``(n,)`` and the weight in µS at each free knot ``(n, free knots)``.
-
-        Args:
-            f: factors ``(n, P)``.
-            x_k_w: coordinate of k_w ``(n,)``.
-        """
-        largest = np.zeros(len(f))
-        for pair in range(self.n_pairs):
-            largest = largest + f[:, pair] * (self.g_max - self.g_min)
+    def _target_weights_us(self, f: FloatArray, x_k_w: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Scale k_w (n,) and weights in µS at the free knots (n, free knots)."""
+        largest = (f * (self.g_max - self.g_min)).sum(axis=1)
         lowest = LOWEST_FRACTION * largest
         programmed = x_k_w * (largest - lowest) + lowest
         # The reference holds weights in float32, and divides as torch does, by the reciprocal.
@@ -236,34 +224,6 @@ class Hypercube:
         k_w = torch.from_numpy(programmed).to(torch.float32) * reciprocal
         targets = k_w[:, None] * self.knot_weights[: self.n_free_knots]
         return k_w.double().numpy(), targets.double().numpy()
-
-    def carried_interval_us(
-        self, f: FloatArray, remainder: FloatArray, pair: int
-    ) -> tuple[FloatArray, FloatArray]:
-        """Least and most ``(n, free knots)`` in µS that a pair can carry of a remaining weight.
-
-        Args:
-            f: factors ``(n, P)``.
-            remainder: what this pair and those after it have to carry, ``(n, free knots)`` in µS.
-            pair: index of the pair.
-        """
-        span = f * (self.g_max - self.g_min)
-        rest, own = _sum_after(span, pair)[:, None], span[:, pair, None]
-        return np.maximum(remainder - rest, -own), np.minimum(remainder + rest, own)
-
-    def g_plus_interval_us(self, delta_g: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Least and most g+ in µS on the line g+ - g- = delta_g, before clipping."""
-        g_err_us = self.g_err * (self.g_max - self.g_min)
-        return (
-            self.g_min + np.maximum(delta_g, 0) - g_err_us,
-            self.g_max + np.minimum(delta_g, 0) + g_err_us,
-        )
-
-    @cached_property
-    def knot_weights(self) -> torch.Tensor:
-        """The weight (unitless) at each knot, ``(K,)`` in float32."""
-        m = torch.tensor(self.max_abs_weight, dtype=torch.float32)
-        return torch.linspace(-m, m, self.n_knots)
 
     def _whole_curves(
         self, g_plus: FloatArray, g_minus: FloatArray
@@ -277,11 +237,3 @@ class Hypercube:
             np.concatenate([g_plus[:, negative], g_minus[:, ::-1]], axis=1),
             np.concatenate([g_minus[:, negative], g_plus[:, ::-1]], axis=1),
         )
-
-
-def _sum_after(span: FloatArray, pair: int) -> FloatArray:
-    """Sum (n,) over the pairs after the given one; zero after the last."""
-    total = np.zeros(len(span))
-    for later in range(pair + 1, span.shape[1]):
-        total = total + span[:, later]
-    return total

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any
 
-from wpo_optuna.errors import InvalidArgument, check_options
+from wpo_optuna.errors import check_choice, check_options
 from wpo_optuna.loss.base import LossEngine
 
 if TYPE_CHECKING:
@@ -35,6 +34,7 @@ def make_engine(name: str, problem: WeightProgrammingProblem, **options: Any) ->
 
 
 def _engine_class(name: str) -> type[LossEngine]:
+    check_choice("engine", name, ENGINE_NAMES)
     if name == "aihwkit":
         from wpo_optuna.loss.reference import ReferenceEngine
 
@@ -43,10 +43,6 @@ def _engine_class(name: str) -> type[LossEngine]:
         from wpo_optuna.loss.monte_carlo import MonteCarloEngine
 
         return MonteCarloEngine
-    if name == "expected":
-        from wpo_optuna.loss.expected import ExpectedEngine
+    from wpo_optuna.loss.expected import ExpectedEngine
 
-        return ExpectedEngine
-    close = difflib.get_close_matches(str(name), ENGINE_NAMES, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    raise InvalidArgument(f"engine = {name!r}: one of {', '.join(ENGINE_NAMES)} is needed{hint}.")
+    return ExpectedEngine

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 if TYPE_CHECKING:
     from aihwkit.inference.converter.base import BaseConductanceConverter
 
     from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
+
+Result = TypeVar("Result")
 
 
 class LossEngine(ABC):
@@ -57,3 +62,54 @@ class LossEngine(ABC):
         Returns:
             array ``(repeats,)``; a deterministic engine repeats one value.
         """
+
+
+class DrawingEngine(LossEngine):
+    """An engine that draws the noise: it knows the weights that act, not only their error."""
+
+    def tnmse_of(
+        self, converter: BaseConductanceConverter, repeats: int = 100, seed: int = 0
+    ) -> NDArray[np.float64]:
+        """See :meth:`LossEngine.tnmse_of`."""
+        return np.concatenate(self._over_draws(self._errors, converter, repeats, seed))
+
+    def draw_weights(self, converter: BaseConductanceConverter, draws: int, seed: int) -> Tensor:
+        """The weights that act at each of the T times, with drift compensated, in several draws.
+
+        For every time they are programmed anew. The draws are those of :meth:`tnmse_of`.
+
+        Args:
+            converter: how weights become conductances.
+            draws: number of independent draws.
+            seed: seed of the draws.
+
+        Returns:
+            ``(draws, T, test_in_features, test_out_features)``, unitless.
+        """
+        return torch.cat(self._over_draws(lambda weights: weights.mT, converter, draws, seed))
+
+    def weights_over_time(self, converter: BaseConductanceConverter, seed: int) -> list[Tensor]:
+        """One draw of :meth:`draw_weights`: ``(test_in_features, test_out_features)`` per time."""
+        return list(self.draw_weights(converter, 1, seed)[0])
+
+    @abstractmethod
+    def _over_draws(
+        self,
+        function: Callable[[Tensor], Result],
+        converter: BaseConductanceConverter,
+        draws: int,
+        seed: int,
+    ) -> list[Result]:
+        """A function of acting weights ``(n, T, out, in)``, for a few of the draws at a time."""
+
+    def _errors(self, weights: Tensor) -> NDArray[np.float64]:
+        """TNMSE ``(n,)`` of acting weights ``(n, T, out, in)``, infinite where they are NaN.
+
+        With m = max |W| it is 100 times the mean of ((w_t - W) / m)² over times and weights: the
+        100 is the reference's amplification of the normalised error, 10, squared.
+        """
+        target = self.problem.test_weights.T.to(weights.device)
+        deviation = (weights - target) / self.problem.max_abs_weight
+        # In two steps, since torch adds up to a single number in another order than to several.
+        tnmse = 100 * deviation.square_().mean(dim=3).double().mean(dim=(1, 2))
+        return tnmse.nan_to_num(nan=torch.inf, posinf=torch.inf).cpu().numpy()

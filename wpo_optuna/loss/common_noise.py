@@ -8,7 +8,6 @@ numbers), and generating them costs once per batch instead of once per candidate
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Protocol
 
@@ -37,63 +36,37 @@ class RandomNumbers(Protocol):
     def normal(self, key: Key, shape: Shape, device: torch.device) -> Tensor:
         """Standard normal numbers ``(R, *shape)`` in float32; not to be changed."""
 
-    def uniform(self, key: Key, shape: Shape, device: torch.device) -> Tensor:
-        """Numbers ``(R, *shape)`` in float32, uniform in [0, 1); not to be changed."""
-
 
 class CommonNoise:
-    """The random numbers of some draws, drawn when first asked for and kept.
+    """The random numbers of R draws, for one candidate that meets them side by side.
 
-    All have a leading axis of length R, the number of draws. With one draw, its numbers are shared
-    by a batch of candidates; with several, one candidate meets them side by side.
-
-    They come from generators of their own on the CPU, so that torch's and numpy's global states
-    stay as they are, and a GPU sees the same numbers.
+    Those of a single draw are kept once drawn, as a batch of candidates shares them. They come
+    from generators of their own on the CPU, so that torch's and numpy's global states stay as they
+    are, and a GPU sees the same numbers.
 
     Args:
         seed: whole number of at least 0.
-        draws: indices of the draws; different draws are independent.
+        draws: numbers of the draws; different draws are independent.
     """
 
-    def __init__(self, seed: int, draws: Sequence[int]) -> None:
+    def __init__(self, seed: int, draws: range) -> None:
         self.seed = seed
-        self.draws = tuple(draws)
-        self._kept: dict[tuple[str, Key, torch.device], Tensor] = {}
+        self.draws = draws
+        self._kept: dict[Key, Tensor] = {}
 
     def normal(self, key: Key, shape: Shape, device: torch.device) -> Tensor:
         """Standard normal numbers ``(R, *shape)`` in float32; not to be changed."""
-        return self._numbers("normal", torch.randn, key, shape, device)
+        if key in self._kept:
+            return self._kept[key]
+        numbers = torch.empty((len(self.draws), *shape), dtype=torch.float32)
+        for of_draw, seed in zip(numbers, self._seeds(key), strict=True):
+            of_draw.normal_(generator=torch.Generator().manual_seed(seed))
+        numbers = numbers.to(device)
+        if len(self.draws) == 1:
+            self._kept[key] = numbers
+        return numbers
 
-    def uniform(self, key: Key, shape: Shape, device: torch.device) -> Tensor:
-        """Numbers ``(R, *shape)`` in float32, uniform in [0, 1); not to be changed."""
-        return self._numbers("uniform", torch.rand, key, shape, device)
-
-    def integers(self, key: Key) -> list[int]:
-        """R numbers of 64 bits, for seeding other generators."""
-        return [
-            int(
-                np.random.SeedSequence(self.seed, spawn_key=(draw, *key)).generate_state(
-                    1, np.uint64
-                )[0]
-            )
-            for draw in self.draws
-        ]
-
-    def is_unchanged(self) -> bool:
-        """Whether nobody has changed the numbers that were given out."""
-        return all(kept._version == 0 for kept in self._kept.values())
-
-    def _numbers(
-        self,
-        kind: str,
-        sampler: Callable[..., Tensor],
-        key: Key,
-        shape: Shape,
-        device: torch.device,
-    ) -> Tensor:
-        place = (kind, key, device)
-        if place not in self._kept:
-            generators = [torch.Generator().manual_seed(seed) for seed in self.integers(key)]
-            drawn = [sampler(shape, generator=g, dtype=torch.float32) for g in generators]
-            self._kept[place] = torch.stack(drawn).to(device)
-        return self._kept[place]
+    def _seeds(self, key: Key) -> list[int]:
+        sequence = np.random.SeedSequence(self.seed, spawn_key=key)
+        seeds: list[int] = sequence.generate_state(self.draws.stop, np.uint64).tolist()
+        return seeds[self.draws.start :]

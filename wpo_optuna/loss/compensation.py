@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from aihwkit.inference.compensation.drift import (
@@ -14,11 +13,17 @@ from aihwkit.simulator.configs import InferenceRPUConfig
 from torch import Tensor
 
 from wpo_optuna.errors import InvalidArgument
-from wpo_optuna.loss.common_noise import CommonNoise, Use
+from wpo_optuna.loss.common_noise import Key, RandomNumbers, Use
 from wpo_optuna.loss.readout import AnalogReadout
 
 # The lower bound that aihwkit gives a drift read-out.
 _SMALLEST_READOUT = 1e-4
+
+_KNOWN = (
+    GlobalDriftCompensation,
+    GlobalDriftCompensationWithExactReference,
+    PerColumnDriftCompensation,
+)
 
 
 @dataclass(frozen=True)
@@ -27,12 +32,12 @@ class DriftCompensation:
 
     Attributes:
         readout: the tile's analogue forward pass.
-        average: mean of absolute outputs ``(n, out, in)`` over a tile or a column.
+        per_column: whether the mean is that of each column, and not of the tile.
         exact_reference: whether r₀ is that of the target weights, read without error.
     """
 
     readout: AnalogReadout
-    average: Callable[[Tensor], Tensor]
+    per_column: bool
     exact_reference: bool
 
     def factor(
@@ -40,7 +45,7 @@ class DriftCompensation:
         target: Tensor,
         programmed: Tensor,
         drifted: Tensor,
-        noise: CommonNoise,
+        noise: RandomNumbers,
         place: tuple[int, int],
     ) -> Tensor:
         """The factor α, ``(n, 1, 1)`` for the tile or ``(n, out, 1)`` for each of its columns.
@@ -55,31 +60,19 @@ class DriftCompensation:
         if self.exact_reference:
             reference = self._mean_absolute(target)
         else:
-            reference = self._read(programmed, noise, Use.REFERENCE_READOUT, place)
-        return reference / self._read(drifted, noise, Use.DRIFTED_READOUT, place)
+            reference = self._read(programmed, noise, (Use.REFERENCE_READOUT, *place))
+        return reference / self._read(drifted, noise, (Use.DRIFTED_READOUT, *place))
 
-    def _read(
-        self, weights: Tensor, noise: CommonNoise, use: Use, place: tuple[int, int]
-    ) -> Tensor:
-        tile, time_index = place
-        lines = (Use.OUTPUT_LINES, tile)
+    def _read(self, weights: Tensor, noise: RandomNumbers, key: Key) -> Tensor:
+        lines = (Use.OUTPUT_LINES, key[1])  # a tile keeps its lines
         line_noise = self.readout.line_noise(weights.shape[1], noise, lines, weights.device)
-        outputs = self.readout.outputs(weights, line_noise, noise, (use, tile, time_index))
-        return self._mean_absolute(outputs)
+        return self._mean_absolute(self.readout.outputs(weights, line_noise, noise, key))
 
     def _mean_absolute(self, outputs: Tensor) -> Tensor:
-        return self.average(outputs.abs()).clamp(min=_SMALLEST_READOUT)
-
-
-def mean_of_columns(outputs: Tensor) -> Tensor:
-    """Mean ``(n, out, 1)`` over the inputs."""
-    return outputs.mean(dim=2, keepdim=True)
-
-
-def mean_of_tile(outputs: Tensor) -> Tensor:
-    """Mean ``(n, 1, 1)`` over the tile."""
-    # In two steps, since torch adds up to a single number in another order than to several.
-    return mean_of_columns(outputs).mean(dim=1, keepdim=True)
+        mean = outputs.abs().mean(dim=2, keepdim=True)
+        # In two steps, since torch adds up to a single number in another order than to several.
+        mean = mean if self.per_column else mean.mean(dim=1, keepdim=True)
+        return mean.clamp(min=_SMALLEST_READOUT)
 
 
 def drift_compensation(rpu_config: InferenceRPUConfig) -> DriftCompensation | None:
@@ -93,21 +86,14 @@ def drift_compensation(rpu_config: InferenceRPUConfig) -> DriftCompensation | No
     if compensation is None:
         return None
     kind = type(compensation)
-    if kind not in _AVERAGES:
-        known = ", ".join(cls.__name__ for cls in _AVERAGES)
+    if kind not in _KNOWN:
+        known = ", ".join(cls.__name__ for cls in _KNOWN)
         raise InvalidArgument(
             f"rpu_config.drift_compensation = {kind.__name__} is none that the Monte Carlo engine "
             f'knows ({known} or None): use the engine "aihwkit".'
         )
     return DriftCompensation(
         readout=AnalogReadout(rpu_config.forward),
-        average=_AVERAGES[kind],
+        per_column=kind is PerColumnDriftCompensation,
         exact_reference=kind is GlobalDriftCompensationWithExactReference,
     )
-
-
-_AVERAGES: dict[type, Callable[[Tensor], Tensor]] = {
-    GlobalDriftCompensation: mean_of_tile,
-    GlobalDriftCompensationWithExactReference: mean_of_tile,
-    PerColumnDriftCompensation: mean_of_columns,
-}

@@ -12,16 +12,14 @@ from scipy.stats import qmc
 
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.loss import LossEngine, make_engine
-from wpo_optuna.loss.monte_carlo import checked_device
-from wpo_optuna.loss.self_check import TOLERATED_DEVIATION, SelfCheck, check_engine_repeatably
+from wpo_optuna.loss.base import DrawingEngine
+from wpo_optuna.loss.monte_carlo import MonteCarloEngine, checked_device
+from wpo_optuna.loss.reference import ReferenceEngine
+from wpo_optuna.loss.self_check import TOLERATED_DEVIATION, SelfCheck, check_engine
 from wpo_optuna.loss.threads import one_thread
 
 if TYPE_CHECKING:
     from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
-
-_FASTEST_FIRST = ("expected", "montecarlo", "aihwkit")
-# The expected engine computes on the CPU only.
-_FASTEST_FIRST_ELSEWHERE = ("montecarlo", "aihwkit")
 
 _N_CANDIDATES = 512
 _N_CHECKED = 4
@@ -37,12 +35,24 @@ class ChosenEngine:
 
     Attributes:
         engine: the engine.
-        self_check: how the expected engine compares with aihwkit's tile, also where it was passed
-            over for that; None where this was not checked.
+        self_check: how the expected engine compares with one that draws the noise, also where it
+            was passed over for that; None where this was not checked.
     """
 
     engine: LossEngine
     self_check: SelfCheck | None
+
+
+def drawing_engine(problem: WeightProgrammingProblem) -> DrawingEngine:
+    """The fastest engine that draws the problem's noise: Monte Carlo if it can, or aihwkit's tile.
+
+    Raises:
+        InvalidArgument: aihwkit's tile cannot simulate the problem's hardware.
+    """
+    try:
+        return MonteCarloEngine(problem)
+    except InvalidArgument:
+        return ReferenceEngine(problem)
 
 
 def choose_engine(
@@ -61,60 +71,48 @@ def choose_engine(
             is passed over.
         device: torch device of the Monte Carlo engine. Another one than the CPU is a reason to
             prefer that engine to the expected one, which has no use for it.
-        check: whether the expected engine is compared with aihwkit's tile first.
+        check: whether the expected engine is compared with one that draws the noise first.
 
     Raises:
         InvalidArgument: no engine has this name, or it cannot evaluate the problem, or there is no
             such device.
     """
     is_on_cpu = checked_device(device).type == "cpu"
+    slower = ("montecarlo", "aihwkit")
+    wanted = (name,) if name is not None else ("expected", *slower) if is_on_cpu else slower
     with one_thread():
-        if name is not None:
-            chosen = _as_asked_for(problem, name, device, check)
-        else:
-            names = _FASTEST_FIRST if is_on_cpu else _FASTEST_FIRST_ELSEWHERE
-            chosen = _fastest_trusted(problem, names, device, check)
-    if not is_on_cpu and chosen.engine.name != "montecarlo":
-        _warn(
-            f"device = {device!r} is for the Monte Carlo engine alone; the {chosen.engine.name} "
-            "engine works on the CPU."
-        )
-    return chosen
-
-
-def _as_asked_for(
-    problem: WeightProgrammingProblem, name: str, device: str, check: bool
-) -> ChosenEngine:
-    engine = _make(name, problem, device)
-    self_check = _self_check(engine) if check and name == "expected" else None
-    if self_check is not None and self_check.worst > TOLERATED_DEVIATION:
-        _warn(
-            f"{_told(self_check)}. It is used nevertheless, because the engine or sampler asked "
-            "for or the study's earlier trials need it."
-        )
-    return ChosenEngine(engine, self_check)
-
-
-def _fastest_trusted(
-    problem: WeightProgrammingProblem, names: Sequence[str], device: str, check: bool
-) -> ChosenEngine:
-    self_check = None
-    for name in names:
-        try:
-            engine = _make(name, problem, device)
-        except InvalidArgument as error:
-            _warn(str(error))
-            continue
-        if check and name == "expected":
+        engine, self_check = _first_possible(problem, wanted, device), None
+        if check and engine.name == "expected":
             self_check = _self_check(engine)
-            if self_check.worst > TOLERATED_DEVIATION:
+            if self_check.worst > TOLERATED_DEVIATION and name is None:
                 _warn(
                     f"{_told(self_check)}; the next slower engine is used. To use it nevertheless, "
                     "ask for engine 'expected'."
                 )
-                continue
-        return ChosenEngine(engine, self_check)
-    raise AssertionError("the engine of aihwkit's own tile evaluates every problem")
+                engine = _first_possible(problem, slower, device)
+            elif self_check.worst > TOLERATED_DEVIATION:
+                _warn(
+                    f"{_told(self_check)}. It is used nevertheless, because the engine or sampler "
+                    "asked for or the study's earlier trials need it."
+                )
+    if not is_on_cpu and engine.name != "montecarlo":
+        _warn(
+            f"device = {device!r} is for the Monte Carlo engine alone; the {engine.name} engine "
+            "works on the CPU."
+        )
+    return ChosenEngine(engine, self_check)
+
+
+def _first_possible(
+    problem: WeightProgrammingProblem, names: Sequence[str], device: str
+) -> LossEngine:
+    """The first of these engines that can evaluate the problem, with a warning for each before."""
+    for name in names[:-1]:
+        try:
+            return _make(name, problem, device)
+        except InvalidArgument as error:
+            _warn(str(error))
+    return _make(names[-1], problem, device)
 
 
 def _make(name: str, problem: WeightProgrammingProblem, device: str) -> LossEngine:
@@ -122,12 +120,12 @@ def _make(name: str, problem: WeightProgrammingProblem, device: str) -> LossEngi
 
 
 def _self_check(engine: LossEngine) -> SelfCheck:
-    """Compares an engine with aihwkit's tile where the search will go: near optima."""
+    """Compares an engine with one that draws the noise where the search will go: near optima."""
     problem = engine.problem
     dimension = problem.hypercube.dimension
     candidates = qmc.LatinHypercube(dimension, rng=problem.seed).random(_N_CANDIDATES)
     best = candidates[np.argsort(engine.tnmse(candidates))[:_N_CHECKED]]
-    self_check = check_engine_repeatably(engine, best)
+    self_check = check_engine(engine, drawing_engine(problem), best)
     if not self_check.is_conclusive:
         _warn(
             f"The self-check of the {engine.name} engine stayed inconclusive: the noise is so "
@@ -148,7 +146,7 @@ def _told(self_check: SelfCheck) -> str:
 def _of(self_check: SelfCheck) -> str:
     if self_check.compared_with == "aihwkit":
         return "on aihwkit's tile"
-    return "of the Monte Carlo engine, which stands in for aihwkit's noisy tile"
+    return "of the Monte Carlo engine"
 
 
 def _warn(message: str) -> None:

@@ -24,11 +24,16 @@ from torch import Tensor
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.loss.common_noise import Key, RandomNumbers
 
-# nm_assumed_wmax of the compiled tile, which aihwkit's Python side cannot change.
-_ASSUMED_MAX_WEIGHT = np.float32(0.6)
-
 # Kinds of noise within one pass; part of the key.
-_DAC_ROUNDING, _INPUT_NOISE, _WEIGHT_NOISE, _OUTPUT_NOISE, _ADC_ROUNDING = range(5)
+_INPUT_NOISE, _OUTPUT_NOISE = range(2)
+
+# Settings that couple the outputs or are hardly ever used: aihwkit's tile alone simulates them.
+_MUST_BE_OFF = (
+    "ir_drop", "out_nonlinearity", "v_offset_std", "r_series", "inp_asymmetry", "out_asymmetry",
+    "inp_sto_round", "out_sto_round",
+)  # fmt: skip
+_BOUND_MANAGEMENTS = (BoundManagementType.NONE, BoundManagementType.ITERATIVE)
+_NOISE_MANAGEMENTS = tuple(t for t in NoiseManagementType if t.name != "ABS_MAX_NP_SUM")
 
 
 class AnalogReadout:
@@ -42,9 +47,10 @@ class AnalogReadout:
     """
 
     def __init__(self, io: IOParameters) -> None:
-        _check_settings(io)
         self._io = io
         self._perfect = io.is_perfect or io.mv_type == AnalogMVType.IDEAL
+        if not self._perfect:
+            _check_settings(io)
         # In single precision as in the compiled tile: there, the last bit decides whether the
         # ADC's outermost step counts as beyond the bound.
         self._inp_res = _resolution(io.inp_res, io.inp_bound)
@@ -83,11 +89,8 @@ class AnalogReadout:
         n_passes = 1
         while exceeds.any() and not self._is_last_pass(reduction):
             reduction *= np.float32(2)
-            if n_passes == 1 and self._turns_to_worst_case():
-                strength, reduction = self._worst_case_strength(), np.float32(1)
-            repeated, again = self._pass(
-                weights, strength * reduction, line_noise, noise, (*key, n_passes)
-            )
+            divisor = strength * reduction
+            repeated, again = self._pass(weights, divisor, line_noise, noise, (*key, n_passes))
             outputs = torch.where(exceeds[:, None, :], repeated, outputs)
             exceeds = exceeds & again
             n_passes += 1
@@ -107,160 +110,88 @@ class AnalogReadout:
             Outputs (n, out, in), multiplied by divisor again, and which inputs (n, in) bound
             management repeats.
         """
-        io = self._io
-        shape, device = tuple(weights.shape[1:]), weights.device
         signal, variance = self._product(weights, divisor, noise, key)
-        if io.out_asymmetry > 0:
-            if variance is not None:
-                xi = noise.normal((*key, _WEIGHT_NOISE), shape, device)
-                signal = signal + variance.sqrt_() * xi
-            signal = torch.where(signal < 0, signal * (1 - io.out_asymmetry), signal)
-            variance = None
         # Two independent Gaussian terms in a row are one.
         std = line_noise if variance is None else variance.add(line_noise**2).sqrt_()
-        xi = noise.normal((*key, _OUTPUT_NOISE), shape, device)
-        values = self._converted(torch.add(std * xi, signal), noise, key)
+        xi = noise.normal((*key, _OUTPUT_NOISE), tuple(weights.shape[1:]), weights.device)
+        values = torch.add(std * xi, signal)
+        if self._out_res > 0:
+            values = values.div_(self._out_res).round_().mul_(self._out_res)
         exceeds = self._bounded(values)
-        factor = float(np.float32(io.out_scale) * divisor)
+        factor = float(np.float32(self._io.out_scale) * divisor)
         return values.mul_(factor) if factor != 1 else values, exceeds
 
     def _product(
         self, weights: Tensor, divisor: np.float32, noise: RandomNumbers, key: Key
     ) -> tuple[Tensor, Tensor | None]:
         """Product of inputs and weights (n, out, in), and variance of its weight noise."""
-        io = self._io
-        x = self._converted_input(divisor, weights, noise, key)
+        io, x = self._io, self._converted_input(divisor)
+        noise_type = io.w_noise_type if io.w_noise > 0 else WeightNoiseType.NONE
+        # Rows are inputs; the unit vectors themselves where they have no noise.
+        inputs: Tensor | None = None
         if io.inp_noise > 0:
-            inputs = self._noisy_inputs(x, weights, noise, key)
-            signal = _product_one_by_one(weights, inputs)
-            norm = (inputs**2).sum(dim=2)[:, None, :]
-        else:
-            signal = weights * x[:, None, :]
-            norm = (x**2)[:, None, :]
-        if io.w_noise <= 0 or io.w_noise_type == WeightNoiseType.NONE:
+            n_inputs = weights.shape[2]
+            xi = noise.normal((*key, _INPUT_NOISE), (n_inputs, n_inputs), weights.device)
+            inputs = torch.eye(n_inputs, device=weights.device).mul_(x) + io.inp_noise * xi
+        signal = weights * x if inputs is None else weights @ inputs.mT
+        if noise_type == WeightNoiseType.NONE:
             return signal, None
-        if io.w_noise_type == WeightNoiseType.ADDITIVE_CONSTANT:
-            return signal, norm * io.w_noise**2
-        if io.inp_noise > 0:
-            return signal, _product_one_by_one(weights.abs(), inputs**2).mul_(io.w_noise**2)
-        return signal, weights.abs().mul_(norm * io.w_noise**2)
+        if noise_type == WeightNoiseType.ADDITIVE_CONSTANT:
+            power = signal.new_tensor(x**2) if inputs is None else (inputs**2).sum(2)[:, None]
+        else:
+            power = weights.abs() * x**2 if inputs is None else weights.abs() @ (inputs**2).mT
+        return signal, power * io.w_noise**2
 
-    def _converted_input(
-        self, divisor: np.float32, weights: Tensor, noise: RandomNumbers, key: Key
-    ) -> Tensor:
-        """What the DAC makes of each unit input, ``(R, in)``."""
-        io = self._io
-        n_inputs = weights.shape[2]
-        x = torch.full((1, n_inputs), float(np.float32(1) / divisor), device=weights.device)
+    def _converted_input(self, divisor: np.float32) -> float:
+        """What the DAC makes of the entry 1 of a unit vector."""
+        x = np.float32(1) / divisor
         if self._inp_res > 0:
-            steps = x / self._inp_res
-            if io.inp_sto_round:
-                uniform = noise.uniform((*key, _DAC_ROUNDING), (n_inputs,), weights.device)
-                steps = steps + (uniform - 0.5)
-            x = steps.round() * self._inp_res
-        return x.clamp(-self._inp_bound, self._inp_bound)
-
-    def _noisy_inputs(self, x: Tensor, weights: Tensor, noise: RandomNumbers, key: Key) -> Tensor:
-        """The inputs (rows) with input noise, ``(R, in, in)``."""
-        io = self._io
-        n_inputs = weights.shape[2]
-        xi = noise.normal((*key, _INPUT_NOISE), (n_inputs, n_inputs), weights.device)
-        inputs = torch.diag_embed(x) + io.inp_noise * xi
-        return torch.where(inputs < 0, inputs * (1 - io.inp_asymmetry), inputs)
-
-    def _converted(self, values: Tensor, noise: RandomNumbers, key: Key) -> Tensor:
-        """What the ADC makes of the outputs, before its bound."""
-        if self._out_res <= 0:
-            return values
-        values = values.div_(self._out_res)
-        if self._io.out_sto_round:
-            shape = tuple(values.shape[1:])
-            uniform = noise.uniform((*key, _ADC_ROUNDING), shape, values.device)
-            values = values.add_(uniform - 0.5)
-        return values.round_().mul_(self._out_res)
+            x = np.round(x / np.float32(self._inp_res)) * np.float32(self._inp_res)
+        return float(np.clip(x, -self._inp_bound, self._inp_bound))
 
     def _bounded(self, values: Tensor) -> Tensor:
         """Clips in place; returns which inputs (n, in) bound management repeats."""
-        io, bound = self._io, self._out_bound
+        bound = self._out_bound
         lowest, highest = torch.aminmax(values)
         none = torch.zeros(len(values), values.shape[2], dtype=torch.bool, device=values.device)
         if -bound <= float(lowest) and float(highest) <= bound:
             return none
-        above, below = values > bound, values < -bound
+        exceeds = (values.abs() > bound).any(dim=1)
         values.clamp_(-bound, bound)
-        if io.bound_management == BoundManagementType.NONE:
-            return none
-        if io.bm_test_negative_bound:
-            return (above | below).any(dim=1)
-        # The compiled tile lets a later output below the bound undo an earlier one above it.
-        order = torch.arange(1, values.shape[1] + 1, device=values.device)[:, None]
-        return (above * order).amax(dim=1) > (below * order).amax(dim=1)
-
-    def numbers_drawn(self, n_outputs: int, n_inputs: int) -> int:
-        """How many random numbers one pass over a tile needs."""
-        return n_inputs**2 * (self._io.inp_noise > 0) + 3 * n_outputs * n_inputs
+        return none if self._io.bound_management == BoundManagementType.NONE else exceeds
 
     def _input_strength(self) -> np.float32:
         """What noise management divides a unit vector by."""
-        io = self._io
-        threshold = np.float32(io.nm_thres)
-        if io.noise_management == NoiseManagementType.NONE:
+        threshold, kind = np.float32(self._io.nm_thres), self._io.noise_management
+        if threshold <= 0 or kind in (
+            NoiseManagementType.NONE,
+            NoiseManagementType.AVERAGE_ABS_MAX,
+        ):
             return np.float32(1)
-        if io.noise_management == NoiseManagementType.ABS_MAX_NP_SUM:
-            return self._worst_case_strength()
-        if io.noise_management == NoiseManagementType.CONSTANT:
-            return threshold if threshold > 0 else np.float32(1)
-        if io.noise_management == NoiseManagementType.AVERAGE_ABS_MAX:
-            return np.float32(1)
-        return min(np.float32(1), threshold) if threshold > 0 else np.float32(1)
-
-    def _worst_case_strength(self) -> np.float32:
-        io = self._io
-        threshold = np.float32(io.nm_thres)
-        largest = min(np.float32(1), threshold) if threshold > 0 else np.float32(1)
-        bound = 1.0 if np.isinf(self._out_bound) else self._out_bound
-        assumed = _ASSUMED_MAX_WEIGHT / np.float32(bound)
-        if self._inp_res > 0:
-            resolved = largest / np.float32(self._inp_res) * np.float32(io.max_bm_res)
-            assumed = min(resolved, assumed)
-        return max(largest, assumed)
-
-    def _turns_to_worst_case(self) -> bool:
-        io = self._io
-        return (
-            io.bound_management == BoundManagementType.ITERATIVE_WORST_CASE
-            and io.noise_management
-            not in (NoiseManagementType.ABS_MAX_NP_SUM, NoiseManagementType.NONE)
-        )
+        return threshold if kind == NoiseManagementType.CONSTANT else min(np.float32(1), threshold)
 
     def _is_last_pass(self, reduction: np.float32) -> bool:
         io = self._io
-        if int(reduction) > io.max_bm_factor:
-            return True
-        return self._inp_res > 0 and bool(
-            reduction > np.float32(io.max_bm_res) / np.float32(self._inp_res)
-        )
+        resolved = self._inp_res > 0 and reduction > np.float32(io.max_bm_res / self._inp_res)
+        return int(reduction) > io.max_bm_factor or bool(resolved)
 
 
 def _check_settings(io: IOParameters) -> None:
-    if isinstance(io, IOParametersIRDropT):
-        raise _not_batched(f"is a {type(io).__name__}")
-    if io.is_perfect or io.mv_type == AnalogMVType.IDEAL:
-        return
+    named = [(name, getattr(io, name)) for name in _MUST_BE_OFF if getattr(io, name) > 0]
     if io.mv_type != AnalogMVType.ONE_PASS:
-        raise _not_batched(f"has mv_type = {io.mv_type}")
-    for name in ("ir_drop", "out_nonlinearity", "v_offset_std", "r_series"):
-        if getattr(io, name) > 0:
-            raise _not_batched(f"has {name} = {getattr(io, name)}")
-    if io.bound_management == BoundManagementType.SHIFT:
-        raise _not_batched(f"has bound_management = {io.bound_management}")
-
-
-def _not_batched(what: str) -> InvalidArgument:
-    return InvalidArgument(
-        f"rpu_config.forward {what}, which the Monte Carlo engine cannot evaluate for a batch of "
-        'candidates: use the engine "aihwkit".'
-    )
+        named.append(("mv_type", io.mv_type))
+    if io.bound_management not in _BOUND_MANAGEMENTS:
+        named.append(("bound_management", io.bound_management))
+    if io.noise_management not in _NOISE_MANAGEMENTS:
+        named.append(("noise_management", io.noise_management))
+    if io.out_bound > 0 and not io.bm_test_negative_bound:
+        named.append(("bm_test_negative_bound", False))
+    if named or isinstance(io, IOParametersIRDropT):
+        what = "has {} = {}".format(*named[0]) if named else f"is a {type(io).__name__}"
+        raise InvalidArgument(
+            f"rpu_config.forward {what}, which the Monte Carlo engine cannot evaluate for a batch "
+            'of candidates: use the engine "aihwkit".'
+        )
 
 
 def _resolution(resolution: float, bound: float) -> float:
@@ -273,13 +204,3 @@ def _resolution(resolution: float, bound: float) -> float:
 def _bound(bound: float) -> float:
     """A converter's bound; one that is not positive is none."""
     return float(np.float32(bound)) if bound > 0 else float("inf")
-
-
-def _product_one_by_one(weights: Tensor, inputs: Tensor) -> Tensor:
-    """Outputs (n, out, in) for noisy inputs (R, in, in), one input a row.
-
-    Matrix by matrix, because a library may add up in another order for another number of rows,
-    and a candidate's value must not depend on its neighbours.
-    """
-    rows = inputs.expand(len(weights), -1, -1)
-    return torch.stack([w.clone() @ x.T for w, x in zip(weights, rows, strict=True)])

@@ -7,7 +7,7 @@ evaluations with equal seeds still differ, by about 1 % on a tile of 512 x 20.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,8 @@ from aihwkit.nn import AnalogLinear
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from wpo_optuna.loss.base import LossEngine
+from wpo_optuna.errors import InvalidArgument, first_line
+from wpo_optuna.loss.base import DrawingEngine, Result
 from wpo_optuna.loss.threads import one_thread
 
 if TYPE_CHECKING:
@@ -25,17 +26,17 @@ if TYPE_CHECKING:
 
     from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 
-# (10 ΔW/m)², the reference's amplification of the normalised error.
-_ERROR_AMPLIFICATION = 10.0
 
-
-class ReferenceEngine(LossEngine):
+class ReferenceEngine(DrawingEngine):
     """Evaluates strategies on aihwkit's inference tile.
 
     Args:
         problem: the problem whose strategies are evaluated.
         seed: seed of torch's noise (programming, drift, read noise of the devices); the tile's own
             noise in the forward pass cannot be seeded.
+
+    Raises:
+        InvalidArgument: aihwkit's tile cannot simulate the problem's hardware.
     """
 
     name = "aihwkit"
@@ -43,6 +44,7 @@ class ReferenceEngine(LossEngine):
     def __init__(self, problem: WeightProgrammingProblem, seed: int | None = None) -> None:
         super().__init__(problem)
         self.seed = problem.seed if seed is None else seed
+        widths_of_tiles(problem)
 
     def tnmse(self, x: ArrayLike, seed: int | None = None) -> NDArray[np.float64]:
         """See :meth:`LossEngine.tnmse`."""
@@ -50,67 +52,66 @@ class ReferenceEngine(LossEngine):
         strategies = self.problem.hypercube.decode(points)
         assert isinstance(strategies, list)
         seed = self.seed if seed is None else seed
-        return np.array([self._draw(s.to_converter(), seed) for s in strategies])
+        draws = [self._errors(self._draw(s.to_converter(), seed)) for s in strategies]
+        return np.concatenate([np.empty(0), *draws])
 
-    def tnmse_of(
-        self, converter: BaseConductanceConverter, repeats: int = 100, seed: int = 0
-    ) -> NDArray[np.float64]:
-        """See :meth:`LossEngine.tnmse_of`."""
+    def _over_draws(
+        self,
+        function: Callable[[Tensor], Result],
+        converter: BaseConductanceConverter,
+        draws: int,
+        seed: int,
+    ) -> list[Result]:
         # Neighbouring seeds of a caller must not share draws.
-        seeds = np.random.SeedSequence(seed).generate_state(repeats, np.uint64)
-        return np.array([self._draw(converter, int(s)) for s in seeds])
+        seeds = np.random.SeedSequence(seed).generate_state(draws, np.uint64)
+        return [function(self._draw(converter, int(s))) for s in seeds]
 
-    def weights_over_time(self, converter: BaseConductanceConverter, seed: int) -> list[Tensor]:
-        """The weights that act at each time in one draw, with drift compensated.
-
-        For every time they are programmed anew.
-
-        Args:
-            converter: how weights become conductances.
-            seed: seed of torch's noise.
-
-        Returns:
-            for each of the problem's times ``(test_in_features, test_out_features)``, unitless.
-        """
+    def _draw(self, converter: BaseConductanceConverter, seed: int) -> Tensor:
+        """Acting weights (1, T, out, in)."""
         with _seeded(seed):
-            return list(self._acting_weights(converter))
+            # A new layer each time: its tiles draw their own systematic variations.
+            layer = _layer(self.problem, converter)
+            weights = []
+            for t in self.problem.t_steps:
+                layer.program_analog_weights()
+                layer.drift_analog_weights(t)
+                tiles = [(tile.alpha * tile.get_weights()[0].T).T for tile in layer.analog_tiles()]
+                weights.append(torch.cat(tiles))
+            return torch.stack(weights)[None]
 
-    def _draw(self, converter: BaseConductanceConverter, seed: int) -> float:
-        with _seeded(seed):
-            return self._evaluate(converter)
 
-    def _evaluate(self, converter: BaseConductanceConverter) -> float:
-        problem = self.problem
-        target = problem.test_weights
-        error = 0.0
-        for effective in self._acting_weights(converter):
-            deviation = _ERROR_AMPLIFICATION * (effective - target) / problem.max_abs_weight
-            error += float((deviation.double() ** 2).sum())
-        tnmse = error / (target.numel() * len(problem.t_steps))
-        return np.inf if np.isnan(tnmse) else tnmse
+def widths_of_tiles(problem: WeightProgrammingProblem) -> list[int]:
+    """Outputs of each of the tiles side by side that aihwkit distributes the test matrix over.
 
-    def _acting_weights(self, converter: BaseConductanceConverter) -> Iterator[Tensor]:
-        layer = self._program_target(converter)
-        for t in self.problem.t_steps:
-            layer.program_analog_weights()
-            layer.drift_analog_weights(t)
-            # A layer whose outputs exceed the tile's is split into tiles side by side.
-            yield torch.cat(
-                [tile.alpha * tile.get_weights()[0].T for tile in layer.analog_tiles()], dim=1
-            )
+    Raises:
+        InvalidArgument: aihwkit's tile cannot simulate the problem's hardware.
+    """
+    with _seeded(0):
+        try:
+            layer = _layer(problem, problem.g_converter_baseline)
+            tiles = list(layer.analog_tiles())
+            for tile in tiles:
+                inputs = torch.eye(problem.test_in_features)[:1]
+                tile.tile.forward(inputs, False, False, False, True, False)
+        # The compiled tile checks its parameters itself, by RuntimeError and the like.
+        except Exception as error:
+            raise InvalidArgument(
+                f"rpu_config cannot be simulated by aihwkit's tile: {first_line(error)}."
+            ) from error
+        return [tile.tile.get_d_size() for tile in tiles]
 
-    def _program_target(self, converter: BaseConductanceConverter) -> AnalogLinear:
-        """A new layer with the target weights: its tile draws its own systematic variations."""
-        problem = self.problem
-        rpu_config = problem.evaluation_rpu_config()
-        # No split along the inputs, also where the tile has no limit (max_input_size 0).
-        rpu_config.mapping.max_input_size = problem.test_in_features
-        rpu_config.noise_model.g_converter = converter
-        layer = AnalogLinear(
-            problem.test_in_features, problem.test_out_features, bias=False, rpu_config=rpu_config
-        ).eval()
-        layer.set_weights(problem.test_weights.T.clone(), None)
-        return layer
+
+def _layer(problem: WeightProgrammingProblem, converter: BaseConductanceConverter) -> AnalogLinear:
+    """A new layer with the target weights."""
+    rpu_config = problem.evaluation_rpu_config()
+    # No split along the inputs, also where the tile has no limit (max_input_size 0).
+    rpu_config.mapping.max_input_size = problem.test_in_features
+    rpu_config.noise_model.g_converter = converter
+    layer = AnalogLinear(
+        problem.test_in_features, problem.test_out_features, bias=False, rpu_config=rpu_config
+    ).eval()
+    layer.set_weights(problem.test_weights.T.clone(), None)
+    return layer
 
 
 @contextmanager

@@ -1,0 +1,26 @@
+"""Where a study is kept: storages by URL, and their finished trials read and appended in bulk."""
+
+from __future__ import annotations
+
+from wpo_optuna.storage.errors import StorageError
+from wpo_optuna.storage.finished_trials import Appended, FinishedTrials
+from wpo_optuna.storage.sqlite_file import network_file_system
+from wpo_optuna.storage.urls import (
+    DRIVER_PACKAGES,
+    load_study,
+    masked_url,
+    open_storage,
+    storage_url,
+)
+
+__all__ = [
+    "DRIVER_PACKAGES",
+    "Appended",
+    "FinishedTrials",
+    "StorageError",
+    "load_study",
+    "masked_url",
+    "network_file_system",
+    "open_storage",
+    "storage_url",
+]

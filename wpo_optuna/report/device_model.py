@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 
 _N_TARGETS = 41
-_DEVICES_PER_TARGET = 4000
+_DEVICES_PER_TARGET = 5000
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from wpo_optuna.loss.engine_choice import drawing_engine
+from wpo_optuna.loss.threads import one_thread
 from wpo_optuna.report.device_model import DeviceModel, sample_device_model
 from wpo_optuna.report.weight_errors import (
     DRAWS,
@@ -139,7 +140,8 @@ def measure(
     known = Measurements.load(folder)
     if known is not None and known.fingerprint != problem.fingerprint:
         known = None
-    measured = _measure(problem, strategy, winning_trial, known, show_progress)
+    with one_thread():
+        measured = _measure(problem, strategy, winning_trial, known, show_progress)
     measured.save(folder)
     return measured
 

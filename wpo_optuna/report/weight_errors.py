@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FloatArray = NDArray[np.float64]
 
-DRAWS = 24
+DRAWS = 16
 # Draws whose single weights are kept for distributions: memory, and enough for smooth curves.
 _POOLED_DRAWS = 8
 # Figures of single weights have a panel for each time; of more times, these many are shown.
@@ -136,7 +136,8 @@ def _bands(target: FloatArray, errors: NDArray[np.floating]) -> tuple[FloatArray
     least = math.ceil(_LEAST_IN_GROUP / errors.shape[1])
     ends = [0]
     for end in np.round(_GROUPS[1:] * len(target)).astype(int).tolist():
-        if end - ends[-1] >= least:
+        is_apart = end == len(target) or target[end] > target[end - 1]
+        if is_apart and end - ends[-1] >= least:
             ends.append(end)
     if len(ends) == 1:
         ends.append(len(target))

@@ -46,6 +46,9 @@ _STYLE = {
     "font.size": 10,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
+    # With a place of their own, titles and absent labels are not moved about by matplotlib, which
+    # measures all ticks for that each time a figure is drawn.
+    "axes.titley": 1.0,
     "figure.labelsize": 10,
     "legend.fontsize": 9,
     "legend.frameon": False,
@@ -107,6 +110,9 @@ def settle_layout(figure: Figure) -> None:
     for axes in figure.axes:
         for drawn in (*axes.lines, *axes.collections, *axes.patches):
             drawn.set_in_layout(False)  # they stay inside their axes
+        for axis in (axes.xaxis, axes.yaxis):
+            if not axis.get_label_text():
+                axis.set_label_coords(0.5, 0.5)
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)
@@ -150,6 +156,7 @@ def legend_above(figure: Figure, axes: Axes) -> None:
     entry_inches = 0.45 + 0.085 * max(map(len, labels))
     columns = max(1, min(len(labels), int(WIDTH_INCHES / entry_inches)))
     rows = -(-len(labels) // columns)
+    columns = -(-len(labels) // rows)
     figure.set_figheight(figure.get_figheight() + 0.1 + 0.19 * rows)
     figure.legend(
         handles, labels, loc="outside upper left", ncols=columns, handlelength=1.6,

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from experiments.train_digits import WEIGHTS_FILE, digits_data, digits_network
 from wpo_optuna import ProgrammingStrategy, WeightProgrammingProblem, run_study
@@ -35,7 +36,6 @@ from wpo_optuna.evaluate.accuracy import (
 from wpo_optuna.hardware import NAMED_RPU_CONFIGS, NamedRPUConfig, format_duration, parse_durations
 from wpo_optuna.network.network_forms import NetworkForms
 from wpo_optuna.network.weights import read_weights
-from wpo_optuna.study.progress import Progress
 
 T_STEPS = parse_durations("1s,1min,1h,1d,30d,1y", "t_steps")
 
@@ -84,7 +84,7 @@ def follow(
     forms = NetworkForms.of(network(), hardware.build())
     t_steps = times_for(hardware)
     total = number_of_measurements(forms, 1, len(t_steps), repeats)
-    with Progress().bar("evaluating", total, "measurement") as bar:
+    with tqdm(desc="evaluating", total=total, unit="measurement", disable=None) as bar:
         return compare_over_time(
             forms, {OPTIMISED: strategy}, hardware.baseline(), batches(), t_steps, accuracy,
             metric_name="accuracy", repeats=repeats, seed=seed, on_measured=bar.update,
@@ -95,11 +95,11 @@ def conclusion(result: MetricOverTime) -> str:
     """What is kept at the last time, with standard errors."""
     assert result.ideal is not None
     losses = []
-    for curve in result.curves:
-        final = curve.values[:, -1]
+    for name, values in result.curves.items():
+        final = values[:, -1]
         error = np.std(final, ddof=1) / math.sqrt(len(final)) if len(final) > 1 else math.nan
         losses.append(
-            f"{curve.name} {100 * final.mean():.2f} % (± {100 * error:.2f}), "
+            f"{name} {100 * final.mean():.2f} % (± {100 * error:.2f}), "
             f"{100 * (result.ideal - final.mean()):.2f} points below the digital network"
         )
     return f"after {format_duration(result.t_steps[-1])}: " + "; ".join(losses)

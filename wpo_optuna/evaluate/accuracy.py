@@ -9,7 +9,7 @@ a forward pass does not: aihwkit's compiled tile draws it from a generator of it
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -25,7 +25,8 @@ from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.hardware import format_duration
 from wpo_optuna.network.apply import analog_tiles, apply_converter, apply_strategy
 from wpo_optuna.network.network_forms import NetworkForms
-from wpo_optuna.problem.weight_programming import time_refusal
+from wpo_optuna.network.references import raised
+from wpo_optuna.problem.validation import checked_times
 from wpo_optuna.strategy import ProgrammingStrategy
 
 BASELINE, OPTIMISED = "baseline", "optimised"
@@ -38,36 +39,6 @@ Programming = ProgrammingStrategy | Mapping[str, ProgrammingStrategy]
 
 
 @dataclass(frozen=True, eq=False)
-class MetricCurve:
-    """A metric over time, for several programmings of the same weights.
-
-    Attributes:
-        name: what programmed the weights, such as ``baseline``.
-        values: the metric ``(repeats, times)``.
-    """
-
-    name: str
-    values: NDArray[np.float64]
-
-    @property
-    def mean(self) -> NDArray[np.float64]:
-        """Mean over the repeats ``(times,)``."""
-        return self.values.mean(axis=0)
-
-    @property
-    def spread(self) -> NDArray[np.float64]:
-        """Standard deviation over the repeats ``(times,)``; NaN for a single one."""
-        if len(self.values) == 1:
-            return np.full(self.values.shape[1], np.nan)
-        return self.values.std(axis=0, ddof=1)
-
-    def describe(self, step: int) -> str:
-        """Mean and standard deviation at one of the times."""
-        mean = f"{self.mean[step]:.4g}"
-        return mean if len(self.values) == 1 else f"{mean} ± {self.spread[step]:.2g}"
-
-
-@dataclass(frozen=True, eq=False)
 class MetricOverTime:
     """A metric over time, for several ways to program the same weights.
 
@@ -75,49 +46,65 @@ class MetricOverTime:
         metric: name of the metric.
         t_steps: times after programming in s ``(times,)``.
         ideal: the metric of the digital network; None where there is no digital one.
-        curves: one curve for each way to program.
+        curves: the metric ``(repeats, times)`` for each way to program, by its name.
     """
 
     metric: str
     t_steps: tuple[float, ...]
     ideal: float | None
-    curves: tuple[MetricCurve, ...]
+    curves: Mapping[str, NDArray[np.float64]]
+
+    @property
+    def repeats(self) -> int:
+        """How often each way to program was repeated."""
+        return len(next(iter(self.curves.values())))
+
+    def mean(self, name: str) -> NDArray[np.float64]:
+        """Mean of a curve over the repeats ``(times,)``."""
+        return self.curves[name].mean(axis=0)
+
+    def spread(self, name: str) -> NDArray[np.float64]:
+        """Standard deviation of a curve over the repeats ``(times,)``; NaN for a single one."""
+        if self.repeats == 1:
+            return np.full(len(self.t_steps), np.nan)
+        return self.curves[name].std(axis=0, ddof=1)
 
     def table(self) -> str:
         """The means and standard deviations, for people to read."""
-        rows = [["", *(curve.name for curve in self.curves)]]
+        rows = [["", *self.curves]]
         for step, t in enumerate(self.t_steps):
-            rows.append([format_duration(t), *(curve.describe(step) for curve in self.curves)])
+            cells = [
+                f"{self.mean(name)[step]:.4g}"
+                + (f" ± {self.spread(name)[step]:.2g}" if self.repeats > 1 else "")
+                for name in self.curves
+            ]
+            rows.append([format_duration(t), *cells])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        repeats = len(self.curves[0].values)
-        of_what = "one programming"
-        if repeats > 1:
-            of_what = f"mean ± standard deviation of {repeats} programmings"
+        of_what = f"mean ± standard deviation of {self.repeats} programmings"
+        if self.repeats == 1:
+            of_what = "one programming"
         ideal = "" if self.ideal is None else f"; of the digital network {self.ideal:.4g}"
         return "\n".join([f"{self.metric} after programming, {of_what}{ideal}:", "", *lines])
 
     def write_measurements(self, path: Path) -> Path:
         """Writes every single measurement as CSV: one line for each repeat and time."""
-        rows: list[list[Any]] = [["programming", "repeat", "t_s", self.metric]]
+        rows: list[Sequence[Any]] = [["programming", "repeat", "t_s", self.metric]]
         if self.ideal is not None:
             rows.append(["ideal", "", "", self.ideal])
-        for curve in self.curves:
-            for repeat, values in enumerate(curve.values.tolist()):
-                rows += [
-                    [curve.name, repeat, t, value]
-                    for t, value in zip(self.t_steps, values, strict=True)
-                ]
+        for name, values in self.curves.items():
+            for (repeat, step), value in np.ndenumerate(values):
+                rows.append([name, repeat, self.t_steps[step], float(value)])
         return _write_rows(rows, path)
 
     def write_summary(self, path: Path) -> Path:
         """Writes the mean, the standard deviation and the extremes of each curve as CSV."""
         header = ["programming", "t_s", "time", "mean", "standard_deviation", "lowest", "highest"]
-        rows: list[list[Any]] = [[*header, "repeats"]]
-        for curve in self.curves:
-            columns = (curve.mean, curve.spread, curve.values.min(axis=0), curve.values.max(axis=0))
+        rows: list[Sequence[Any]] = [[*header, "repeats"]]
+        for name, values in self.curves.items():
+            columns = (self.mean(name), self.spread(name), values.min(axis=0), values.max(axis=0))
             for t, *numbers in zip(self.t_steps, *(c.tolist() for c in columns), strict=True):
-                rows.append([curve.name, t, format_duration(t), *numbers, len(curve.values)])
+                rows.append([name, t, format_duration(t), *numbers, self.repeats])
         return _write_rows(rows, path)
 
 
@@ -159,7 +146,10 @@ def compare_over_time(
     if repeats < 1:
         raise InvalidArgument(f"repeats = {repeats}: a whole number of at least 1 is needed.")
     analog = network.analog
-    _check_times(analog, t_steps)
+    # A tile made for training has no noise model, and is refused when it is to be programmed.
+    models = {type(m): m for tile in analog_tiles(analog) if (m := tile.noise_model) is not None}
+    for model in models.values():
+        checked_times(list(t_steps), model)
     for programming in programmings.values():
         apply_strategy(analog, programming)
     apply_converter(analog, baseline, "baseline")
@@ -170,18 +160,15 @@ def compare_over_time(
             ideal = measure(network.digital, data, metric)
         on_measured(1)
 
-    def curve(name: str) -> MetricCurve:
-        values = measure_over_time(
+    curves = {}
+    for name, chosen in [(BASELINE, None), *programmings.items()]:
+        apply_converter(analog, baseline, "baseline")
+        if chosen is not None:
+            apply_strategy(analog, chosen)
+        curves[name] = measure_over_time(
             analog, data, t_steps, metric, repeats=repeats, seed=seed, on_measured=on_measured
         )
-        return MetricCurve(name, values)
-
-    curves = [curve(BASELINE)]
-    for name, programming in programmings.items():
-        apply_converter(analog, baseline, "baseline")
-        apply_strategy(analog, programming)
-        curves.append(curve(name))
-    return MetricOverTime(metric_name, tuple(t_steps), ideal, tuple(curves))
+    return MetricOverTime(metric_name, tuple(t_steps), ideal, curves)
 
 
 def number_of_measurements(
@@ -197,29 +184,15 @@ def measure_over_time(
     t_steps: Sequence[float],
     metric: Metric,
     *,
-    repeats: int = 10,
+    repeats: int,
     seed: int = 0,
     on_measured: Callable[[int], object] = lambda n: None,
 ) -> NDArray[np.float64]:
-    """Programs a network again and again and follows a metric over time.
+    """Programs a network again and again and follows a metric over time ``(repeats, times)``.
 
     Afterwards the network is in evaluation mode, with the weights of the last repeat at the last
-    time; its reference weights, which the next programming starts from, are as before.
-
-    Args:
-        network: a network with analog tiles made for inference.
-        data: what the metric is measured on; iterated over anew for each measurement.
-        t_steps: times after programming in s, ascending.
-        metric: takes the network and the data and returns a number.
-        repeats: number of programmings.
-        seed: seed of programming, drift and accumulated read noise.
-        on_measured: told the number of measurements made, after each.
-
-    Returns:
-        the metric ``(repeats, times)``.
-
-    Raises:
-        InvalidArgument: the metric does not return a number.
+    time; its reference weights, which the next programming starts from, are as before. For the
+    arguments and errors see :func:`compare_over_time`.
     """
     network.eval()
     tiles = [tile.tile for tile in analog_tiles(network)]
@@ -248,15 +221,13 @@ def measure(network: nn.Module, data: Iterable[Any], metric: Metric) -> float:
     """
     network.eval()
     value: Any = metric(network, data)
-    number = value
-    if isinstance(value, torch.Tensor) and value.numel() == 1:
-        number = value.item()
-    if not isinstance(number, Real):
+    is_scalar = isinstance(value, torch.Tensor) and value.numel() == 1
+    if not isinstance(value, Real) and not is_scalar:
         name = getattr(metric, "__name__", type(metric).__name__)
         raise InvalidArgument(
             f"metric {name!r} returned {type(value).__name__}: a number is needed."
         )
-    return float(number)
+    return float(value)
 
 
 def accuracy(network: nn.Module, batches: Iterable[Any]) -> float:
@@ -271,78 +242,24 @@ def accuracy(network: nn.Module, batches: Iterable[Any]) -> float:
     """
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     n_right = n_all = 0
-    for batch in _read(batches):
-        inputs, classes = _as_pair(batch)
-        predicted = _scores(network, inputs.to(device)).argmax(dim=1)
-        if predicted.shape != classes.shape:
-            raise InvalidArgument(
-                f"data: targets of shape {tuple(classes.shape)} do not fit the network's "
-                f"predictions of shape {tuple(predicted.shape)}: numbers of classes are needed, "
-                "one for each input."
-            )
-        n_right += int((predicted == classes.to(device)).sum())
-        n_all += classes.numel()
+    try:
+        for inputs, classes in batches:
+            predicted = network(inputs.to(device)).argmax(dim=1)
+            if predicted.shape != classes.shape:
+                raise ValueError(
+                    f"targets {tuple(classes.shape)}, classes {tuple(predicted.shape)}"
+                )
+            n_right += int((predicted == classes.to(device)).sum())
+            n_all += classes.numel()
+    except Exception as error:  # a data set and a network of the user's raise what they like
+        raise InvalidArgument(
+            "data: batches of (inputs, targets) are needed that the network takes, with the number "
+            "of the class for each input, or a metric that knows what to do with other data; "
+            f"classifying them raised {raised(error)}."
+        ) from error
     if n_all == 0:
         raise InvalidArgument("data: there are no inputs; at least one batch is needed.")
     return n_right / n_all
-
-
-def _check_times(network: nn.Module, t_steps: Sequence[float]) -> None:
-    noise_models = {type(tile.noise_model): tile.noise_model for tile in analog_tiles(network)}
-    for kind, noise_model in noise_models.items():
-        if noise_model is None:  # a tile for training, refused when it is to be programmed
-            continue
-        for t in t_steps:
-            if reason := time_refusal(noise_model, t):
-                raise InvalidArgument(
-                    f"t_steps contains {format_duration(t)}, which {kind.__name__} does not "
-                    f"support: {reason}."
-                )
-
-
-def _read(batches: Iterable[Any]) -> Iterator[Any]:
-    try:
-        yield from batches
-    except Exception as error:  # a user's data set raises what it likes
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise InvalidArgument(
-            f"data: reading them raised {type(error).__name__}{f': {reason}' if reason else ''}."
-        ) from error
-
-
-def _as_pair(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    if (
-        isinstance(batch, list | tuple)
-        and len(batch) == 2
-        and all(isinstance(part, torch.Tensor) for part in batch)
-    ):
-        return batch[0], batch[1]
-    raise InvalidArgument(
-        f"data: a batch is a {type(batch).__name__}; pairs of tensors (inputs, targets) are "
-        "needed, or a metric that knows what to do with it."
-    )
-
-
-def _scores(network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    try:
-        scores = network(inputs)
-    except Exception as error:  # whatever a network raises, the data are not its own
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise InvalidArgument(
-            f"data: the network fails on inputs of shape {tuple(inputs.shape)}: {reason}."
-        ) from error
-    if isinstance(scores, torch.Tensor) and scores.ndim >= 2:
-        return scores
-    raise InvalidArgument(
-        f"model: the network returned {_described(scores)}: scores (n, classes) are needed, or a "
-        "metric that knows what to do with it."
-    )
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, torch.Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
-    return type(value).__name__
 
 
 def _seed(*entropy: int) -> int:

@@ -18,13 +18,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Of Okabe and Ito's palette, which colour-blind people can tell apart; the markers differ too.
-_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
-_MARKERS = ("s", "o", "^", "D")
-_IDEAL = "#000000"
+_STYLES = (("#D55E00", "s"), ("#0072B2", "o"), ("#009E73", "^"), ("#CC79A7", "D"))
 
-# Labels nearer than these fractions of the axes would overlap.
+# Labels of times nearer than this fraction of the axis would overlap.
 _TIME_LABEL_WIDTH = 0.08
-_CURVE_LABEL_HEIGHT = 0.055
 
 
 def draw(result: MetricOverTime) -> Figure:
@@ -35,16 +32,16 @@ def draw(result: MetricOverTime) -> Figure:
     axes = figure.add_subplot()
     places = _places(result.t_steps)
     if result.ideal is not None:
-        axes.axhline(result.ideal, color=_IDEAL, linestyle="--", linewidth=1.2)
-    for curve, colour, marker in zip(result.curves, cycle(_COLOURS), cycle(_MARKERS), strict=False):
-        mean, spread = curve.mean, np.nan_to_num(curve.spread)
+        axes.axhline(result.ideal, color="#000000", linestyle="--", linewidth=1.2, label="ideal")
+    for name, (colour, marker) in zip(result.curves, cycle(_STYLES), strict=False):
+        mean, spread = result.mean(name), np.nan_to_num(result.spread(name))
+        axes.plot(places, mean, color=colour, marker=marker, markersize=5, lw=1.8, label=name)
         axes.fill_between(places, mean - spread, mean + spread, color=colour, alpha=0.15, lw=0)
         # Where bands overlap their edges tell which is which.
         for edge in (mean - spread, mean + spread):
             axes.plot(places, edge, color=colour, alpha=0.5, linewidth=0.7)
-        axes.plot(places, mean, color=colour, marker=marker, markersize=5, linewidth=1.8)
-    _label_curves(axes, result)
     _finish_axes(axes, result, places)
+    figure.legend(loc="outside upper left", ncols=4, frameon=False)
     return figure
 
 
@@ -65,66 +62,21 @@ def save(result: MetricOverTime, directory: Path, name: str) -> list[Path]:
 def _places(t_steps: Sequence[float]) -> NDArray[np.float64]:
     """Where times stand on the axis, in decades; time zero a decade before the next."""
     t = np.asarray(t_steps, dtype=np.float64)
-    positive = t[t > 0]
-    first = positive[0] if len(positive) else 1.0
+    first = min((time for time in t_steps if time > 0), default=1.0)
     return np.log10(np.where(t > 0, t, first / 10))
 
 
-def _label_curves(axes: Axes, result: MetricOverTime) -> None:
-    """Names the curves beside their right ends, moved apart where they would overlap."""
-    ends = [
-        (curve.mean[-1], curve.name, colour)
-        for curve, colour in zip(result.curves, cycle(_COLOURS), strict=False)
-    ]
-    if result.ideal is not None:
-        ends.append((result.ideal, "ideal", _IDEAL))
-    ends = sorted(end for end in ends if np.isfinite(end[0]))
-    low, high = axes.get_ylim()
-    heights = spread_apart([end[0] for end in ends], _CURVE_LABEL_HEIGHT * (high - low))
-    for height, (_, name, colour) in zip(heights, ends, strict=True):
-        axes.annotate(
-            name, (1, height), xycoords=("axes fraction", "data"), xytext=(5, 0),
-            textcoords="offset points", color=colour, va="center", annotation_clip=False,
-        )  # fmt: skip
-    axes.set_ylim(low, high)
-
-
-def spread_apart(heights: Sequence[float], distance: float) -> list[float]:
-    """Heights of labels, at least a distance apart and as near as possible to those wanted.
-
-    Args:
-        heights: wanted heights, ascending.
-        distance: least distance of neighbours.
-    """
-    groups: list[tuple[float, int]] = []  # middle and size of labels that stand together
-    for height in heights:
-        middle, size = float(height), 1
-        while groups and middle - groups[-1][0] < distance * (size + groups[-1][1]) / 2:
-            other, other_size = groups.pop()
-            middle = (middle * size + other * other_size) / (size + other_size)
-            size += other_size
-        groups.append((middle, size))
-    return [
-        middle + distance * (i - (size - 1) / 2) for middle, size in groups for i in range(size)
-    ]
-
-
 def _finish_axes(axes: Axes, result: MetricOverTime, places: NDArray[np.float64]) -> None:
-    axes.margins(x=0.02)
-    ticks: list[float] = []
-    for place in places[::-1]:
-        if not ticks or ticks[-1] - place >= _TIME_LABEL_WIDTH * np.ptp(places):
-            ticks.append(place)
-    labels = dict(zip(places, map(format_duration, result.t_steps), strict=True))
-    axes.set_xticks(ticks, [labels[place] for place in ticks])
+    ticks: dict[float, str] = {}
+    for place, t in zip(places[::-1], result.t_steps[::-1], strict=True):
+        if not ticks or min(ticks) - place >= _TIME_LABEL_WIDTH * np.ptp(places):
+            ticks[place] = format_duration(t)
+    axes.set_xticks(list(ticks), list(ticks.values()))
     axes.set_xlabel("time after programming")
     axes.set_ylabel(result.metric.replace("_", " "))
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    repeats = max((len(curve.values) for curve in result.curves), default=0)
-    if repeats > 1:
-        axes.set_title(
-            f"mean and standard deviation of {repeats} programmings",
-            fontsize="small", color="#555555", loc="left",
-        )  # fmt: skip
+    if result.repeats > 1:
+        title = f"mean and standard deviation of {result.repeats} programmings"
+        axes.set_title(title, fontsize="small", color="#555555", loc="left")

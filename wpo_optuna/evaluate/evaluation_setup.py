@@ -6,28 +6,28 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aihwkit.inference.converter.base import BaseConductanceConverter
-from aihwkit.inference.noise.base import BaseNoiseModel
 from torch import nn
 
-from wpo_optuna import hardware as hardware_of
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.evaluate.accuracy import Metric, accuracy
-from wpo_optuna.hardware import is_strategy_file, parse_converter, parse_durations
-from wpo_optuna.network.apply import analog_tiles, check_range
+from wpo_optuna.hardware import parse_converter, parse_durations, rpu_config
+from wpo_optuna.network.apply import analog_tiles
 from wpo_optuna.network.network_forms import NetworkForms
 from wpo_optuna.network.references import call_function, load_function
 from wpo_optuna.strategy import ProgrammingStrategy
 
-
-class HardwareWarning(UserWarning):
-    """A strategy is measured on other hardware than it was found for."""
-
+if TYPE_CHECKING:
+    from wpo_optuna.evaluate.settings import EvaluationSettings
 
 ALL_LAYERS = "*"
 DEFAULT_RPU_CONFIG = "pcm"
+
+
+class HardwareWarning(UserWarning):
+    """A strategy is measured on other hardware than it was found for."""
 
 
 @dataclass(frozen=True)
@@ -66,32 +66,27 @@ class EvaluationSetup:
     t_steps: tuple[float, ...]
 
 
-def set_up_evaluation(
-    *,
-    model: str,
-    strategy: Sequence[str],
-    data: str,
-    metric: str | None,
-    rpu_config: str | None,
-    baseline: str,
-    t_steps: str,
-) -> EvaluationSetup:
-    """Reads files and calls the user's functions; see the command's help for each setting.
+def set_up_evaluation(settings: EvaluationSettings) -> EvaluationSetup:
+    """Reads files and calls the user's functions.
 
     Raises:
         InvalidArgument: a setting cannot be used, or a function of the user's fails.
     """
-    times = parse_durations(t_steps, "t_steps")
-    strategies = read_strategies(strategy)
-    converter = _read_baseline(baseline, tuple(strategies.values()))
-    measured = set_up_network(model=model, data=data, metric=metric, rpu_config=rpu_config)
-    noise_models = _noise_models(measured.network.analog)
-    for noise_model in noise_models:
-        for entry, of_layer in zip(strategy, strategies.values(), strict=True):
-            check_range(of_layer, noise_model, f"strategy {entry!r}")
-        check_range(converter, noise_model, f"baseline {baseline!r}")
-    _warn_of_other_hardware(strategies, noise_models)
-    return EvaluationSetup(measured, strategies, converter, times)
+    times = parse_durations(settings.t_steps, "t_steps")
+    strategies = _read_strategies(settings.strategy)
+    # On devices of the range that the strategies were made for.
+    g_min = min(strategy.g_min for strategy in strategies.values())
+    g_max = max(strategy.g_max for strategy in strategies.values())
+    baseline = parse_converter(settings.baseline, g_min, g_max, "baseline")
+    measured = set_up_network(
+        model=settings.model,
+        data=settings.data,
+        metric=settings.metric,
+        rpu_config=settings.rpu_config,
+    )
+    devices = {type(tile.noise_model).__name__ for tile in analog_tiles(measured.network.analog)}
+    _warn_of_other_hardware(strategies, devices)
+    return EvaluationSetup(measured, strategies, baseline, times)
 
 
 def set_up_network(
@@ -107,33 +102,22 @@ def set_up_network(
     return NetworkSetup(network, hardware, _load_data(data), chosen_metric, metric_name)
 
 
-def _noise_models(network: nn.Module) -> list[BaseNoiseModel]:
-    """The noise models of the tiles; a tile made for training is refused when it is programmed."""
-    models = (tile.noise_model for tile in analog_tiles(network))
-    return [model for model in models if model is not None]
-
-
 def _warn_of_other_hardware(
-    strategies: Mapping[str, ProgrammingStrategy], noise_models: Sequence[BaseNoiseModel]
+    strategies: Mapping[str, ProgrammingStrategy], devices: set[str]
 ) -> None:
-    here = sorted({type(model).__name__ for model in noise_models})
     for strategy in strategies.values():
         made_for = strategy.provenance.get("noise_model")
-        if made_for is not None and made_for not in here:
+        if made_for is not None and made_for not in devices:
             warnings.warn(
                 f"The strategy was found for devices of the {made_for}, and is measured on those "
-                f"of the {', '.join(here)}; rpu_config chooses the hardware.",
+                f"of the {', '.join(sorted(devices))}; rpu_config chooses the hardware.",
                 HardwareWarning,
                 stacklevel=2,
             )
 
 
-def read_strategies(entries: Sequence[str]) -> dict[str, ProgrammingStrategy]:
-    """Strategies by layer, from ``FILE`` for all layers or ``LAYER=FILE`` for some.
-
-    Raises:
-        InvalidArgument: a file is no strategy, or a layer has two.
-    """
+def _read_strategies(entries: Sequence[str]) -> dict[str, ProgrammingStrategy]:
+    """Strategies by layer, from ``FILE`` for all layers or ``LAYER=FILE`` for some."""
     strategies: dict[str, ProgrammingStrategy] = {}
     for entry in entries:
         layer, equals, path = entry.partition("=")
@@ -152,28 +136,14 @@ def read_strategies(entries: Sequence[str]) -> dict[str, ProgrammingStrategy]:
     return strategies
 
 
-def _read_baseline(
-    text: str, strategies: Sequence[ProgrammingStrategy]
-) -> BaseConductanceConverter:
-    """The baseline, on devices of the range that the strategies were made for."""
-    if is_strategy_file(text):
-        try:
-            return ProgrammingStrategy.load(text).to_converter()
-        except InvalidArgument as error:
-            raise InvalidArgument(f"baseline = {text!r}: {error}") from error
-    g_min = min(strategy.g_min for strategy in strategies)
-    g_max = max(strategy.g_max for strategy in strategies)
-    return parse_converter(text, g_min, g_max, "baseline")
-
-
-def _load_network(reference: str, rpu_config: str | None) -> tuple[NetworkForms, str]:
+def _load_network(reference: str, hardware: str | None) -> tuple[NetworkForms, str]:
     """The network, and the name of its hardware."""
     model = call_function(load_function(reference, "model"), reference, "model")
     is_analog = isinstance(model, nn.Module) and any(analog_tiles(model))
-    name = DEFAULT_RPU_CONFIG if rpu_config is None and not is_analog else rpu_config
+    name = DEFAULT_RPU_CONFIG if hardware is None and not is_analog else hardware
     if name is None:
         return NetworkForms.of(model, None), "the model's own"
-    return NetworkForms.of(model, hardware_of.rpu_config(name)), name
+    return NetworkForms.of(model, rpu_config(name)), name
 
 
 def _load_data(reference: str) -> Iterable[Any]:

@@ -16,7 +16,6 @@ from wpo_optuna.loss.base import DrawingEngine
 from wpo_optuna.loss.monte_carlo import MonteCarloEngine, checked_device
 from wpo_optuna.loss.reference import ReferenceEngine
 from wpo_optuna.loss.self_check import TOLERATED_DEVIATION, SelfCheck, check_engine
-from wpo_optuna.loss.threads import one_thread
 
 if TYPE_CHECKING:
     from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
@@ -80,21 +79,20 @@ def choose_engine(
     is_on_cpu = checked_device(device).type == "cpu"
     slower = ("montecarlo", "aihwkit")
     wanted = (name,) if name is not None else ("expected", *slower) if is_on_cpu else slower
-    with one_thread():
-        engine, self_check = _first_possible(problem, wanted, device), None
-        if check and engine.name == "expected":
-            self_check = _self_check(engine)
-            if self_check.worst > TOLERATED_DEVIATION and name is None:
-                _warn(
-                    f"{_told(self_check)}; the next slower engine is used. To use it nevertheless, "
-                    "ask for engine 'expected'."
-                )
-                engine = _first_possible(problem, slower, device)
-            elif self_check.worst > TOLERATED_DEVIATION:
-                _warn(
-                    f"{_told(self_check)}. It is used nevertheless, because the engine or sampler "
-                    "asked for or the study's earlier trials need it."
-                )
+    engine, self_check = _first_possible(problem, wanted, device), None
+    if check and engine.name == "expected":
+        self_check = _self_check(engine)
+        if self_check.worst > TOLERATED_DEVIATION and name is None:
+            _warn(
+                f"{_told(self_check)}; the next slower engine is used. To use it nevertheless, "
+                "ask for engine 'expected'."
+            )
+            engine = _first_possible(problem, slower, device)
+        elif self_check.worst > TOLERATED_DEVIATION:
+            _warn(
+                f"{_told(self_check)}. It is used nevertheless, because the engine or sampler "
+                "asked for or the study's earlier trials need it."
+            )
     if not is_on_cpu and engine.name != "montecarlo":
         _warn(
             f"device = {device!r} is for the Monte Carlo engine alone; the {engine.name} engine "

@@ -13,37 +13,38 @@ import optuna
 from small_problems import small_problem
 
 from wpo_optuna.loss.monte_carlo import MonteCarloEngine
-from wpo_optuna.loss.reference import ReferenceEngine
-from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
-from wpo_optuna.report.reporting.measurements import keep_measurements
-from wpo_optuna.storage import open_storage
-from wpo_optuna.study import study_identity as identity
+from wpo_optuna.problem import WeightProgrammingProblem
+from wpo_optuna.report import measure
+from wpo_optuna.storage import FinishedTrials, open_storage
+from wpo_optuna.study import attributes
 from wpo_optuna.study.estimate import Estimate
 from wpo_optuna.study.objective import HypercubeObjective
-from wpo_optuna.study.optimize import optimize
-from wpo_optuna.study.scoring import SCORES, Finalist, Scores, strategy_of
+from wpo_optuna.study.opening import summary
+from wpo_optuna.study.scoring import Finalist, Scores, strategy_of
 
 FINISHED, ALSO_FINISHED, UNFINISHED, EMPTY = "digits-random", "digits-2", "cut off", "empty"
 N_TRIALS = 60
 
 
 @functools.cache
-def database() -> Path:
-    """An SQLite database with all of the studies; not to be changed."""
-    directory = Path(tempfile.mkdtemp(prefix="wpo_reported_"))
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    path = directory / "wpo.db"
+def directory() -> Path:
+    """A database ``wpo.db`` with all of the studies, and their results; not to be changed."""
+    path = Path(tempfile.mkdtemp(prefix="wpo_reported_"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    storage = f"sqlite:///{path}/wpo.db"
     problem = small_problem(t_steps=[1.0, 60.0, 3600.0], baseline_iterations=20)
-    finish(search(f"sqlite:///{path}", FINISHED, problem), problem)
-    finish(search(f"sqlite:///{path}", ALSO_FINISHED, problem, seed=2, n_trials=30), problem)
-    search(f"sqlite:///{path}", UNFINISHED, problem, seed=3, n_trials=8)
-    search(f"sqlite:///{path}", EMPTY, problem, n_trials=0)
+    finish(search(storage, FINISHED, problem), problem, path / FINISHED)
+    also = search(storage, ALSO_FINISHED, problem, seed=2, n_trials=30)
+    finish(also, problem, path / ALSO_FINISHED)
+    search(storage, UNFINISHED, problem, seed=3, n_trials=8)
+    search(storage, EMPTY, problem, n_trials=0)
     return path
 
 
 def stored_study(name: str = FINISHED) -> optuna.Study:
     """One of the database's studies."""
-    return optuna.load_study(study_name=name, storage=open_storage(f"sqlite:///{database()}"))
+    storage = open_storage(f"sqlite:///{directory()}/wpo.db")
+    return optuna.load_study(study_name=name, storage=storage)
 
 
 def search(
@@ -52,23 +53,30 @@ def search(
 ) -> optuna.Study:  # fmt: skip
     """A study with random trials, not scored."""
     objective = objective_of(problem)
-    study = identity.create_study(
-        open_storage(storage), name, problem,
-        {identity.SAMPLER: "random", identity.SAMPLER_OPTIONS: {}, identity.SEED: seed,
-         identity.ENGINE: objective.engine.name, identity.BASELINE: objective.baseline},
-    )  # fmt: skip
-    study.sampler = optuna.samplers.RandomSampler(seed=seed)
-    optimize(
-        study, objective, n_trials=n_trials, batch_size=64, on_finished=lambda trials: None,
-        should_stop=lambda: n_trials == 0,
-    )  # fmt: skip
+    found = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    found.optimize(objective, n_trials=n_trials)
+    study = optuna.create_study(study_name=name, storage=open_storage(storage))
+    for attribute, value in {
+        attributes.FINGERPRINT: problem.fingerprint,
+        attributes.PROBLEM: summary(problem),
+        attributes.SAMPLER: "random",
+        attributes.SAMPLER_OPTIONS: {},
+        attributes.SEED: seed,
+        attributes.ENGINE: objective.engine.name,
+        attributes.BASELINE: objective.baseline,
+        attributes.VERSIONS: {"optuna": optuna.__version__},
+    }.items():
+        study.set_user_attr(attribute, value)
+    FinishedTrials(study).append(found.trials, None, lambda trial: None)
     return study
 
 
-def finish(study: optuna.Study, problem: WeightProgrammingProblem, n_finalists: int = 2) -> Scores:
+def finish(
+    study: optuna.Study, problem: WeightProgrammingProblem, folder: Path, n_finalists: int = 2
+) -> Scores:
     """Scores the best trials, with fewer draws than a real study, and measures the winner."""
     trials = sorted(study.get_trials(deepcopy=False), key=lambda trial: trial.value)
-    objective, engine = objective_of(problem), ReferenceEngine(problem)
+    objective, engine = objective_of(problem), MonteCarloEngine(problem)
 
     def score(converter: object, seed: int) -> Estimate:
         return Estimate.of(engine.tnmse_of(converter, repeats=6, seed=seed))  # type: ignore[arg-type]
@@ -86,8 +94,9 @@ def finish(study: optuna.Study, problem: WeightProgrammingProblem, n_finalists: 
         winner=score(strategies[best].to_converter(), 1),
         baseline=score(problem.g_converter_baseline, 2),
     )
-    study.set_user_attr(SCORES, scores.to_json())
-    keep_measurements(study, objective, scores, strategies[best])
+    study.set_user_attr(attributes.SCORES, scores.to_json())
+    study.set_user_attr(attributes.RESULTS, str(folder))
+    measure(problem, strategies[best], folder, winning_trial=scores.winning_trial)
     return scores
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,28 +11,30 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from wpo_optuna.report.figures import drawing
-from wpo_optuna.report.figures.drawing import Illustration, Width
 
 # Letters of neighbouring words may come nearer than this many pixels only by touching.
 _TOUCHING_PX = 0.5
 
 
-def draw(illustration: Illustration, width: Width) -> Figure:
+def draw(figure_of: Callable[..., Figure | str], *arguments: object) -> Figure:
     """A figure as it is saved: in the report's style, its layout settled."""
-    with drawing._styled():
-        figure = illustration.draw(width)
-        drawing._settle_layout(figure)
+    with drawing.style():
+        figure = figure_of(*arguments)
+        assert isinstance(figure, Figure), figure
+        drawing.settle_layout(figure)
         figure.draw_without_rendering()  # where axes place their titles and labels
         return figure
 
 
 def assert_readable(figure: Figure) -> None:
-    """Fails if texts overlap or leave the figure, or if axes are empty."""
+    """Fails if texts overlap, are too small or leave the figure, or if axes are empty."""
     for axes in figure.axes:
         assert axes.has_data() or axes.get_label() == "<colorbar>", "empty axes"
     frame = figure.bbox.padded(1)
     boxes = [(text, text.get_window_extent()) for text in _shown_texts(figure)]
     assert boxes
+    # 390 pixels of a phone less the page's margins show 4.5 inches of 72 points.
+    assert min(text.get_fontsize() for text, _ in boxes) * 366 / (figure.get_figwidth() * 72) > 10
     for text, box in boxes:
         inside = frame.x0 <= box.x0 and frame.y0 <= box.y0
         inside &= box.x1 <= frame.x1 and box.y1 <= frame.y1

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wpo_optuna.report.measurements import Measurements, measure
     from wpo_optuna.report.page import ReportFiles, write_report
 
-__all__ = ["Measurements", "ReportFiles", "measure", "write_report"]
+_MODULES = {
+    "Measurements": "measurements",
+    "ReportFiles": "page",
+    "measure": "measurements",
+    "write_report": "page",
+}
+
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when used: the command must answer --help at once.
-    from importlib import import_module
-
-    if name not in __all__:
+    """Imports torch and matplotlib once a name is used: the command's help answers at once."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = "measurements" if name in ("Measurements", "measure") else "page"
-    return getattr(import_module(f"{__name__}.{module}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,0 +1,253 @@
+"""Every figure can be read on a phone, and shows what the study holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import optuna
+import pytest
+import reported_studies
+from aihwkit.inference.converter.conductance import NPairConductanceConverter
+from drawn_text import assert_readable, draw
+from hypothesis import given
+from hypothesis import strategies as st
+from small_problems import small_problem
+
+from wpo_optuna.hardware import named_rpu_config, parse_durations
+from wpo_optuna.report.figures import drawing, errors, hardware, search
+from wpo_optuna.report.figures.drawing import Drawn
+from wpo_optuna.report.record import StudyRecord, read_study
+
+DAY = 86400.0
+OF_ONE_STUDY = {
+    figure.__name__: figure
+    for figure in (
+        hardware.conductance_curves, hardware.devices, errors.tnmse_over_time,
+        errors.weight_errors, errors.weight_correlation, search.explored_factors,
+        search.importance,
+    )
+}  # fmt: skip
+OF_SEVERAL = {f.__name__: f for f in (search.search_progress, search.sampler_comparison)}
+
+CASES: dict[str, dict[str, Any]] = {
+    "pcm": {"t_steps": [1.0, 60.0, 3600.0, DAY, 30 * DAY, 360 * DAY]},
+    "one time, one pair": {"t_steps": [20.0], "f_lst": [None]},
+    "many times": {"t_steps": [4.0**k for k in range(9)]},
+    "times from zero": {"t_steps": [0.0, 1.5, 12345.678, 3e7]},
+    "four pairs against two": {"f_lst": [1.0, None, None, 2.5]},
+    "one pair against three": {
+        "f_lst": [2.0],
+        "g_converter_baseline": NPairConductanceConverter([1.0, 2.0, 4.0], g_min=0.0, g_max=25.0),
+    },
+    "reram": {
+        "rpu_config": named_rpu_config("reram-cmo").build(),
+        "g_converter_baseline": named_rpu_config("reram-cmo").baseline(),
+        "t_steps": [1.0, 3600.0],
+    },
+}
+DRAWN = [
+    *(("pcm", figure) for figure in (*OF_ONE_STUDY, *OF_SEVERAL)),
+    # Where there is least room.
+    *((case, figure) for case, figures in {
+        "one time, one pair": ("tnmse_over_time", "weight_errors", "conductance_curves"),
+        "many times": ("tnmse_over_time", "weight_correlation", "devices"),
+        "times from zero": ("tnmse_over_time", "weight_errors"),
+        "four pairs against two": ("conductance_curves", "explored_factors"),
+        "one pair against three": ("conductance_curves",),
+        "reram": ("devices",),
+    }.items() for figure in figures),
+]  # fmt: skip
+
+
+@functools.cache
+def record_of(case: str) -> StudyRecord:
+    small = {"test_out_features": 4, "baseline_iterations": 5}
+    problem = small_problem(**(small | CASES[case]))
+    n_trials = reported_studies.N_TRIALS if case == "pcm" else 12
+    study = reported_studies.search("memory", f"study of {case}", problem, n_trials=n_trials)
+    folder = reported_studies.directory() / case
+    reported_studies.finish(study, problem, folder)
+    return read_study(study)
+
+
+@pytest.fixture(scope="module")
+def record() -> StudyRecord:
+    return read_study(reported_studies.stored_study())
+
+
+@pytest.mark.parametrize(("case", "figure"), DRAWN)
+def test_texts_do_not_overlap_or_shrink_and_no_axes_are_empty(case: str, figure: str) -> None:
+    record = record_of(case)
+    if figure in OF_SEVERAL:
+        assert_readable(draw(OF_SEVERAL[figure], [record]))
+    else:
+        assert_readable(draw(OF_ONE_STUDY[figure], record))
+
+
+def test_many_studies_with_long_names_are_compared_without_overlaps(record: StudyRecord) -> None:
+    names = [f"a study of a network whose name is long number {i}, {'x' * i}" for i in range(9)]
+    records = [dataclasses.replace(record, name=name) for name in names]
+    for figure in OF_SEVERAL.values():
+        assert_readable(draw(figure, records))
+
+
+def test_any_name_of_a_study_can_be_drawn(record: StudyRecord) -> None:
+    names = ["a$b$c_{x", r"\frac{", "<&>\"'", "Größe 中文", " ", "two\nlines"]
+    records = [dataclasses.replace(record, name=name) for name in names]
+    drawn = drawing.draw(search.sampler_comparison, records)
+    assert isinstance(drawn, Drawn)
+    texts = "".join(ElementTree.fromstring(drawn.svg).itertext())
+    for name in ("a$b$c_{x", r"\frac{", "<&>\"'", "Größe 中文"):
+        assert name in texts
+    assert drawn.png.startswith(b"\x89PNG")
+
+
+def test_a_style_of_the_users_changes_no_figure_and_is_left_as_it_was(record: StudyRecord) -> None:
+    import matplotlib
+
+    usual = drawing.draw(hardware.conductance_curves, record)
+    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "black"}):
+        assert drawing.draw(hardware.conductance_curves, record) == usual
+        assert matplotlib.rcParams["font.size"] == 30
+
+
+@pytest.mark.parametrize("n_bad", [1, reported_studies.N_TRIALS])
+def test_trials_without_a_finite_error_have_no_place_but_break_nothing(
+    record: StudyRecord, n_bad: int
+) -> None:
+    def damaged(trial: optuna.trial.FrozenTrial) -> optuna.trial.FrozenTrial:
+        return optuna.trial.create_trial(
+            value=float("inf"), params=trial.params, distributions=trial.distributions,
+            user_attrs=trial.user_attrs | {"tnmse": float("inf")},
+        )  # fmt: skip
+
+    trials = (*map(damaged, record.trials[:n_bad]), *record.trials[n_bad:])
+    bad = dataclasses.replace(record, trials=trials)
+    for figure, subject in ((search.explored_factors, bad), (search.search_progress, [bad])):
+        if n_bad == len(trials):
+            assert figure(subject) == "No trial has a finite TNMSE."  # type: ignore[operator]
+        else:
+            assert_readable(draw(figure, subject))
+
+
+def test_a_study_of_a_single_trial_has_figures_or_reasons_why_not(record: StudyRecord) -> None:
+    single = dataclasses.replace(record, trials=record.trials[:1])
+    assert_readable(draw(search.search_progress, [single]))
+    assert "All trials have the same" in search.explored_factors(single)
+    assert "at least 50" in search.importance(single)
+
+
+def test_conductance_curves_are_the_winners_and_the_baselines(record: StudyRecord) -> None:
+    figure = draw(hardware.conductance_curves, record)
+    assert record.scores is not None
+    trial = reported_studies.stored_study().trials[record.scores.winning_trial]
+    for pair, axes in enumerate(figure.axes):
+        lines = {line.get_label(): line.get_ydata() for line in axes.lines}
+        for sign, name in enumerate(("optimised g⁺", "optimised g⁻")):
+            np.testing.assert_array_equal(lines[name], trial.user_attrs["g_lst"][2 * pair + sign])
+        # Two equal pairs, the second used once the first is full.
+        assert lines["baseline g⁺"][-1] == pytest.approx(25.0)
+        assert lines["baseline g⁻"][-1] == pytest.approx(0.0)
+        assert f"f = {trial.user_attrs['f_lst'][pair]:.3g}" in axes.get_title("left")
+
+
+def test_best_so_far_never_rises_and_ends_at_the_studys_best(record: StudyRecord) -> None:
+    (axes,) = draw(search.search_progress, [record]).axes
+    lines = {line.get_label(): line.get_ydata() for line in axes.lines}
+    best = np.asarray(lines["best so far"])
+    assert np.all(np.diff(best) <= 0)
+    assert best[-1] - 1 + 0.125 == pytest.approx(reported_studies.stored_study().best_value)
+    assert lines["loss 0: 12.5 % better"][0] == pytest.approx(0.875)
+
+
+def test_studies_of_different_problems_are_compared_relative_to_their_baselines(
+    record: StudyRecord,
+) -> None:
+    settings = {**record.settings, "problem_fingerprint": "another"}
+    other = dataclasses.replace(record, settings=settings)
+    assert record.scores is not None
+    for records, expected, label in (
+        ([record, record], record.scores.winner.mean, "TNMSE (%)"),
+        ([record, other], 1 - record.scores.improvement, "TNMSE / baseline"),
+    ):
+        (axes,) = draw(search.sampler_comparison, records).axes
+        assert axes.get_xlabel() == label
+        assert axes.lines[0].get_xdata()[0] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("n", [200, 1300])
+def test_importance_names_the_parameter_that_matters(record: StudyRecord, n: int) -> None:
+    distribution = optuna.distributions.FloatDistribution(0, 1)
+    names = ["f_1", "k_w", "g_0_0"]
+    trials = tuple(
+        optuna.trial.create_trial(
+            value=(x[1] - 0.3) ** 2, params=dict(zip(names, x.tolist(), strict=True)),
+            distributions=dict.fromkeys(names, distribution),
+        )
+        for x in np.random.default_rng(0).random((n, 3))
+    )  # fmt: skip
+    (axes,) = draw(search.importance, dataclasses.replace(record, trials=trials)).axes
+    widths = [bar.get_width() for bar in axes.patches]
+    assert axes.get_yticklabels()[-1].get_text() == "k_w"
+    assert widths[-1] == max(widths) > 80
+    assert sum(widths) == pytest.approx(100)
+
+
+@given(st.floats(1e-3, 1e12) | st.just(0.0))
+def test_names_of_times_are_short_and_near_the_time(seconds: float) -> None:
+    name = drawing.time_name(seconds)
+    assert len(name) <= 9
+    (read,) = parse_durations(name, "t_steps")
+    assert read == pytest.approx(seconds, rel=0.005)
+
+
+# Machado, Oliveira, Fernandes: "A physiologically-based model for simulation of color vision
+# deficiency", IEEE Transactions on Visualization and Computer Graphics 2009, severity 1.
+DEFICIENCIES = {
+    "none": np.eye(3),
+    "protanopia": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+         [-0.003882, -0.048116, 1.051998]]
+    ),
+    "deuteranopia": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+         [-0.011820, 0.042940, 0.968881]]
+    ),
+    "tritanopia": np.array(
+        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602],
+         [0.004733, 0.691367, 0.303900]]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("deficiency", DEFICIENCIES)
+def test_colours_of_one_figure_differ_for_every_colour_vision(deficiency: str) -> None:
+    """CIE76 differences; 2.3 is just noticeable. Alike ones differ in marker or line besides."""
+    pairs = {(drawing.BASELINE, drawing.OPTIMISED): 40, (drawing.G_PLUS, drawing.G_MINUS): 15}
+    looks = drawing.LOOKS
+    pairs |= {(a["color"], b["color"]): 8 for a, b in itertools.combinations(looks, 2)}
+    for (one, other), least in pairs.items():
+        difference = np.linalg.norm(_lab(one, deficiency) - _lab(other, deficiency))
+        assert difference > least, f"{one} and {other} differ by {difference:.1f}"
+    assert len({(look["linestyle"], look["marker"]) for look in looks}) == len(looks)
+    times = np.array([_lab(colour, deficiency) for colour in drawing.colours_of_times(8)])
+    assert np.all(np.diff(times[:, 0]) > 3), "later times must be lighter"
+
+
+def _lab(colour: Any, deficiency: str) -> np.ndarray:
+    from matplotlib.colors import to_rgb
+
+    srgb = np.array(to_rgb(colour))
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(DEFICIENCIES[deficiency] @ linear, 0, 1)
+    to_xyz = np.array(
+        [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    )
+    relative = to_xyz @ seen / (to_xyz @ np.ones(3))
+    f = np.where(relative > 216 / 24389, np.cbrt(relative), (24389 / 27 * relative + 16) / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])

@@ -181,15 +181,6 @@ def test_what_cannot_be_compared_is_refused_before_the_first_measurement() -> No
         _compare(reram, ONE_PAIR, never)
 
 
-def test_a_metric_that_returns_no_number_is_refused_by_its_name() -> None:
-    def scores(network: nn.Module, data: Iterable[Any]) -> Any:
-        return {"f1": 0.5}
-
-    network = NetworkForms.of(_classifier(), _hardware(PCMLikeNoiseModel()))
-    with pytest.raises(InvalidArgument, match="metric 'scores' returned dict: a number is needed"):
-        _compare(network, ONE_PAIR, scores)
-
-
 def test_accuracy_is_the_share_of_right_classes_over_all_batches() -> None:
     network = nn.Identity()
     scores = torch.tensor([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
@@ -257,18 +248,6 @@ def test_input_ranges_of_converted_networks_are_the_largest_inputs_and_others_ar
     with again.setting_input_ranges():
         again.digital(torch.zeros(1, 1, 4, 4))
     assert [tile.tile.input_range.item() for tile in analog_tiles(again.analog)] == ranges
-
-
-def test_hardware_with_input_ranges_does_not_clip_a_network_it_was_not_trained_for() -> None:
-    torch.manual_seed(3)
-    scaled = nn.Sequential(nn.Linear(6, 3, bias=False))
-    inputs = 100 * torch.randn(60, 6)  # far beyond aihwkit's initial input range of 3
-    with torch.no_grad():
-        data = [(inputs, scaled(inputs).argmax(dim=1))]
-    network = NetworkForms.of(scaled, StandardHWATrainingPreset())
-    result = _compare(network, ONE_PAIR, accuracy, data=data, t_steps=(1.0,), repeats=3)
-    # Unclipped inputs give 0.90 to 0.95, those clipped to their signs 0.78 to 0.80.
-    assert result.curves["baseline"].mean() > 0.85
 
 
 def test_models_without_two_forms_are_refused() -> None:

@@ -268,15 +268,6 @@ def test_bad_input_costs_one_sentence_exit_status_1_and_no_file(
     assert {path for path in here.rglob("*") if "__pycache__" not in path.parts} == before
 
 
-def test_data_that_do_not_fit_the_network_are_named_as_the_reason(
-    here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(_arguments(data="blobs.py:images")) == 1
-    err = capsys.readouterr().err
-    assert "classifying them raised RuntimeError: mat1 and mat2" in err
-    assert err.count("\n") == 1
-
-
 def test_debug_shows_the_traceback(here: Path) -> None:
     with pytest.raises(InvalidArgument) as raised:
         main([*_arguments(model="blobs.py:failing"), "--debug"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 import torch
@@ -113,16 +112,6 @@ def test_a_noise_model_shared_by_all_tiles_and_another_network_is_left_alone() -
     assert isinstance(shared.g_converter, SinglePairConductanceConverter)
 
 
-def test_a_configuration_shared_by_tiles_is_left_alone() -> None:
-    model = convert_to_analog(_network(), _hardware())
-    shared = _hardware()
-    for tile in analog_tiles(model):
-        tile.tile.rpu_config = shared
-    apply_strategy(model, {"0.0": STRATEGY})
-    assert isinstance(shared.noise_model.g_converter, SinglePairConductanceConverter)
-    assert sum(f_lst == [1.0, 2.0] for f_lst in _converters(model).values()) == 3
-
-
 def test_strategies_by_layer_exact_name_before_first_matching_pattern() -> None:
     model = convert_to_analog(_network(), _hardware())
     applied = apply_strategy(model, {"*": OTHER, "1": STRATEGY})
@@ -155,13 +144,6 @@ def test_a_network_programmed_before_is_programmed_anew_when_it_drifts() -> None
     for tile, reference in zip(analog_tiles(model), weights, strict=True):
         assert len(tile.tile.drift_noise_parameters) == 4
         assert torch.equal(tile.tile.reference_combined_weights, reference)
-
-
-def test_a_strategy_read_from_its_file_is_exactly_the_one_applied(tmp_path: Path) -> None:
-    model = convert_to_analog(_network(), _hardware())
-    apply_strategy(model, ProgrammingStrategy.load(STRATEGY.save(tmp_path / "strategy.json")))
-    converter = next(analog_tiles(model)).tile.rpu_config.noise_model.g_converter
-    assert converter.g_lst == [list(curve) for curve in STRATEGY.g_lst]
 
 
 @pytest.mark.parametrize(

@@ -76,13 +76,6 @@ def test_a_name_that_leads_nowhere_is_answered_with_the_nearest(
     assert "\n" not in str(raised.value)
 
 
-def test_a_misspelt_file_is_answered_with_the_one_beside_it(tmp_path: Path) -> None:
-    (tmp_path / "network.py").write_text("")
-    with pytest.raises(InvalidArgument) as raised:
-        load_function(f"{tmp_path}/netwrok.py:f", "weights")
-    assert f"did you mean '{tmp_path}/network.py'" in str(raised.value)
-
-
 @pytest.mark.parametrize(
     ("code", "expected"),
     [

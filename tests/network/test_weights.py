@@ -55,116 +55,69 @@ def small_transformer() -> nn.Module:
 
 
 def small_state_dict() -> dict[str, torch.Tensor]:
-    return SmallTransformer().state_dict()
+    return {name: tensor.clone() for name, tensor in SmallTransformer().state_dict().items()}
 
 
 def expected_weights() -> torch.Tensor:
-    state = SmallTransformer().state_dict()
+    state = small_state_dict()
     return torch.cat([state[name].flatten() for name in TAKEN]).sort().values
 
 
-def save_as_safetensors(folder: Path) -> Path:
-    state = {name: tensor.clone() for name, tensor in small_state_dict().items()}
-    save_file(state, folder / "net.safetensors")
-    return folder / "net.safetensors"
-
-
-def save_as_state_dict(folder: Path) -> Path:
-    torch.save(small_state_dict(), folder / "net.pt")
-    return folder / "net.pt"
-
-
-def save_in_the_format_before_archives(folder: Path) -> Path:
-    torch.save(small_state_dict(), folder / "net.pth", _use_new_zipfile_serialization=False)
-    return folder / "net.pth"
-
-
-def save_as_training_checkpoint(folder: Path) -> Path:
+def save_as_training_checkpoint(path: Path) -> None:
     net = SmallTransformer()
     optimizer = torch.optim.Adam(net.parameters())
     net.mlp(torch.randn(3, 16)).sum().backward()
     optimizer.step()
     # The weights as they were before the step; the optimizer's moments are tensors as well.
-    content = {"epoch": 3, "optimizer": optimizer.state_dict(), "state_dict": small_state_dict()}
-    torch.save(content, folder / "net.ckpt")
-    return folder / "net.ckpt"
+    torch.save({"epoch": 3, "optimizer": optimizer.state_dict(), "model": small_state_dict()}, path)
 
 
-def save_as_hugging_face(folder: Path) -> Path:
-    state = {name: tensor.clone() for name, tensor in small_state_dict().items()}
-    save_file(state, folder / "model.safetensors")
-    return folder
-
-
-def save_as_hugging_face_shards(folder: Path) -> Path:
-    state = {name: tensor.clone() for name, tensor in small_state_dict().items()}
-    names = sorted(state)
-    shard_of = {}
+def save_shards(folder: Path, stem: str, suffix: str, save: Callable) -> Path:
+    state, shard_of = small_state_dict(), {}
     for i in range(3):
-        shard = f"model-{i + 1:05}-of-00003.safetensors"
-        save_file({name: state[name] for name in names[i::3]}, folder / shard)
-        shard_of |= dict.fromkeys(names[i::3], shard)
+        names = sorted(state)[i::3]
+        shard_of |= dict.fromkeys(names, f"{stem}-{i + 1:05}-of-00003.{suffix}")
+        save({name: state[name] for name in names}, folder / shard_of[names[0]])
     index = {"metadata": {"total_size": 1}, "weight_map": shard_of}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return folder
-
-
-def save_as_old_hugging_face_shards(folder: Path) -> Path:
-    state = small_state_dict()
-    names = sorted(state)
-    shard_of = {}
-    for i in range(2):
-        shard = f"pytorch_model-{i + 1:05}-of-00002.bin"
-        torch.save({name: state[name] for name in names[i::2]}, folder / shard)
-        shard_of |= dict.fromkeys(names[i::2], shard)
-    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": shard_of}))
-    return folder
-
-
-def save_under_another_name(folder: Path) -> Path:
-    save_as_safetensors(folder).rename(folder / "diffusion_pytorch_model.safetensors")
+    (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps(index))
     return folder
 
 
 @pytest.mark.parametrize(
-    "save",
+    ("name", "save"),
     [
-        save_as_safetensors,
-        save_as_state_dict,
-        save_in_the_format_before_archives,
-        save_as_training_checkpoint,
-        save_as_hugging_face,
-        save_as_hugging_face_shards,
-        save_as_old_hugging_face_shards,
-        save_under_another_name,
+        ("net.safetensors", lambda path: save_file(small_state_dict(), path)),
+        ("net.pt", lambda path: torch.save(small_state_dict(), path)),
+        # The format before PyTorch 1.6, which is no archive.
+        (
+            "net.pth",
+            lambda path: torch.save(small_state_dict(), path, _use_new_zipfile_serialization=False),
+        ),
+        ("net.ckpt", save_as_training_checkpoint),
+        ("", lambda path: save_file(small_state_dict(), path / "model.safetensors")),
+        ("", lambda path: save_file(small_state_dict(), path / "diffusion_model.safetensors")),
+        ("", lambda path: save_shards(path, "model", "safetensors", save_file)),
+        ("", lambda path: save_shards(path, "pytorch_model", "bin", torch.save)),
     ],
 )
 def test_every_checkpoint_format_gives_the_same_weights(
-    tmp_path: Path, save: Callable[[Path], Path]
+    tmp_path: Path, name: str, save: Callable[[Path], object]
 ) -> None:
-    read = read_weights(save(tmp_path))
+    save(tmp_path / name)
+    read = read_weights(tmp_path / name)
     assert {layer.name: layer.shape for layer in read.layers} == TAKEN
     assert read.count == sum(layer.count for layer in read.layers)
-    torch.testing.assert_close(read.weights, expected_weights(), rtol=0, atol=0)
+    assert torch.equal(read.weights, expected_weights())
+    state = small_state_dict()
+    for layer in reversed(read.layers):
+        assert torch.equal(layer.weights(), state[layer.name].flatten().sort().values)
 
 
 @pytest.mark.parametrize("function", ["small_transformer", "small_state_dict"])
 def test_a_users_function_gives_the_weights_of_its_module_or_state_dict(function: str) -> None:
     read = read_weights(f"{__file__}:{function}")
     assert {layer.name: layer.shape for layer in read.layers} == TAKEN
-    torch.testing.assert_close(read.weights, expected_weights(), rtol=0, atol=0)
-
-
-def test_a_module_on_the_path_is_found_by_its_dotted_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "users_package").mkdir()
-    (tmp_path / "users_package" / "nets.py").write_text(
-        "import torch\ndef vector():\n    return torch.arange(5.0)\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    read = read_weights("users_package.nets:vector")
-    assert read.weights.tolist() == [0, 1, 2, 3, 4]
+    assert torch.equal(read.weights, expected_weights())
 
 
 def test_objects_can_be_given_instead_of_files() -> None:
@@ -221,12 +174,6 @@ def test_without_patterns_biases_norms_and_embeddings_are_left_out_and_listed() 
         assert "embed_tokens.weight" in listing
 
 
-def test_the_layers_of_a_torchscript_module_are_known_by_their_names() -> None:
-    module = nn.ModuleDict({"embed_in": nn.Embedding(9, 4), "fc": nn.Linear(4, 3)})
-    scripted = torch.jit.script(module)
-    assert [layer.name for layer in read_weights(scripted).layers] == ["fc.weight"]
-
-
 def test_a_linear_layer_of_a_module_counts_whatever_its_name() -> None:
     module = nn.ModuleDict({"text_embed": nn.Linear(9, 4), "words": nn.Embedding(4, 3)})
     assert [layer.name for layer in read_weights(module).layers] == ["text_embed.weight"]
@@ -239,15 +186,11 @@ def test_a_linear_layer_of_a_module_counts_whatever_its_name() -> None:
         ("transformer.wte.weight", True),
         ("transformer.wpe.weight", True),
         ("bert.embeddings.word_embeddings.weight", True),
-        ("bert.embeddings.token_type_embeddings.weight", True),
-        ("tok_embeddings.weight", True),
         ("gpt_neox.embed_in.weight", True),
         ("shared.weight", True),
         ("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", True),
         ("embed_out.weight", False),
-        ("unembed.weight", False),
         ("lm_head.weight", False),
-        ("time_embedding.linear_1.weight", False),
         ("embedding.projection.weight", False),
         ("module.layer4.0.downsample.0.weight", False),
     ],
@@ -308,21 +251,6 @@ def test_quantised_tensors_are_skipped_with_the_reason() -> None:
     assert "meta" in reasons["e.weight"]
 
 
-def test_tensors_that_are_not_contiguous_are_read_in_full(tmp_path: Path) -> None:
-    weight = torch.arange(60.0).reshape(6, 10)
-    torch.save({"a.weight": weight.T, "b.weight": weight[:, ::2]}, tmp_path / "net.pt")
-    read = read_weights(tmp_path / "net.pt")
-    expected = torch.cat([weight.flatten(), weight[:, ::2].flatten()]).sort().values
-    assert torch.equal(read.weights, expected)
-
-
-def test_each_layer_can_be_read_by_itself(tmp_path: Path) -> None:
-    read = read_weights(save_as_hugging_face_shards(tmp_path))
-    state = small_state_dict()
-    for layer in reversed(read.layers):
-        assert torch.equal(layer.weights(), state[layer.name].flatten().sort().values)
-
-
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=4), st.integers(1, 20))
 def test_blocks_cover_a_tensor_once_and_stay_below_their_limit(
@@ -354,8 +282,9 @@ def test_the_weights_of_an_analog_model_are_its_layers_logical_weights() -> None
 
 
 @pytest.mark.parametrize("columnwise", [True, False])
-@pytest.mark.parametrize(("max_input_size", "max_output_size"), [(512, 0), (40, 30), (0, 0)])
-@pytest.mark.parametrize("omega", [0.0, 0.8])
+@pytest.mark.parametrize(
+    ("max_input_size", "max_output_size", "omega"), [(512, 0, 0.8), (40, 30, 0.8), (0, 0, 0.0)]
+)
 def test_weights_with_a_mapping_are_those_on_aihwkits_tiles(
     columnwise: bool, max_input_size: int, max_output_size: int, omega: float
 ) -> None:
@@ -417,7 +346,9 @@ def test_a_sample_does_not_depend_on_how_a_network_is_stored(
 ) -> None:
     monkeypatch.setattr("wpo_optuna.network.weights.MOST_KEPT", 500)
     (tmp_path / "one").mkdir()
-    one, shards = save_as_safetensors(tmp_path / "one"), save_as_hugging_face_shards(tmp_path)
+    one = tmp_path / "one" / "net.safetensors"
+    save_file(small_state_dict(), one)
     sample = read_weights(one).weights
     assert len(sample) < 600 < read_weights(one).count
+    shards = save_shards(tmp_path, "model", "safetensors", save_file)
     assert torch.equal(read_weights(shards).weights, sample)

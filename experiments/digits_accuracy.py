@@ -21,17 +21,14 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from experiments.train_digits import WEIGHTS_FILE, digits_data, digits_network
 from wpo_optuna import ProgrammingStrategy, WeightProgrammingProblem, run_study
-from wpo_optuna.evaluate import accuracy_figure
 from wpo_optuna.evaluate.accuracy import (
     OPTIMISED,
     MetricOverTime,
     accuracy,
     compare_over_time,
-    number_of_measurements,
 )
 from wpo_optuna.hardware import NAMED_RPU_CONFIGS, NamedRPUConfig, format_duration, parse_durations
 from wpo_optuna.network.network_forms import NetworkForms
@@ -82,13 +79,10 @@ def follow(
 ) -> MetricOverTime:
     """The accuracy over time with a strategy, and with the hardware's baseline."""
     forms = NetworkForms.of(network(), hardware.build())
-    t_steps = times_for(hardware)
-    total = number_of_measurements(forms, 1, len(t_steps), repeats)
-    with tqdm(desc="evaluating", total=total, unit="measurement", disable=None) as bar:
-        return compare_over_time(
-            forms, {OPTIMISED: strategy}, hardware.baseline(), batches(), t_steps, accuracy,
-            metric_name="accuracy", repeats=repeats, seed=seed, on_measured=bar.update,
-        )  # fmt: skip
+    return compare_over_time(
+        forms, {OPTIMISED: strategy}, hardware.baseline(), batches(), times_for(hardware), accuracy,
+        metric_name="accuracy", repeats=repeats, seed=seed, show_progress_bar=True,
+    )  # fmt: skip
 
 
 def conclusion(result: MetricOverTime) -> str:
@@ -110,9 +104,7 @@ def report(
 ) -> None:
     """Measures, writes tables and figure, and prints the result."""
     result = follow(hardware, strategy, repeats, seed)
-    result.write_measurements(output / "measurements.csv")
-    result.write_summary(output / "summary.csv")
-    accuracy_figure.save(result, output, "over_time")
+    result.save(output)
     strategy.save(output / "strategy.json")
     print(f"{result.table()}\n\n{conclusion(result)}\nresults  {output}\n")
 

@@ -32,7 +32,6 @@ from wpo_optuna.evaluate.accuracy import (
     accuracy,
     compare_over_time,
     measure_over_time,
-    number_of_measurements,
 )
 from wpo_optuna.evaluate.accuracy_figure import draw, save
 from wpo_optuna.network.apply import analog_tiles
@@ -155,13 +154,6 @@ def test_layers_without_a_strategy_are_programmed_like_the_baseline(
     assert {name: set(values.ravel()) for name, values in result.curves.items()} == {
         "baseline": {44.0}, "optimised": {float(optimised)},
     }  # fmt: skip
-
-
-def test_every_measurement_is_counted() -> None:
-    network = NetworkForms.of(_classifier(), _hardware(PCMLikeNoiseModel()))
-    counted: list[int] = []
-    _compare(network, ONE_PAIR, _devices, repeats=3, on_measured=counted.append)
-    assert sum(counted) == number_of_measurements(network, 1, len(T_STEPS), 3) == 19
 
 
 def test_what_cannot_be_compared_is_refused_before_the_first_measurement() -> None:

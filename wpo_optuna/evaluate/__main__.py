@@ -64,42 +64,24 @@ def _run(settings: EvaluationSettings, quiet: bool) -> int:
     if settings.tracking_uri != NO_TRACKING:
         # Refuses an address or a name that MLflow does not take, before anything is done.
         Destination(settings.tracking_uri, settings.experiment)
-    from tqdm import tqdm
-
-    from wpo_optuna.evaluate.accuracy import OPTIMISED, compare_over_time, number_of_measurements
+    from wpo_optuna.evaluate.accuracy import OPTIMISED, compare_over_time
     from wpo_optuna.evaluate.evaluation_setup import set_up_evaluation
 
-    started_s = time.time()
+    started_s, output = time.time(), Path(settings.output)
     setup = set_up_evaluation(settings)
     measured = setup.measured
-    total = number_of_measurements(measured.network, 1, len(setup.t_steps), settings.repeats)
-    with tqdm(
-        desc="evaluating", total=total, unit="measurement", disable=True if quiet else None
-    ) as bar:
-        result = compare_over_time(
-            measured.network, {OPTIMISED: setup.strategies}, setup.baseline, measured.data,
-            setup.t_steps, measured.metric, metric_name=measured.metric_name,
-            repeats=settings.repeats, seed=settings.seed, on_measured=bar.update,
-        )  # fmt: skip
-    files = _write(result, setup, Path(settings.output))
+    result = compare_over_time(
+        measured.network, {OPTIMISED: setup.strategies}, setup.baseline, measured.data,
+        setup.t_steps, measured.metric, metric_name=measured.metric_name,
+        repeats=settings.repeats, seed=settings.seed, show_progress_bar=not quiet,
+    )  # fmt: skip
+    files = result.save(output)
+    for layer, strategy in setup.strategies.items():
+        suffix = "" if layer == "*" else "-" + re.sub(r"[^\w.-]", "_", layer)
+        files.append(strategy.save(output / f"strategy{suffix}.json"))
     tracked = _track(settings, setup, result, files, started_s)
     print(f"{result.table()}\n\nresults  {settings.output}\nMLflow   {tracked}")
     return 0
-
-
-def _write(result: MetricOverTime, setup: EvaluationSetup, directory: Path) -> list[Path]:
-    """Writes tables, figure and the strategies they are about."""
-    from wpo_optuna.evaluate import accuracy_figure
-
-    files = [
-        result.write_measurements(directory / "measurements.csv"),
-        result.write_summary(directory / "summary.csv"),
-        *accuracy_figure.save(result, directory, "over_time"),
-    ]
-    for layer, strategy in setup.strategies.items():
-        suffix = "" if layer == "*" else "-" + re.sub(r"[^\w.-]", "_", layer)
-        files.append(strategy.save(directory / f"strategy{suffix}.json"))
-    return files
 
 
 def _track(

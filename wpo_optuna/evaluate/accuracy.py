@@ -20,6 +20,7 @@ import torch
 from aihwkit.inference.converter.base import BaseConductanceConverter
 from numpy.typing import NDArray
 from torch import nn
+from tqdm import tqdm
 
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.hardware import format_duration
@@ -87,6 +88,16 @@ class MetricOverTime:
         ideal = "" if self.ideal is None else f"; of the digital network {self.ideal:.4g}"
         return "\n".join([f"{self.metric} after programming, {of_what}{ideal}:", "", *lines])
 
+    def save(self, directory: Path) -> list[Path]:
+        """Writes tables and figure, and returns their paths."""
+        from wpo_optuna.evaluate import accuracy_figure
+
+        return [
+            self.write_measurements(directory / "measurements.csv"),
+            self.write_summary(directory / "summary.csv"),
+            *accuracy_figure.save(self, directory, "over_time"),
+        ]
+
     def write_measurements(self, path: Path) -> Path:
         """Writes every single measurement as CSV: one line for each repeat and time."""
         rows: list[Sequence[Any]] = [["programming", "repeat", "t_s", self.metric]]
@@ -119,7 +130,7 @@ def compare_over_time(
     metric_name: str,
     repeats: int = 10,
     seed: int = 0,
-    on_measured: Callable[[int], object] = lambda n: None,
+    show_progress_bar: bool = False,
 ) -> MetricOverTime:
     """Compares strategies over time with a baseline and with the digital network.
 
@@ -137,7 +148,7 @@ def compare_over_time(
         metric_name: what to call it.
         repeats: number of programmings of each kind.
         seed: seed of programming, drift and accumulated read noise.
-        on_measured: told the number of measurements made, after each.
+        show_progress_bar: whether to show progress on a terminal.
 
     Raises:
         InvalidArgument: a strategy does not fit the network or its devices, the noise model does
@@ -154,28 +165,24 @@ def compare_over_time(
         apply_strategy(analog, programming)
     apply_converter(analog, baseline, "baseline")
 
-    ideal = None
-    if network.digital is not None:
-        with network.setting_input_ranges():
-            ideal = measure(network.digital, data, metric)
-        on_measured(1)
-
-    curves = {}
-    for name, chosen in [(BASELINE, None), *programmings.items()]:
-        apply_converter(analog, baseline, "baseline")
-        if chosen is not None:
-            apply_strategy(analog, chosen)
-        curves[name] = measure_over_time(
-            analog, data, t_steps, metric, repeats=repeats, seed=seed, on_measured=on_measured
-        )
+    total = (network.digital is not None) + (1 + len(programmings)) * len(t_steps) * repeats
+    ideal, curves = None, {}
+    with tqdm(
+        desc="evaluating", total=total, unit="measurement",
+        disable=None if show_progress_bar else True,
+    ) as bar:  # fmt: skip
+        if network.digital is not None:
+            with network.setting_input_ranges():
+                ideal = measure(network.digital, data, metric)
+            bar.update()
+        for name, chosen in [(BASELINE, None), *programmings.items()]:
+            apply_converter(analog, baseline, "baseline")
+            if chosen is not None:
+                apply_strategy(analog, chosen)
+            curves[name] = measure_over_time(
+                analog, data, t_steps, metric, repeats=repeats, seed=seed, on_measured=bar.update
+            )
     return MetricOverTime(metric_name, tuple(t_steps), ideal, curves)
-
-
-def number_of_measurements(
-    network: NetworkForms, n_programmings: int, n_times: int, repeats: int
-) -> int:
-    """How many measurements ``compare_over_time`` makes."""
-    return (network.digital is not None) + (1 + n_programmings) * n_times * repeats
 
 
 def measure_over_time(

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from wpo_optuna.evaluate.accuracy import MetricOverTime
 from wpo_optuna.hardware import format_duration
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from wpo_optuna.evaluate.accuracy import MetricOverTime
 
 # Of Okabe and Ito's palette, which colour-blind people can tell apart; the markers differ too.
 _STYLES = (("#D55E00", "s"), ("#0072B2", "o"), ("#009E73", "^"), ("#CC79A7", "D"))

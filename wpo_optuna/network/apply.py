@@ -116,9 +116,8 @@ def apply_strategy(
             "takes one ProgrammingStrategy."
         )
     _check_strategies({"*": strategy})
-    noise_model = _noise_model(target.noise_model, "the RPU configuration")
-    check_range(strategy, noise_model, "strategy")
-    target.noise_model = _with_converter(noise_model, strategy.to_converter())
+    _check_devices(strategy, target.noise_model, "the RPU configuration", "strategy")
+    target.noise_model = _with_converter(target.noise_model, strategy.to_converter())
     return AppliedStrategy(tiles=())
 
 
@@ -135,36 +134,9 @@ def apply_converter(model: nn.Module, converter: BaseConductanceConverter, argum
     """
     tiles = tuple(analog_tiles(model))
     for tile in tiles:
-        check_range(converter, _noise_model(tile.noise_model, f"tile {tile.name!r}"), argument)
+        _check_devices(converter, tile.noise_model, f"tile {tile.name!r}", argument)
     for tile in tiles:
         tile.set_converter(converter)
-
-
-def check_range(
-    programming: ProgrammingStrategy | BaseConductanceConverter,
-    noise_model: BaseNoiseModel,
-    argument: str,
-) -> None:
-    """Refuses a strategy or converter for devices with a wider range than a noise model describes.
-
-    A narrower range is fine: then a part of the devices' range is used.
-
-    Args:
-        programming: has the range.
-        noise_model: describes the devices.
-        argument: which of the user's arguments the range belongs to, for the message.
-
-    Raises:
-        InvalidArgument: the range leaves that of the noise model.
-    """
-    lowest, highest = conductance_range(noise_model)
-    slack = _SLACK * programming.g_max
-    if programming.g_min < lowest - slack or programming.g_max > highest + slack:
-        raise InvalidArgument(
-            f"{argument} has the range g_min = {programming.g_min:g} to "
-            f"g_max = {programming.g_max:g} µS: the {type(noise_model).__name__} describes devices "
-            f"of {lowest:g} to {highest:g} µS."
-        )
 
 
 def layers_by_parameter(parameters: Sequence[str], model: nn.Module) -> dict[str, str]:
@@ -223,8 +195,7 @@ def _apply_to_network(
     chosen = [(tile, _strategy_of(tile, by_layer)) for tile in tiles]
     for tile, wanted in chosen:
         if wanted is not None:
-            noise_model = _noise_model(tile.noise_model, f"tile {tile.name!r}")
-            check_range(wanted, noise_model, "strategy")
+            _check_devices(wanted, tile.noise_model, f"tile {tile.name!r}", "strategy")
     for tile, wanted in chosen:
         if wanted is not None:
             tile.set_converter(wanted.to_converter())
@@ -274,13 +245,29 @@ def _matches(pattern: str, layer: str) -> bool:
     return fnmatchcase(layer, pattern) or fnmatchcase(f"{layer}.weight", pattern)
 
 
-def _noise_model(noise_model: object, owner: str) -> BaseNoiseModel:
+def _check_devices(
+    programming: ProgrammingStrategy | BaseConductanceConverter,
+    noise_model: object,
+    owner: str,
+    argument: str,
+) -> None:
+    """Refuses devices that are not described, or that a programming asks too much of.
+
+    A narrower range than theirs is fine: then a part of it is used.
+    """
     if not isinstance(noise_model, BaseNoiseModel):
         raise InvalidArgument(
             f"target: {owner} has no noise model, which tells how devices are programmed; an "
             "InferenceRPUConfig is needed."
         )
-    return noise_model
+    lowest, highest = conductance_range(noise_model)
+    slack = _SLACK * programming.g_max
+    if programming.g_min < lowest - slack or programming.g_max > highest + slack:
+        raise InvalidArgument(
+            f"{argument} has the range g_min = {programming.g_min:g} to "
+            f"g_max = {programming.g_max:g} µS: the {type(noise_model).__name__} describes devices "
+            f"of {lowest:g} to {highest:g} µS."
+        )
 
 
 def _with_converter(

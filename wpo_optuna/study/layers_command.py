@@ -8,21 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
-from wpo_optuna.evaluate import accuracy_figure
 from wpo_optuna.evaluate.accuracy import (
     MetricOverTime,
     Programming,
     compare_over_time,
-    number_of_measurements,
 )
 from wpo_optuna.evaluate.accuracy_tracking import record_or_warn
 from wpo_optuna.evaluate.evaluation_setup import NetworkSetup, set_up_network
 from wpo_optuna.hardware import rpu_config
 from wpo_optuna.network.apply import layers_by_parameter
 from wpo_optuna.study.attributes import METRICS
-from wpo_optuna.study.environment import versions
 from wpo_optuna.study.layers import Layer, LayersResult, RunStudy, run_layers
 from wpo_optuna.study.problem_setup import ProblemSetup, make_problem
 from wpo_optuna.study.results_folder import directory_of_study
@@ -83,7 +78,7 @@ def run(
     else:
         started_s = time.time()
         measured = _measure(settings, setup, network, result, places, quiet)
-        files = _write(measured, output / "layers")
+        files = measured.save(output / "layers")
         _record_accuracy(settings, result, measured, files, network, started_s)
         told += [measured.table(), ""]
     _deliver_again(settings, result, quiet)
@@ -124,25 +119,11 @@ def _measure(
         NETWORK_WIDE: result.network.strategy,
         PER_LAYER: {places[name]: strategy for name, strategy in result.strategies.items()},
     }
-    total = number_of_measurements(
-        network.network, len(programmings), len(problem.t_steps), settings.repeats
-    )
-    with tqdm(
-        desc="evaluating", total=total, unit="measurement", disable=True if quiet else None
-    ) as bar:
-        return compare_over_time(
-            network.network, programmings, problem.g_converter_baseline, network.data,
-            problem.t_steps, network.metric, metric_name=network.metric_name,
-            repeats=settings.repeats, seed=settings.seed, on_measured=bar.update,
-        )  # fmt: skip
-
-
-def _write(measured: MetricOverTime, directory: Path) -> list[Path]:
-    return [
-        measured.write_measurements(directory / "measurements.csv"),
-        measured.write_summary(directory / "summary.csv"),
-        *accuracy_figure.save(measured, directory, "over_time"),
-    ]
+    return compare_over_time(
+        network.network, programmings, problem.g_converter_baseline, network.data,
+        problem.t_steps, network.metric, metric_name=network.metric_name,
+        repeats=settings.repeats, seed=settings.seed, show_progress_bar=not quiet,
+    )  # fmt: skip
 
 
 def _deliver_again(settings: StudySettings, result: LayersResult, quiet: bool) -> None:
@@ -170,8 +151,6 @@ def _record_accuracy(
     names = ("model", "data", "repeats", "seed")
     parameters = {name: getattr(settings, name) for name in names}
     parameters |= {"metric": network.metric_name, "rpu_config": network.hardware}
-    tags = {f"version.{name}": version for name, version in versions().items()}
-    tags[PARENT_TAG] = result.network.run_id
     record_or_warn(
         measured,
         files,
@@ -179,6 +158,6 @@ def _record_accuracy(
         experiment_name=settings.experiment,
         run_name=f"{measured.metric} of {result.network.study.study_name} by layer"[:250],
         parameters=parameters,
-        tags=tags,
+        tags={PARENT_TAG: result.network.run_id},
         started_s=started_s,
     )

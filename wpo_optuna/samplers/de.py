@@ -2,53 +2,52 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-import os
+import math
+import secrets
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import optuna
-from numpy.typing import ArrayLike, NDArray
-from optuna.distributions import BaseDistribution
+from numpy.typing import ArrayLike
+from optuna.distributions import (
+    BaseDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+)
 from optuna.samplers import BaseSampler, RandomSampler
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from wpo_optuna.errors import InvalidArgument
-from wpo_optuna.samplers.candidate_claims import (
-    CLAIM_KEY,
-    FAILED_KEY,
-    INDEPENDENT,
-    Claim,
-    Evolution,
-)
-from wpo_optuna.samplers.claim_desk import ClaimDesk, Search
 from wpo_optuna.samplers.differential_evolution import (
+    DifferentialEvolution,
     DifferentialEvolutionSettings,
+    FloatArray,
     Initialisation,
     Strategy,
-)
-from wpo_optuna.samplers.evolution_replay import (
-    EvolutionReplay,
-    IndependentDraws,
-    SearchSpace,
-    evolvable,
-)
-from wpo_optuna.samplers.sampler_definition import (
-    SamplerDefinition,
-    check_options,
-    digest,
-    digest_of_space,
+    is_integer,
+    is_number,
 )
 
 if TYPE_CHECKING:
-    from optuna.storages import BaseStorage
     from optuna.study import Study
 
 _logger = logging.getLogger(__name__)
+
+# System attribute of a trial: the candidate that it evaluates.
+CANDIDATE_KEY = "de:candidate"
+
+_Numerical = FloatDistribution | IntDistribution
+_Space = dict[str, _Numerical]
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,36 @@ class Population:
 
     generation: int
     params: tuple[dict[str, Any], ...]
-    values: NDArray[np.float64]
+    values: FloatArray
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """Which candidate a trial evaluates; ``settings`` and ``space`` are digests."""
+
+    seed: int
+    settings: str
+    space: str
+    generation: int
+    index: int
+
+    @classmethod
+    def of(cls, trial: FrozenTrial) -> _Claim | None:
+        stored = trial.system_attrs.get(CANDIDATE_KEY)
+        return stored and cls(**{name: stored[name] for name in cls.__dataclass_fields__})
+
+
+def candidate_of(trial: FrozenTrial) -> Hashable:
+    """What identifies the candidate of differential evolution that a trial evaluates.
+
+    Args:
+        trial: any trial.
+
+    Returns:
+        a tuple that is equal for trials of the same candidate; None if the trial evaluates none.
+    """
+    claim = _Claim.of(trial)
+    return claim and tuple(asdict(claim).values())
 
 
 class DESampler(BaseSampler):
@@ -72,8 +100,7 @@ class DESampler(BaseSampler):
 
     Differential evolution keeps a population of points. In every generation each member gets a
     rival, made by adding differences of other members to a good point (mutation) and exchanging
-    coordinates with the member (crossover); the better of the two stays. It needs no gradients,
-    is hardly misled by local minima, and evaluates a whole generation independently.
+    coordinates with the member (crossover); the better of the two stays.
 
     With the same settings and bounds the sampler proposes exactly the points of
     ``scipy.optimize.differential_evolution(..., rng=seed, updating="deferred", polish=False)``, in
@@ -84,41 +111,30 @@ class DESampler(BaseSampler):
     .. note::
         The search space is ``search_space`` if given, and the first trial is then the first
         candidate. Otherwise it is what all completed trials have in common, sorted by name, and
-        trials are random until one is completed: :meth:`Study.ask` does not show its
-        ``fixed_distributions`` to samplers. Categorical parameters, and those that some trials
-        lack or suggest from another range, are sampled by ``independent_sampler``. Whenever the
-        common space shrinks, a new evolution begins in what is left of it.
+        trials are random until one is completed. Categorical parameters, and those that some
+        trials lack or suggest from another range, are sampled by ``independent_sampler``.
+        Whenever the common space shrinks, a new evolution begins in what is left of it.
 
     .. note::
-        **The state is in the trials.** Each trial keeps in a system attribute which candidate it
-        evaluates, and a sampler replays the evolution from the completed trials. Another process
-        with another sampler object of the same settings goes on where the first one stopped or
-        died, and the completed trials are those of an uninterrupted run. A sampler whose settings
-        differ from those of the study's trials is refused; ``seed=None`` takes over the study's
-        seed, and ``tol``, ``atol`` and ``stale_after`` may differ. Trials without a claim, such as
-        enqueued ones or those of other samplers, are ignored.
+        **The state is in the trials.** Each says in a system attribute which candidate it
+        evaluates, and a sampler replays the evolution from the finished ones. Another process goes
+        on where the first one stopped or died, and the completed trials are those of an
+        uninterrupted run. Settings other than those of the study's trials are refused, but for
+        ``tol`` and ``atol``. Trials that evaluate no candidate, such as enqueued ones, are ignored.
 
     .. note::
-        **Several processes and threads** may work on one study, with equal settings. No
-        candidate is evaluated twice and none is left out. The next generation begins when the
-        last candidate of the present one is finished; until then whoever asks waits. If a process
-        dies, its trials are failed and their candidates are evaluated again: at once on the same
-        host, and on other hosts when Optuna's heartbeat says so or, without heartbeat, after
-        ``stale_after`` seconds. So the process that asks has to live until the trial is told.
-
-        Asking never blocks where the generation waits for trials that were asked outside of
-        ``Study.optimize`` by the same process: that trial is sampled independently, and takes no
-        part in the evolution. A loop that asks several trials before it tells them can avoid this
-        by asking no more than :meth:`candidates_left`, inside the same transaction if the storage
-        has any.
+        **Several processes and threads** may work on one study, with equal settings. A sampler
+        that notices others takes free candidates, which nobody has finished or is evaluating, in
+        random order; where there is none, it has one evaluated once more that is being evaluated,
+        and the trial finished first counts. So nobody waits, and a process that dies leaves
+        nothing behind.
 
     .. note::
         **Trials without a value.** A candidate whose trial failed is evaluated again, and counts
-        as infinitely bad after ``max_attempts`` failures that were told (NaN is one of them);
-        trials that lost their process are not counted. A pruned trial counts with the value that
-        Optuna gives it, its last report, and as infinitely bad if there is none. Infinite values
-        are allowed. (Where all members are infinite, scipy evaluates the same population once
-        more; here the evolution goes on.)
+        as infinitely bad after ``max_attempts`` failures. A pruned trial counts with the value
+        that Optuna gives it, its last report, and as infinitely bad if there is none. (Where all
+        members are infinite, scipy evaluates the same population once more; here the evolution
+        goes on.)
 
     Sources: R. Storn and K. Price, Journal of Global Optimization 11, 1997; scipy's
     ``differential_evolution``. Only studies with one objective are supported.
@@ -142,16 +158,14 @@ class DESampler(BaseSampler):
         search_space: the parameters to be evolved, in scipy's order of coordinates. None finds
             them out from the completed trials.
         max_attempts: how often a candidate is evaluated before its failures count.
-        stale_after: how long, in seconds, a trial may run on a host about which nothing can be
-            known (another one without heartbeat, or another container) before it is failed.
         independent_sampler: samples what is not evolved. None draws at random, seeded by ``seed``
             and the candidate, so that a resumed study repeats these values too.
         warn_independent_sampling: whether to warn, once for each parameter, that it is sampled
             independently.
 
     Raises:
-        InvalidArgument: an argument cannot be used. Sampling raises it too, if the study was
-            begun with other settings.
+        InvalidArgument: an argument cannot be used, or, when sampling, the study was begun with
+            other settings.
 
     Example:
         .. testcode::
@@ -183,57 +197,40 @@ class DESampler(BaseSampler):
         atol: float = 0.0,
         search_space: Mapping[str, BaseDistribution] | None = None,
         max_attempts: int = 3,
-        stale_after: float = 3600.0,
         independent_sampler: BaseSampler | None = None,
         warn_independent_sampling: bool = True,
     ) -> None:
         self._settings = DifferentialEvolutionSettings(
             strategy, popsize, init, mutation, recombination
         )
-        check_options(seed, tol, atol, max_attempts, stale_after, search_space)
+        _check_options(seed, tol, atol, max_attempts, search_space)
         self._seed = None if seed is None else int(seed)
         self._own_seed = int(np.random.SeedSequence().generate_state(1)[0])
-        self._tol = tol
-        self._atol = atol
-        self._search_space = None if search_space is None else dict(search_space)
+        self._tol, self._atol = tol, atol
+        self._search_space = None if search_space is None else _evolvable(search_space)
         self._max_attempts = max_attempts
-        self._stale_after = stale_after
         self._independent_sampler = independent_sampler
         self._warn_independent_sampling = warn_independent_sampling
-        self._definition = SamplerDefinition(
-            self._settings.describe()
-            | {
-                "max_attempts": max_attempts,
-                "search_space": digest_of_space(search_space) if search_space else "inferred",
-            }
-        )
+        self._definition = self._settings.describe() | {
+            "max_attempts": max_attempts,
+            "search_space": _digest_of_space(search_space) if search_space else "inferred",
+        }
+        self._digest = _digest(self._definition)
+        self._digested: tuple[_Space, str] | None = None
         self._start_empty()
 
     def _start_empty(self) -> None:
-        self._desks: weakref.WeakKeyDictionary[BaseStorage, dict[int, ClaimDesk]]
-        self._desks = weakref.WeakKeyDictionary()
-        self._desks_lock = threading.Lock()
-        self._process = os.getpid()
+        self._readings: weakref.WeakKeyDictionary[Study, _Reading] = weakref.WeakKeyDictionary()
+        self._lock = threading.RLock()
         self._warned_of: set[str] = set()
-        self._digested: tuple[SearchSpace, str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        for name in ("_desks", "_desks_lock", "_process", "_warned_of", "_digested"):
-            del state[name]
-        return state
+        unpicklable = ("_readings", "_lock", "_warned_of")
+        return {name: value for name, value in self.__dict__.items() if name not in unpicklable}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._start_empty()
-
-    def reseed_rng(self) -> None:
-        """Reseeds the independent sampler.
-
-        The evolution keeps its seed: all threads and processes of a study share one evolution.
-        """
-        if self._independent_sampler is not None:
-            self._independent_sampler.reseed_rng()
 
     # Sampling
 
@@ -241,35 +238,33 @@ class DESampler(BaseSampler):
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
         """The parameters that are evolved."""
-        self._raise_error_if_multi_objective(study)
-        if self._search_space is not None:
-            return evolvable(self._search_space)
-        desk = self._desk(study)
-        desk.expect(trial)
-        desk.refresh(study, in_full=False)
-        return self._space(desk)
+        with self._lock:
+            return dict(self._space(self._read(study)))
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Claims a candidate for the trial and returns its parameters."""
-        self._raise_error_if_multi_objective(study)
-        space = evolvable(search_space)
-        params = {} if _is_predetermined(trial, space) else self._claim(study, trial, space)
-        for name, distribution in search_space.items():
-            if name not in params:
-                params[name] = self._sample_independent(study, trial, name, distribution)
+        """Gives the trial a candidate and returns its parameters."""
+        with self._lock:
+            reading = self._read(study)
+            evolution = self._evolution(reading, _evolvable(search_space))
+            claim = _Claim.of(trial)
+            if claim is not None:
+                # Another process began the trial and handed it on half-way.
+                is_present = evolution.size > 0 and claim == evolution.claim(claim.index)
+                return evolution.params(claim.index) if is_present else {}
+            reading.own[trial.number] = reading.n_finished + len(reading.own)
+            is_set_by_creator = "fixed_params" in trial.system_attrs or bool(trial.params)
+            if evolution.size == 0 or is_set_by_creator:
+                return {}
+            claim = evolution.claim(evolution.choose(reading))
+            evolution.present.running[trial.number] = claim.index
+            params = evolution.params(claim.index)
+        stored = asdict(claim)
+        if claim.generation == 0:
+            stored["definition"] = self._definition
+        study._storage.set_trial_system_attr(trial._trial_id, CANDIDATE_KEY, stored)
         return params
-
-    def _claim(self, study: Study, trial: FrozenTrial, space: SearchSpace) -> dict[str, Any]:
-        desk = self._desk(study)
-        desk.expect(trial)
-        desk.refresh(study, in_full=False)
-        seed = self._checked_seed(study, desk)
-        params = desk.claim(study, trial, self._search(seed, space)) if space else None
-        if params is None:
-            params = desk.claim(study, trial, self._independent_draws(seed))
-        return params or {}
 
     def sample_independent(
         self,
@@ -279,21 +274,33 @@ class DESampler(BaseSampler):
         param_distribution: BaseDistribution,
     ) -> Any:
         """Samples a parameter that is not evolved."""
-        self._raise_error_if_multi_objective(study)
-        self._warn_of(study, trial, param_name)
-        return self._sample_independent(study, trial, param_name, param_distribution)
+        with self._lock:
+            reading = self._read(study)
+        claim = _Claim.of(trial)
+        if claim is not None:
+            self._warn_of(trial, param_name)
+        sampler = self._independent_sampler
+        if sampler is None:
+            # A draw lost with its process is made again by the next one.
+            draw = reading.own.get(trial.number, trial.number)
+            place = [claim.generation, claim.index, claim.space] if claim else [draw]
+            seed = claim.seed if claim else self._seed_for(reading)
+            sampler = RandomSampler(seed=int(_digest([seed, *place, param_name])[:8], 16))
+        return sampler.sample_independent(study, trial, param_name, param_distribution)
 
-    def _sample_independent(
-        self, study: Study, trial: FrozenTrial, name: str, distribution: BaseDistribution
-    ) -> Any:
+    def _warn_of(self, trial: FrozenTrial, name: str) -> None:
+        if self._warn_independent_sampling and name not in self._warned_of:
+            self._warned_of.add(name)
+            _logger.warning(
+                f"The parameter {name!r} is sampled independently, beginning with trial "
+                f"{trial.number}, and takes no part in the differential evolution, which knows "
+                "numerical parameters that every trial suggests from the same range."
+            )
+
+    def reseed_rng(self) -> None:
+        """Reseeds the independent sampler; all threads of a study share one evolution."""
         if self._independent_sampler is not None:
-            return self._independent_sampler.sample_independent(study, trial, name, distribution)
-        desk = self._desk(study)
-        with desk.lock:
-            claim = desk.book.claim_of(trial)
-            seed = self._seed_in_force(desk) if claim is None else claim.candidate.evolution.seed
-        sampler = RandomSampler(seed=int(digest([seed, _place(trial, claim), name])[:8], 16))
-        return sampler.sample_independent(study, trial, name, distribution)
+            self._independent_sampler.reseed_rng()
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Passes on to the independent sampler."""
@@ -307,185 +314,413 @@ class DESampler(BaseSampler):
         state: TrialState,
         values: Sequence[float] | None,
     ) -> None:
-        """Marks a failure that was told, and passes on to the independent sampler."""
-        if CLAIM_KEY in trial.system_attrs:
-            self._desk(study).note_told(trial)
-            if state == TrialState.FAIL:
-                study._storage.set_trial_system_attr(trial._trial_id, FAILED_KEY, True)
+        """Passes on to the independent sampler."""
         if self._independent_sampler is not None:
             self._independent_sampler.after_trial(study, trial, state, values)
 
-    # The evolution
+    # The evolution. All of these raise InvalidArgument if the study has other settings.
 
     def candidates_left(self, study: Study) -> int:
         """How many candidates of the present generation nobody evaluates yet.
 
-        0 means that others are still being evaluated. To be sure of so many candidates, ask for
-        them in the same transaction; a storage without transactions may give some to others.
         While the search space is unknown, 1: one completed trial will tell it.
-
-        Raises:
-            InvalidArgument: the study was begun with other settings.
         """
-        desk, search = self._look(study)
-        if search is None:
-            return 1
-        with desk.lock:
-            return sum(1 for _ in desk.source(search).free(desk.book))
+        with self._lock:
+            reading, evolution = self._look(study)
+            return len(evolution.free(reading)) if evolution.size else 1
 
     def generation(self, study: Study) -> int:
-        """The generation whose candidates are being evaluated; 0 is the initial population.
-
-        Raises:
-            InvalidArgument: the study was begun with other settings.
-        """
-        desk, search = self._look(study)
-        if search is None:
-            return 0
-        with desk.lock:
-            return desk.source(search).generation
+        """The generation whose candidates are being evaluated; 0 is the initial population."""
+        with self._lock:
+            return self._look(study)[1].generation
 
     def population(self, study: Study) -> Population | None:
-        """The population after the last finished generation; None while the space is unknown.
-
-        Raises:
-            InvalidArgument: the study was begun with other settings.
-        """
-        desk, search = self._look(study)
-        if search is None:
-            return None
-        sign = -1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
-        with desk.lock:
-            replay = desk.source(search)
-            assert isinstance(replay, EvolutionReplay)
-            values = sign * replay.algorithm.energies
-            return Population(replay.generation, tuple(replay.population()), values)
+        """The population after the last finished generation; None while the space is unknown."""
+        with self._lock:
+            evolution = self._look(study)[1]
+            return evolution.population() if evolution.size else None
 
     def converged(self, study: Study) -> bool:
         """Whether the values of the population agree: std <= atol + tol |mean|.
 
         As in scipy, the population after the last finished generation counts, never the initial
         one, and never one with an infinite value.
-
-        Raises:
-            InvalidArgument: the study was begun with other settings.
         """
-        desk, search = self._look(study)
-        if search is None:
-            return False
-        with desk.lock:
-            replay = desk.source(search)
-            assert isinstance(replay, EvolutionReplay)
-            return replay.algorithm.converged(self._tol, self._atol)
+        with self._lock:
+            algorithm = self._look(study)[1].algorithm
+            return algorithm is not None and algorithm.converged(self._tol, self._atol)
 
     def stop_when_converged(self, study: Study, trial: FrozenTrial) -> None:
         """A callback for ``Study.optimize`` that stops it once :meth:`converged` says so."""
         if self.converged(study):
             study.stop()
 
-    def _look(self, study: Study) -> tuple[ClaimDesk, Search | None]:
-        self._raise_error_if_multi_objective(study)
-        desk = self._desk(study)
-        desk.refresh(study, in_full=True)
-        seed = self._checked_seed(study, desk)
-        space = self._space(desk)
-        return desk, self._search(seed, space) if space else None
+    def _look(self, study: Study) -> tuple[_Reading, _Evolution]:
+        reading = self._read(study)
+        return reading, self._evolution(reading, self._space(reading))
 
-    # What is searched
+    def _read(self, study: Study) -> _Reading:
+        reading = self._readings.get(study)
+        if reading is None:
+            if len(study.directions) > 1:
+                raise ValueError("DESampler knows one objective, and this study has several.")
+            reading = self._readings[study] = _Reading()
+        reading.refresh(study, self._check)
+        return reading
 
-    def _desk(self, study: Study) -> ClaimDesk:
-        if self._process != os.getpid():
-            # A forked child: what its parent holds is held by another process now.
-            self._start_empty()
-        with self._desks_lock:
-            desks = self._desks.setdefault(study._storage, {})
-            desk = desks.get(study._study_id)
-            if desk is None or desk.direction != study.direction:
-                desk = ClaimDesk(study.direction, self._max_attempts, self._stale_after)
-                desks[study._study_id] = desk
-            return desk
+    def _space(self, reading: _Reading) -> _Space:
+        return self._search_space or _evolvable(reading.common_space or {})
 
-    def _space(self, desk: ClaimDesk) -> SearchSpace:
-        if self._search_space is not None:
-            return evolvable(self._search_space)
-        with desk.lock:
-            return evolvable(desk.book.space or {})
-
-    def _search(self, seed: int, space: SearchSpace) -> Search:
-        evolution = Evolution(seed, self._definition.digest, self._digest_of(space))
-        return Search(
-            evolution,
-            lambda: EvolutionReplay(evolution, space, self._settings, self._max_attempts),
-            self._definition.values,
-        )
-
-    def _digest_of(self, space: SearchSpace) -> str:
+    def _evolution(self, reading: _Reading, space: _Space) -> _Evolution:
         known = self._digested
-        if known is None or not _are_identical(known[0], space):
-            known = self._digested = (space, digest_of_space(space))
-        return known[1]
+        if known is None or list(space.items()) != list(known[0].items()):
+            known = self._digested = (space, _digest_of_space(space))
+        seed = self._seed_for(reading)
+        key = (seed, known[1])
+        if key not in reading.evolutions:
+            origin = _Claim(seed, self._digest, known[1], 0, 0)
+            reading.evolutions[key] = _Evolution(
+                origin, space, self._settings, self._max_attempts, reading.generations[key]
+            )
+        sign = -1 if reading.maximises else 1
+        reading.evolutions[key].catch_up(sign)
+        return reading.evolutions[key]
 
-    def _independent_draws(self, seed: int) -> Search:
-        evolution = Evolution(seed, self._definition.digest, space="")
-        return Search(
-            evolution,
-            lambda: IndependentDraws(evolution, self._max_attempts),
-            self._definition.values,
-        )
-
-    def _checked_seed(self, study: Study, desk: ClaimDesk) -> int:
-        with desk.lock:
-            for first in desk.book.firsts():
-                stored = first.evolution
-                if stored.settings != self._definition.digest or self._seed not in (
-                    None,
-                    stored.seed,
-                ):
-                    raise InvalidArgument(
-                        self._definition.difference(
-                            study.study_name, self._seed, stored.seed, first.definition
-                        )
-                    )
-            return self._seed_in_force(desk)
-
-    def _seed_in_force(self, desk: ClaimDesk) -> int:
+    def _seed_for(self, reading: _Reading) -> int:
         if self._seed is not None:
             return self._seed
-        firsts = desk.book.firsts()
-        return firsts[0].evolution.seed if firsts else self._own_seed
+        return reading.first.seed if reading.first else self._own_seed
 
-    def _warn_of(self, study: Study, trial: FrozenTrial, name: str) -> None:
-        if not self._warn_independent_sampling or name in self._warned_of:
+    def _check(self, study: Study, claim: _Claim) -> None:
+        """Refuses a study that was begun with other settings."""
+        own: dict[str, Any] = dict(self._definition)
+        theirs: dict[str, Any] = {}
+        if self._seed is not None and claim.seed != self._seed:
+            own, theirs = {"seed": self._seed}, {"seed": claim.seed}
+        elif claim.settings == self._digest:
             return
-        desk = self._desk(study)
-        with desk.lock:
-            claim = desk.book.claim_of(trial)
-        if claim is None or claim.candidate.generation == INDEPENDENT:
-            return
-        self._warned_of.add(name)
-        _logger.warning(
-            f"The parameter {name!r} is sampled independently, beginning with trial "
-            f"{trial.number}, and takes no part in the differential evolution, which knows "
-            "numerical parameters that every trial suggests from the same range."
+        for trial in study.get_trials(deepcopy=False):
+            stored = trial.system_attrs.get(CANDIDATE_KEY, {})
+            if stored.get("settings") == claim.settings:
+                theirs = stored.get("definition", {}) | theirs
+        names = [name for name in own if name in theirs and own[name] != theirs[name]]
+        here = ", ".join(f"{name} = {_shown(own[name])}" for name in names) or "sampler"
+        there = ", ".join(f"{name} = {_shown(theirs[name])}" for name in names) or "other settings"
+        raise InvalidArgument(
+            f"{here}: the study {study.study_name!r} was begun with {there}, and its differential "
+            "evolution can only be continued with the same; use these or start another study."
         )
 
 
-def _is_predetermined(trial: FrozenTrial, space: SearchSpace) -> bool:
-    """Whether parameters of a trial were set by its creator: it cannot evaluate a candidate."""
-    if Claim.of(trial) is not None:
-        # It evaluates one already, in another process perhaps, which handed it on half-way.
-        return False
-    return "fixed_params" in trial.system_attrs or not space.keys().isdisjoint(trial.params)
+@dataclass
+class _Generation:
+    """What a study's trials say of the candidates of one generation.
+
+    Attributes:
+        finished: for each index, the trial that was finished first.
+        running: for each trial that is not finished, by number, its index.
+        failures: for each index, how many trials failed.
+    """
+
+    finished: dict[int, FrozenTrial] = field(default_factory=dict)
+    running: dict[int, int] = field(default_factory=dict)
+    failures: Counter[int] = field(default_factory=Counter)
+
+    def note(self, trial: FrozenTrial, index: int) -> None:
+        if not trial.state.is_finished():
+            self.running[trial.number] = index
+            return
+        self.running.pop(trial.number, None)
+        if trial.state == TrialState.FAIL:
+            self.failures[index] += 1
+        elif index not in self.finished or _end(trial) < _end(self.finished[index]):
+            self.finished[index] = trial
 
 
-def _are_identical(one: SearchSpace, other: SearchSpace) -> bool:
-    """Whether two search spaces hold the same objects in the same order."""
-    return list(one) == list(other) and all(one[name] is other[name] for name in one)
+class _Reading:
+    """What has been read of one study's trials.
+
+    Attributes:
+        maximises: whether large values are better.
+        generations: what is known of each evolution (seed and space) and generation.
+        evolutions: those that were needed, in the state of their last use.
+        common_space: what all completed trials have in common; None before the first.
+        first: the claim of the earliest trial.
+        n_finished: how many trials are finished.
+        own: trials that were sampled here and are not finished, by number, and how many were
+            before them.
+        leftovers: numbers of trials that were running at the first reading. As long as nobody
+            else shows a sign of life, their process is taken for dead.
+        has_company: whether others work on the study at the same time.
+    """
+
+    def __init__(self) -> None:
+        self.maximises = False
+        self.generations: defaultdict[tuple[int, str], defaultdict[int, _Generation]]
+        self.generations = defaultdict(lambda: defaultdict(_Generation))
+        self.evolutions: dict[tuple[int, str], _Evolution] = {}
+        self.common_space: dict[str, BaseDistribution] | None = None
+        self.first: _Claim | None = None
+        self.n_finished = 0
+        self.own: dict[int, int] = {}
+        self.leftovers: set[int] = set()
+        self.has_company = False
+        self._first_number = -1
+        self._n_read: int | None = None
+        # Trials that are not finished, by their place, and whether their claim is noted.
+        self._open: dict[int, bool] = {}
+
+    def refresh(self, study: Study, check: Callable[[Study, _Claim], None]) -> None:
+        """Reads what is new."""
+        self.maximises = study.direction == StudyDirection.MAXIMIZE
+        trials = study.get_trials(deepcopy=False)
+        for place in [*self._open, *range(self._n_read or 0, len(trials))]:
+            trial = trials[place]
+            is_finished = trial.state.is_finished()
+            if self._open.get(place) and not is_finished:
+                continue
+            claim = _Claim.of(trial)
+            if claim is not None:
+                check(study, claim)
+                self._note(trial, claim)
+            if is_finished:
+                self._open.pop(place, None)
+                self.own.pop(trial.number, None)
+                self.n_finished += 1
+                self._narrow_space(trial)
+            else:
+                self._open[place] = claim is not None
+        self._n_read = len(trials)
+
+    def _note(self, trial: FrozenTrial, claim: _Claim) -> None:
+        self.generations[claim.seed, claim.space][claim.generation].note(trial, claim.index)
+        if self.first is None or trial.number < self._first_number:
+            self.first, self._first_number = claim, trial.number
+        if self._n_read is None:
+            if not trial.state.is_finished():
+                self.leftovers.add(trial.number)
+        elif trial.number not in self.own and trial.state != TrialState.FAIL:
+            self.has_company = True
+            self.leftovers.clear()
+
+    def _narrow_space(self, trial: FrozenTrial) -> None:
+        if trial.state != TrialState.COMPLETE or self.common_space == trial.distributions:
+            return
+        known = trial.distributions if self.common_space is None else self.common_space
+        self.common_space = {
+            name: known[name]
+            for name in sorted(known)
+            if trial.distributions.get(name) == known[name]
+        }
 
 
-def _place(trial: FrozenTrial, claim: Claim | None) -> str:
-    """What a trial's independent draws depend on, apart from the seed and the parameter."""
-    if claim is None:
-        return f"trial {trial.number}"
-    candidate = claim.candidate
-    return f"candidate {candidate.generation} {candidate.index} {candidate.evolution.space}"
+class _Evolution:
+    """One evolution, brought as far as the finished trials of a study allow.
+
+    Args:
+        origin: what all its claims have in common.
+        space: the search space; if it is empty, so is the evolution.
+        settings: how to evolve; an initial population is in units of the parameters.
+        max_attempts: as :class:`DESampler`.
+        generations: what is known of each generation.
+    """
+
+    def __init__(
+        self,
+        origin: _Claim,
+        space: _Space,
+        settings: DifferentialEvolutionSettings,
+        max_attempts: int,
+        generations: defaultdict[int, _Generation],
+    ) -> None:
+        self._origin, self._space, self._max_attempts = origin, space, max_attempts
+        self._generations = generations
+        self.algorithm: DifferentialEvolution | None = None
+        if space:
+            bounds = [_bounds(distribution) for distribution in space.values()]
+            settings = replace(settings, init=_encoded_init(settings.init, space))
+            self.algorithm = DifferentialEvolution(bounds, settings, origin.seed)
+            self._candidates = self._decoded(self.algorithm.points())
+
+    @property
+    def size(self) -> int:
+        return self.algorithm.size if self.algorithm else 0
+
+    @property
+    def generation(self) -> int:
+        return self.algorithm.generation if self.algorithm else 0
+
+    @property
+    def present(self) -> _Generation:
+        return self._generations[self.generation]
+
+    def claim(self, index: int) -> _Claim:
+        return replace(self._origin, generation=self.generation, index=index)
+
+    def params(self, index: int) -> dict[str, Any]:
+        return dict(self._candidates[index])
+
+    def population(self) -> Population:
+        assert self.algorithm is not None
+        members = self._decoded(self.algorithm.population_points())
+        return Population(self.generation, tuple(members), self._sign * self.algorithm.energies)
+
+    def catch_up(self, sign: int) -> None:
+        """Goes on to the first generation that is not finished yet.
+
+        Args:
+            sign: 1 if small values are better, -1 if large ones are.
+        """
+        self._sign = sign
+        while self.algorithm and not self._unsettled():
+            energies = np.full(self.size, np.inf)
+            for index, trial in self._generations.pop(self.generation).finished.items():
+                if trial.value is not None:
+                    energies[index] = sign * trial.value
+                    self._take_over(index, trial)
+            self.algorithm.tell(energies)
+            self._candidates = self._decoded(self.algorithm.points())
+
+    def _take_over(self, index: int, trial: FrozenTrial) -> None:
+        """Makes what a trial evaluated the candidate.
+
+        It is the same, unless NumPy's random numbers have changed with its version, or another
+        process has counted another trial of an earlier candidate whose value is noisy.
+        """
+        assert self.algorithm is not None
+        proposed = self._candidates[index]
+        for column, (name, distribution) in enumerate(self._space.items()):
+            is_evaluated = trial.distributions.get(name) == distribution
+            if is_evaluated and not math.isclose(trial.params[name], proposed[name]):
+                low, high = _bounds(distribution)
+                x = _encoded(trial.params[name], distribution)
+                self.algorithm.candidates[index, column] = (x - low) / (high - low)
+
+    def choose(self, reading: _Reading) -> int:
+        """The candidate to be evaluated next."""
+        if free := self.free(reading):
+            return secrets.choice(free) if reading.has_company else free[0]
+        # All are being evaluated: one of those that the fewest trials evaluate.
+        unsettled, n_running = self._unsettled(), Counter(self.present.running.values())
+        fewest = min(n_running[index] for index in unsettled)
+        return secrets.choice([index for index in unsettled if n_running[index] == fewest])
+
+    def free(self, reading: _Reading) -> list[int]:
+        """The candidates that nobody evaluates, nor has finished."""
+        running = self.present.running.items()
+        taken = {index for number, index in running if number not in reading.leftovers}
+        return [index for index in self._unsettled() if index not in taken]
+
+    def _unsettled(self) -> list[int]:
+        finished, failures = self.present.finished, self.present.failures
+        return [
+            index
+            for index in range(self.size)
+            if index not in finished and failures[index] < self._max_attempts
+        ]
+
+    def _decoded(self, points: FloatArray) -> list[dict[str, Any]]:
+        columns = [_decoded(x, d) for x, d in zip(points.T, self._space.values(), strict=True)]
+        return [dict(zip(self._space, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+# Search spaces
+
+
+def _evolvable(space: Mapping[str, BaseDistribution]) -> _Space:
+    """The numerical parameters of a search space that can take more than one value."""
+    return {
+        name: distribution
+        for name, distribution in space.items()
+        if isinstance(distribution, _Numerical) and not distribution.single()
+    }
+
+
+def _bounds(distribution: _Numerical) -> tuple[float, float]:
+    """The range of a parameter's coordinate: half a step more than its own, or its logarithm."""
+    half_step = (distribution.step or 0) / 2
+    low, high = distribution.low - half_step, distribution.high + half_step
+    return (math.log(low), math.log(high)) if distribution.log else (low, high)
+
+
+def _encoded(value: float, distribution: _Numerical) -> float:
+    return math.log(value) if distribution.log else value
+
+
+def _decoded(x: FloatArray, distribution: _Numerical) -> list[Any]:
+    """The parameter's values at coordinates ``(S,)``."""
+    values, low = np.exp(x) if distribution.log else x, distribution.low
+    if distribution.step is not None:
+        values = low + distribution.step * np.round((values - low) / distribution.step)
+    values = np.clip(values, low, distribution.high)
+    return (
+        [int(v) for v in values] if isinstance(distribution, IntDistribution) else values.tolist()
+    )
+
+
+def _encoded_init(
+    init: str | Initialisation | ArrayLike, space: _Space
+) -> str | Initialisation | ArrayLike:
+    """An initial population, or what makes it, in the coordinates of the search."""
+    if isinstance(init, str):
+        return init
+    if callable(init):
+        make, limits = init, np.array([(d.low, d.high) for d in space.values()], dtype=float)
+        return lambda bounds, rng: _encoded_points(make(limits, rng), space)
+    return _encoded_points(init, space)
+
+
+def _encoded_points(points: ArrayLike, space: _Space) -> FloatArray:
+    array = np.array(points, dtype=np.float64)
+    for column, d in zip(array.T if array.ndim == 2 else (), space.values(), strict=False):
+        if d.log:
+            # A log parameter has no value below its lowest; the population is clipped anyway.
+            np.log(np.maximum(column, d.low), out=column)
+    return array
+
+
+def _end(trial: FrozenTrial) -> datetime:
+    assert trial.datetime_complete is not None
+    return trial.datetime_complete
+
+
+# Settings
+
+
+def _check_options(
+    seed: int | None,
+    tol: float,
+    atol: float,
+    max_attempts: int,
+    search_space: Mapping[str, BaseDistribution] | None,
+) -> None:
+    if seed is not None and (not is_integer(seed) or seed < 0):
+        raise InvalidArgument(f"seed = {seed!r}: None or an integer of at least 0 is needed.")
+    for name, value in (("tol", tol), ("atol", atol)):
+        if not is_number(value) or not value >= 0:
+            raise InvalidArgument(f"{name} = {value!r}: a number of at least 0 is needed.")
+    if not is_integer(max_attempts) or max_attempts < 1:
+        raise InvalidArgument(f"max_attempts = {max_attempts!r}: a positive integer is needed.")
+    for name, distribution in (search_space or {}).items():
+        if not isinstance(distribution, BaseDistribution):
+            raise InvalidArgument(
+                f"search_space[{name!r}] = {distribution!r}: an optuna distribution is needed."
+            )
+    if search_space is not None and not _evolvable(search_space):
+        raise InvalidArgument(
+            f"search_space = {dict(search_space)!r}: at least one numerical parameter with more "
+            "than one value is needed."
+        )
+
+
+def _digest(value: object) -> str:
+    """Twelve hexadecimal digits that are equal for equal JSON values."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _digest_of_space(space: Mapping[str, BaseDistribution]) -> str:
+    return _digest([[name, distribution_to_json(d)] for name, d in space.items()])
+
+
+def _shown(value: object) -> str:
+    return str(value[0]) if isinstance(value, list) and len(value) == 1 else str(value)

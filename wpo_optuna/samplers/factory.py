@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wpo_optuna.errors import InvalidArgument, check_options
+from wpo_optuna.errors import check_choice, check_options
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -18,11 +15,17 @@ if TYPE_CHECKING:
 
 SAMPLER_NAMES = ("de", "cmaes", "tpe", "random", "qmc")
 
-# The releases whose private parts the caching samplers are made for.
-_KNOWN_OPTUNA = ("5.0",)
-_OPTUNAS = {
-    "cmaes": "CmaEsSampler", "tpe": "TPESampler", "qmc": "QMCSampler", "random": "RandomSampler"
-}  # fmt: skip
+# Optuna's classes, and what they are given besides the seed. Trials of a batch are asked before
+# any of them is told, which TPE has to know.
+_OPTUNAS: dict[str, tuple[str, dict[str, Any]]] = {
+    "cmaes": ("CmaEsSampler", {"warn_independent_sampling": False}),
+    "tpe": ("TPESampler", {"constant_liar": True, "multivariate": True}),
+    "random": ("RandomSampler", {}),
+    "qmc": (
+        "QMCSampler",
+        {"scramble": True, "warn_independent_sampling": False, "warn_asynchronous_seeding": False},
+    ),
+}
 
 
 def make_sampler(
@@ -36,10 +39,10 @@ def make_sampler(
 ) -> BaseSampler:
     """Makes a sampler for a study that may have trials already.
 
-    Differential evolution and quasi-Monte Carlo continue their own sequence from the trials
-    themselves and take the seed as it is. TPE, CMA-ES and random search would propose the same
-    points again if their generator restarted, in a later process or in another one at the same
-    time, so that theirs is seeded by the seed and these numbers together.
+    Differential evolution and quasi-Monte Carlo continue their own sequence and take the seed as
+    it is. TPE, CMA-ES and random search would propose the same points again if their generator
+    restarted, in a later process or in another one at the same time, so that theirs is seeded by
+    the seed and these numbers together.
 
     Args:
         name: ``"de"``, ``"cmaes"``, ``"tpe"``, ``"random"`` or ``"qmc"``.
@@ -53,62 +56,18 @@ def make_sampler(
     Raises:
         InvalidArgument: no sampler has this name, or it has no such option.
     """
+    check_choice("sampler", name, SAMPLER_NAMES)
     import optuna
 
-    if name in _OPTUNAS:
-        check_options(getattr(optuna.samplers, _OPTUNAS[name]), options, f"sampler {name!r}")
-    fresh_seed = _derived_seed(seed, n_earlier_trials, n_earlier_sessions)
+    from wpo_optuna.samplers.de import DESampler
+
     if name == "de":
-        from wpo_optuna.samplers.de import DESampler
-
         check_options(DESampler, options, "sampler 'de'")
-        return DESampler(
-            seed=seed,
-            search_space=None if search_space is None else dict(search_space),
-            **options,
-        )
-    if name == "cmaes":
-        return _class_of(name)(seed=fresh_seed, warn_independent_sampling=False, **options)
-    if name == "tpe":
-        # Trials of a batch are asked before any of them is told.
-        return _class_of(name)(
-            seed=fresh_seed, **({"constant_liar": True, "multivariate": True} | options)
-        )
-    if name == "random":
-        return optuna.samplers.RandomSampler(seed=fresh_seed, **options)
-    if name == "qmc":
-        return _class_of(name)(
-            seed=seed,
-            warn_independent_sampling=False,
-            warn_asynchronous_seeding=False,
-            **({"scramble": True} | options),
-        )
-    close = difflib.get_close_matches(str(name), SAMPLER_NAMES, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    raise InvalidArgument(f"sampler = {name!r}: one of {', '.join(SAMPLER_NAMES)} is needed{hint}.")
-
-
-def _class_of(name: str) -> Callable[..., BaseSampler]:
-    """The class that does what Optuna's does, and faster where Optuna's inner workings are known.
-
-    Args:
-        name: ``"cmaes"``, ``"tpe"`` or ``"qmc"``.
-    """
-    import optuna
-
-    if ".".join(optuna.__version__.split(".")[:2]) in _KNOWN_OPTUNA:
-        module = importlib.import_module(f"wpo_optuna.samplers.{name}_sampler")
-        return getattr(module, f"Caching{_OPTUNAS[name]}")
-    warnings.warn(
-        f"Optuna {optuna.__version__} is not known here ({', '.join(_KNOWN_OPTUNA)} is): its own "
-        f"{name} sampler is used, whose cost per trial grows with the number of trials",
-        stacklevel=3,
-    )
-    return getattr(optuna.samplers, _OPTUNAS[name])
-
-
-def _derived_seed(seed: int, *earlier: int) -> int:
-    """A seed of its own for each history; the given one for a new study."""
-    if not any(earlier):
-        return seed
-    return int(np.random.SeedSequence([seed, *earlier]).generate_state(1)[0])
+        return DESampler(seed=seed, search_space=search_space, **options)
+    class_name, defaults = _OPTUNAS[name]
+    sampler = getattr(optuna.samplers, class_name)
+    check_options(sampler, options, f"sampler {name!r}")
+    earlier = (n_earlier_trials, n_earlier_sessions)
+    if name != "qmc" and any(earlier):
+        seed = int(np.random.SeedSequence([seed, *earlier]).generate_state(1)[0])
+    return sampler(seed=seed, **(defaults | options))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 import shutil
+import sqlite3
 import tempfile
 from pathlib import Path
 
@@ -38,6 +39,8 @@ def directory() -> Path:
     finish(also, problem, path / ALSO_FINISHED)
     search(storage, UNFINISHED, problem, seed=3, n_trials=8)
     search(storage, EMPTY, problem, n_trials=0)
+    with sqlite3.connect(path / "wpo.db") as database:  # the file alone is copied by tests
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     return path
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import html.parser
-import re
 import shutil
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,21 +12,19 @@ import optuna
 import pytest
 import reported_studies
 from reported_studies import ALSO_FINISHED, EMPTY, FINISHED, UNFINISHED, stored_study
+from small_problems import small_problem
 
 from wpo_optuna.errors import InvalidArgument
-from wpo_optuna.report.__main__ import main, write_report
-from wpo_optuna.report.figures.drawing import Illustration, Omission
-from wpo_optuna.report.reporting.contents import chapters_of, opening_of, title_of
-from wpo_optuna.report.reporting.page import Paragraph, Table
-from wpo_optuna.report.reporting.study_record import read_study
-from wpo_optuna.study.scoring import SCORES, Scores
+from wpo_optuna.report import Measurements, write_report
+from wpo_optuna.report.__main__ import main
+from wpo_optuna.study import attributes
+from wpo_optuna.study.scoring import Scores
 
 FIGURES_OF_THE_SEARCH = {"conductance_curves", "explored_factors"}
-VOID = {"meta", "img", "source", "br", "link", "hr"}
-FIGURES_OF_A_STUDY = {
-    "conductance_curves", "tnmse_over_time", "weight_errors", "weight_correlation",
-    "explored_factors", "importance", "devices",
+FIGURES_OF_A_STUDY = FIGURES_OF_THE_SEARCH | {
+    "tnmse_over_time", "weight_errors", "weight_correlation", "importance", "devices",
 }  # fmt: skip
+VOID = {"meta", "img", "br", "hr"}
 
 
 class Page(html.parser.HTMLParser):
@@ -46,6 +42,7 @@ class Page(html.parser.HTMLParser):
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag not in ("script", "link", "iframe", "object"), "a page that needs nothing else"
         if tag not in VOID:
             self.open.append(tag)
         for name, value in attrs:
@@ -57,7 +54,6 @@ class Page(html.parser.HTMLParser):
                 self.ids.append(value)
             if name == "alt":
                 self.alternatives.append(value)
-        assert tag not in ("script", "link", "iframe", "object")
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -75,11 +71,10 @@ class Page(html.parser.HTMLParser):
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, Path]:
     """The report of a finished study, made by the command from a copy of its storage."""
     directory = tmp_path_factory.mktemp("report")
-    shutil.copy(reported_studies.database(), directory / "wpo.db")
+    shutil.copy(reported_studies.directory() / "wpo.db", directory)
     output = directory / "new" / "report.html"
     storage = f"sqlite:///{directory}/wpo.db"
-    arguments = ["--study-name", FINISHED, "--storage", storage, "--output", str(output)]
-    assert main(arguments) == 0
+    assert main(["--study-name", FINISHED, "--storage", storage, "--output", str(output)]) == 0
     return Page(output), output
 
 
@@ -93,8 +88,7 @@ def test_the_page_needs_no_other_file_and_its_links_lead_somewhere(
             continue
         kind, _, data = url.partition(";base64,")
         assert kind == "data:image/svg+xml"
-        svg = ElementTree.fromstring(base64.b64decode(data))
-        for element in svg.iter():
+        for element in ElementTree.fromstring(base64.b64decode(data)).iter():
             for name, value in element.attrib.items():
                 if name.endswith("href"):
                     assert value.startswith(("#", "data:image/png;base64,"))
@@ -104,13 +98,11 @@ def test_the_page_needs_no_other_file_and_its_links_lead_somewhere(
     assert "@import" not in style
 
 
-def test_every_figure_is_in_the_page_for_wide_and_narrow_screens_and_as_files(
-    written: tuple[Page, Path],
-) -> None:
+def test_every_figure_is_in_the_page_once_and_as_files(written: tuple[Page, Path]) -> None:
     page, output = written
-    names = FIGURES_OF_A_STUDY | {"loss_over_trials"}
+    names = FIGURES_OF_A_STUDY | {"search_progress"}
     images = [url for url in page.urls if url.startswith("data:")]
-    assert len(images) == 2 * len(page.alternatives) == 2 * len(names)
+    assert len(images) == len(page.alternatives) == len(names)
     files = {path.name for path in (output.parent / "figures").iterdir()}
     assert files == {f"{name}.{ending}" for name in names for ending in ("png", "svg")}
     embedded = {base64.b64decode(url.partition(",")[2]) for url in images}
@@ -121,80 +113,81 @@ def test_every_figure_is_in_the_page_for_wide_and_narrow_screens_and_as_files(
         assert (output.parent / "figures" / f"{name}.svg").read_bytes() in embedded
 
 
-def test_the_page_says_the_scores_that_the_study_holds(written: tuple[Page, Path]) -> None:
+def test_the_page_says_what_the_study_holds(written: tuple[Page, Path]) -> None:
     page, _ = written
-    scores = Scores.from_json(stored_study().user_attrs[SCORES])
+    scores = Scores.from_json(stored_study().user_attrs[attributes.SCORES])
     for finalist in scores.finalists:
         assert f"{finalist.tnmse.mean:.5f}" in page.words
         assert f"{finalist.tnmse_of_engine:.5f}" in page.words
-    assert f"{scores.winner.mean:.4f}" in page.words
-    assert f"{scores.baseline.mean:.4f}" in page.words
     difference = 100 * scores.improvement
     side = "below" if difference >= 0 else "above"
-    assert f"{abs(difference):.1f} % {side} the baseline's" in page.text
+    winner, baseline = scores.winner, scores.baseline
+    assert (
+        f"has a TNMSE of {winner.mean:.4f} [{winner.low:.4f}, {winner.high:.4f}], "
+        f"{abs(difference):.1f} % {side} the baseline's {baseline.mean:.4f}"
+    ) in page.text
+    measured = Measurements.load(reported_studies.directory() / FINISHED)
+    assert measured is not None
+    for t, (mean, _, high) in zip(("1s", "1min", "1h"), measured.optimised.errors.tnmse,
+                                  strict=True):  # fmt: skip
+        assert t in page.words
+        assert f"{mean:.4f} ± {high - mean:.4f}" in page.text
     assert "PCMLikeNoiseModel" in page.text
-    assert stored_study().user_attrs["problem_fingerprint"] in page.words
+    assert "0 to 25 µS" in page.text
+    assert stored_study().user_attrs[attributes.FINGERPRINT] in page.words
 
 
-def test_studies_side_by_side_are_compared_and_their_common_hardware_is_drawn_once() -> None:
-    records = [read_study(stored_study(name)) for name in (FINISHED, ALSO_FINISHED, UNFINISHED)]
-    assert title_of(records) == "3 weight programming studies side by side"
-    (opening,) = opening_of(records)
-    assert "the lowest TNMSE" in opening.text
-    chapters = chapters_of(records)
-    comparison = next(c for c in chapters[0].contents if isinstance(c, Table))
-    for row, record in zip(comparison.rows, records, strict=True):
-        assert row[0] == record.name
-        if record.scores is None:
-            assert "not scored yet" in row
-        else:
-            assert f"{record.scores.winner.mean:.4f}" in row[5]
-            assert f"{record.scores.winner.low:.4f}, {record.scores.winner.high:.4f}" in row[5]
-
-    drawn = {(c.study, figure.name) for c in chapters for figure in c.contents
-             if isinstance(figure, Illustration)}  # fmt: skip
-    assert {(None, "loss_over_trials"), (None, "sampler_comparison")} <= drawn
-    assert {name for study, name in drawn if study == FINISHED} == FIGURES_OF_A_STUDY
-    # The hardware is the same; thirty trials are too few for importance.
-    missing = {"devices", "importance"}
-    assert {name for study, name in drawn if study == ALSO_FINISHED} == FIGURES_OF_A_STUDY - missing
-    assert {name for study, name in drawn if study == UNFINISHED} == FIGURES_OF_THE_SEARCH
-    said = " ".join(c.text for chapter in chapters for c in chapter.contents
-                    if isinstance(c, Paragraph))  # fmt: skip
-    assert f"hardware are those of study {FINISHED}" in said
-    reasons = {c.reason for chapter in chapters for c in chapter.contents
-               if isinstance(c, Omission)}  # fmt: skip
-    assert "Importance needs at least 50 trials proposed by the sampler; there are 30." in reasons
+def test_studies_side_by_side_are_compared_and_their_common_hardware_is_drawn_once(
+    tmp_path: Path,
+) -> None:
+    studies = [stored_study(name) for name in (FINISHED, ALSO_FINISHED, UNFINISHED)]
+    files = write_report(studies, tmp_path / "report.html")
+    page = Page(files.page)
+    assert "3 weight programming studies side by side" in page.text
+    assert "found the lowest TNMSE" in page.text
+    assert f"hardware are those of study {FINISHED}" in page.text
+    assert "not scored yet" in page.text
+    assert "Importance needs at least 50 trials proposed by the sampler; there are 30." in page.text
+    drawn = {path.stem for path in files.figures}
+    # Thirty trials are too few for importance.
+    of_also = FIGURES_OF_A_STUDY - {"devices", "importance"}
+    assert drawn == {"search_progress", "sampler_comparison"}.union(
+        *({f"{study.replace(' ', '_')}-{name}" for name in names}
+          for study, names in ((FINISHED, FIGURES_OF_A_STUDY), (ALSO_FINISHED, of_also),
+                               (UNFINISHED, FIGURES_OF_THE_SEARCH)))
+    )  # fmt: skip
+    assert f"{UNFINISHED} random montecarlo 8 not scored yet" in page.text
 
 
-def test_a_study_searched_further_since_its_scoring_says_so() -> None:
-    record = read_study(stored_study())
-    assert record.scores is not None
-    assert record.measurements is not None
-    earlier = dataclasses.replace(
-        record,
-        scores=dataclasses.replace(record.scores, n_trials=50),
-        measurements=dataclasses.replace(record.measurements, trial_number=1),
-    )
-    said = " ".join(paragraph.text for paragraph in opening_of([earlier]))
-    assert "10 trials have been completed since the scoring" in said
-    assert "measured of an earlier winner, trial 1" in said
+def test_a_study_searched_further_since_its_scoring_says_so(tmp_path: Path) -> None:
+    storage = optuna.storages.InMemoryStorage()
+    original = stored_study()
+    optuna.copy_study(from_study_name=FINISHED, from_storage=original._storage, to_storage=storage)
+    study = optuna.load_study(study_name=FINISHED, storage=storage)
+    scores = original.user_attrs[attributes.SCORES] | {"n_trials": 50}
+    scores["finalists"] = scores["finalists"][::-1]
+    study.set_user_attr(attributes.SCORES, scores)
+    text = Page(write_report([study], tmp_path / "report.html").page).text
+    assert "10 trials have been completed since the scoring" in text
+    earlier = original.user_attrs[attributes.SCORES]["finalists"][0]["trial_number"]
+    assert f"measured of an earlier winner, trial {earlier}" in text
 
 
-def test_an_unfinished_study_has_a_report_that_says_what_is_missing(tmp_path: Path) -> None:
+def test_an_unfinished_study_or_one_without_its_folder_says_what_is_missing(
+    tmp_path: Path,
+) -> None:
     files = write_report([stored_study(UNFINISHED)], tmp_path / "report.html")
     page = Page(files.page)
     assert "has not been scored on fresh noise" in page.text
     assert "measured when a study has been scored" in page.text
-    names = {path.stem for path in files.figures}
-    assert names == FIGURES_OF_THE_SEARCH | {"loss_over_trials"}
-    assert files.artifacts[0] == (files.page, None)
-    assert all(directory == "figures" for _, directory in files.artifacts[1:])
+    assert {path.stem for path in files.figures} == FIGURES_OF_THE_SEARCH | {"search_progress"}
+    for folder in (tmp_path / "none", reported_studies.directory() / "pcm"):
+        # No folder, or that of another problem.
+        write_report([stored_study()], tmp_path / "report.html", {FINISHED: folder})
+        assert "The devices are sampled when" in Page(files.page).text
 
 
 def test_a_study_made_with_plain_optuna_has_a_report(tmp_path: Path) -> None:
-    from small_problems import small_problem
-
     study = optuna.create_study(study_name='<b>"plain" & ü</b>/$x$')
     objective = reported_studies.objective_of(small_problem(baseline_iterations=5))
     study.optimize(objective, n_trials=3)
@@ -203,39 +196,45 @@ def test_a_study_made_with_plain_optuna_has_a_report(tmp_path: Path) -> None:
     assert '<b>"plain" & ü</b>/$x$' in page.text
     assert "does not say what its problem is" in page.text
     assert "not known to be about the same problem" in page.text
-    assert all(path.parent == tmp_path / "new" / "figures" for path in files.figures)
     assert tmp_path / "new" / "figures" / "cut_off-explored_factors.svg" in files.figures
 
 
-def _run(
+def _refusal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], *arguments: str, name: str = FINISHED
 ) -> str:
     """The message of a command that fails, which has written nothing."""
-    shutil.copy(reported_studies.database(), tmp_path / "wpo.db")
+    shutil.copy(reported_studies.directory() / "wpo.db", tmp_path)
     storage = [] if "--storage" in arguments else ["--storage", f"sqlite:///{tmp_path}/wpo.db"]
-    before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+    before = _files(tmp_path)
     assert main(["--study-name", name, *storage, *arguments]) == 1
-    after = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
-    assert [path for path in after if not re.search(r"-(wal|shm)$", path.name)] == before
+    assert _files(tmp_path) == before
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.count("\n") == 1
     return shown.err
 
 
-def test_an_unknown_study_is_refused_with_the_names_there_are(
+def _files(directory: Path) -> list[Path]:
+    return sorted(p for p in directory.rglob("*") if not p.name.endswith(("-wal", "-shm")))
+
+
+def test_what_cannot_be_reported_is_refused_in_a_sentence_and_nothing_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    message = _run(tmp_path, capsys, "--output", str(tmp_path / "r.html"), name="digit-random")
+    output = ["--output", str(tmp_path / "new" / "r.html")]
+    message = _refusal(tmp_path, capsys, *output, name="digit-random")
     assert "study_name = 'digit-random'" in message
     assert FINISHED in message
-
-
-def test_a_study_without_a_completed_trial_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    message = _run(tmp_path, capsys, "--output", str(tmp_path / "new" / "r.html"), name=EMPTY)
+    message = _refusal(tmp_path, capsys, *output, name=EMPTY)
     assert f"study_name = '{EMPTY}': it has no completed trial" in message
+    missing = f"sqlite:///{tmp_path}/missing.db"
+    assert "there is no such file" in _refusal(tmp_path, capsys, *output, "--storage", missing)
+    assert "accepted is" in _refusal(tmp_path, capsys, *output, "--storage", "ftp://x")
+    assert "tracking_uri" in _refusal(tmp_path, capsys, *output, "--tracking-uri", "ftp://x")
+    (tmp_path / "file").write_text("")
+    for unwritable in (tmp_path, tmp_path / "file" / "r.html", Path("/proc/none/r.html")):
+        message = _refusal(tmp_path, capsys, "--output", str(unwritable))
+        assert f"output = '{unwritable}'" in message
 
 
 def test_a_study_about_something_else_is_refused(tmp_path: Path) -> None:
@@ -246,31 +245,3 @@ def test_a_study_about_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="studies is empty"):
         write_report([], tmp_path / "report.html")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_storage_that_is_not_there_or_cannot_be_read_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    output = ["--output", str(tmp_path / "r.html")]
-    missing = f"sqlite:///{tmp_path}/missing.db"
-    assert "there is no such file" in _run(tmp_path, capsys, *output, "--storage", missing)
-    (tmp_path / "text.db").write_text("no database")
-    text = f"sqlite:///{tmp_path}/text.db"
-    assert "text.db" in _run(tmp_path, capsys, *output, "--storage", text)
-    assert "accepted is" in _run(tmp_path, capsys, *output, "--storage", "ftp://x")
-
-
-def test_an_output_that_cannot_be_written_is_refused_before_the_work(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "file").write_text("")
-    for output in (tmp_path, tmp_path / "file" / "r.html", Path("/proc/none/r.html")):
-        message = _run(tmp_path, capsys, "--output", str(output))
-        assert f"output = '{output}'" in message
-
-
-def test_a_tracking_uri_that_mlflow_does_not_take_is_refused_before_the_work(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    output = ["--output", str(tmp_path / "r.html")]
-    assert "tracking_uri" in _run(tmp_path, capsys, *output, "--tracking-uri", "ftp://x")

@@ -134,14 +134,14 @@ def _bands(target: FloatArray, errors: NDArray[np.floating]) -> tuple[FloatArray
         errors: at each time, in each draw ``(S, draws, n)``.
     """
     least = math.ceil(_LEAST_IN_GROUP / errors.shape[1])
+    planned = np.maximum(1, np.round(_GROUPS[1:] * len(target)).astype(int))
     ends = [0]
-    for end in np.round(_GROUPS[1:] * len(target)).astype(int).tolist():
-        is_apart = end == len(target) or target[end] > target[end - 1]
-        if is_apart and end - ends[-1] >= least:
+    # Equal weights belong to one group.
+    for end in np.searchsorted(target, target[planned - 1], side="right").tolist():
+        if end - ends[-1] >= least:
             ends.append(end)
-    if len(ends) == 1:
-        ends.append(len(target))
-    ends[-1] = len(target)  # a rest too small for a group of its own belongs to the last
+    # A rest too small for a group of its own belongs to the last.
+    ends = [*(ends[:-1] or ends), len(target)]
     groups = [slice(*ends[i : i + 2]) for i in range(len(ends) - 1)]
     quantiles = [np.quantile(errors[:, :, group], BAND, axis=(1, 2)) for group in groups]
     centres = np.array([target[group].mean() for group in groups])

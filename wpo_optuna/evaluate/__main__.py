@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wpo_optuna.evaluate.settings import EvaluationSettings
-from wpo_optuna.study.command_line import add_settings, read_settings, run_command
+from wpo_optuna.study.command_line import add_settings, run_command
 
 if TYPE_CHECKING:
     from wpo_optuna.evaluate.accuracy import MetricOverTime
@@ -30,9 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         exit status: 0, 1 on failure, 130 if interrupted; wrong usage exits with 2.
     """
     options = vars(_parser().parse_args(arguments))
-    quiet, debug, config = (options.pop(name) for name in ("quiet", "debug", "config"))
+    quiet, debug = options.pop("quiet"), options.pop("debug")
     return run_command(
-        lambda: _run(read_settings(EvaluationSettings, options, config), quiet),
+        lambda: _run(EvaluationSettings.checked(options), quiet),
         debug=debug,
         on_interruption="Interrupted; nothing was written.",
     )
@@ -46,10 +46,8 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add_settings(parser, EvaluationSettings)
-    add = parser.add_argument
-    add("--config", metavar="FILE", help="YAML file with settings; flags prevail over it")
-    add("--quiet", action="store_true", help="no progress, only the result")
-    add("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 

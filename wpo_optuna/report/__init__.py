@@ -9,18 +9,12 @@ if TYPE_CHECKING:
     from wpo_optuna.report.measurements import Measurements, measure
     from wpo_optuna.report.page import ReportFiles, write_report
 
-_MODULES = {
-    "Measurements": "measurements",
-    "ReportFiles": "page",
-    "measure": "measurements",
-    "write_report": "page",
-}
-
-__all__ = list(_MODULES)
+__all__ = ["Measurements", "ReportFiles", "measure", "write_report"]
 
 
 def __getattr__(name: str) -> Any:
     """Imports torch and matplotlib once a name is used: the command's help answers at once."""
-    if name not in _MODULES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    module = "measurements" if name in ("Measurements", "measure") else "page"
+    return getattr(import_module(f"{__name__}.{module}"), name)

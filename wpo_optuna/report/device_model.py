@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+
+from wpo_optuna.report.stored_array import Array
 
 if TYPE_CHECKING:
     from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
@@ -32,12 +33,12 @@ class DeviceModel:
         read_std_us: standard deviation ``(S, G)`` in µS of repeated reads of one device.
     """
 
-    g_target_us: NDArray[np.float64]
-    programmed_mean_us: NDArray[np.float64]
-    programmed_std_us: NDArray[np.float64]
-    t_s: NDArray[np.float64]
-    mean_us: NDArray[np.float64]
-    read_std_us: NDArray[np.float64]
+    g_target_us: Array
+    programmed_mean_us: Array
+    programmed_std_us: Array
+    t_s: Array
+    mean_us: Array
+    read_std_us: Array
 
 
 def sample_device_model(
@@ -58,7 +59,7 @@ def sample_device_model(
         programmed = model.apply_programming_noise_to_conductance(g_target.clone())
         nu = model.generate_drift_coefficients(g_target.clone())
 
-        def read(t: float) -> NDArray[np.float64]:
+        def read(t: float) -> Array:
             kept = None if nu is None else nu.clone()
             g = model.apply_drift_noise_to_conductance(programmed.clone(), kept, t)
             return g.double().cpu().numpy()

@@ -6,20 +6,19 @@ a report draws of them is measured while they are there, and lies in a file besi
 
 from __future__ import annotations
 
-import json
-import math
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from pydantic import TypeAdapter
 from tqdm import tqdm
 
 from wpo_optuna.loss.engine_choice import drawing_engine
 from wpo_optuna.loss.threads import one_thread
 from wpo_optuna.report.device_model import DeviceModel, sample_device_model
+from wpo_optuna.report.stored_array import Array
 from wpo_optuna.report.weight_errors import (
     DRAWS,
     WeightErrors,
@@ -30,7 +29,7 @@ from wpo_optuna.report.weight_errors import (
 if TYPE_CHECKING:
     from aihwkit.inference.converter.base import BaseConductanceConverter
 
-    from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
+    from wpo_optuna.problem import WeightProgrammingProblem
     from wpo_optuna.strategy import ProgrammingStrategy
 
 MEASUREMENTS_FILE = "measurements.json"
@@ -38,7 +37,6 @@ MEASUREMENTS_FILE = "measurements.json"
 _N_CURVE_POINTS = 81
 _N_HISTOGRAM_BINS = 60
 _MOST_READS = 8  # times at which devices are read: more lines cannot be told apart
-_SIGNIFICANT_DIGITS = 5  # figures show no more
 # Draws of these measurements alone: no search and no scoring has their seeds.
 _SEED_OFFSET = 104_729
 
@@ -54,9 +52,17 @@ class Programming:
         errors: errors of the weights over time.
     """
 
-    f: NDArray[np.float64]
-    g_us: NDArray[np.float64]
+    f: Array
+    g_us: Array
     errors: WeightErrors
+
+    def is_of(self, strategy: ProgrammingStrategy) -> bool:
+        """Whether this is that strategy, but for digits that are not kept."""
+        f, g_us = np.array(strategy.f_lst), np.array(strategy.g_lst)
+        return self.g_us.shape == g_us.shape and all(
+            np.allclose(kept, given, rtol=1e-4, atol=1e-6)
+            for kept, given in ((self.f, f), (self.g_us, g_us))
+        )
 
 
 @dataclass(frozen=True)
@@ -78,8 +84,8 @@ class Measurements:
     fingerprint: str
     engine: str
     draws: int
-    t_s: NDArray[np.float64]
-    histogram: NDArray[np.float64]
+    t_s: Array
+    histogram: Array
     devices: DeviceModel | None
     baseline: Programming
     trial_number: int
@@ -90,7 +96,7 @@ class Measurements:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / MEASUREMENTS_FILE
         partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(_plain(self)) + "\n", encoding="utf-8")
+        partial.write_bytes(TypeAdapter(Measurements).dump_json(self))
         partial.replace(path)
         return path
 
@@ -98,22 +104,11 @@ class Measurements:
     def load(cls, folder: Path) -> Measurements | None:
         """What was saved in a folder, but for digits that no figure shows; None if there is none.
 
-        A file that is not readable, or was written by another version, counts as none.
+        A file that cannot be read, or that another version wrote, counts as none.
         """
         try:
-            stored = json.loads((folder / MEASUREMENTS_FILE).read_text(encoding="utf-8"))
-            devices = stored["devices"]
-            return cls(
-                **stored
-                | {
-                    "t_s": _array(stored["t_s"]),
-                    "histogram": _array(stored["histogram"]),
-                    "devices": devices and DeviceModel(**_arrays(devices)),
-                    "baseline": _programming(stored["baseline"]),
-                    "optimised": _programming(stored["optimised"]),
-                }
-            )
-        except (OSError, ValueError, KeyError, TypeError):
+            return TypeAdapter(cls).validate_json((folder / MEASUREMENTS_FILE).read_bytes())
+        except (OSError, ValueError):
             return None
 
 
@@ -140,8 +135,11 @@ def measure(
     known = Measurements.load(folder)
     if known is not None and known.fingerprint != problem.fingerprint:
         known = None
-    with one_thread():
-        measured = _measure(problem, strategy, winning_trial, known, show_progress)
+    if known is not None and known.optimised.is_of(strategy):
+        measured = replace(known, trial_number=winning_trial)
+    else:
+        with one_thread():
+            measured = _measure(problem, strategy, winning_trial, known, show_progress)
     measured.save(folder)
     return measured
 
@@ -153,20 +151,19 @@ def _measure(
     known: Measurements | None,
     show_progress: bool,
 ) -> Measurements:
-    f, g_us = _rounded(strategy.f_lst), _rounded(strategy.g_lst)
-    if known is not None and _is_of(known.optimised, f, g_us):
-        return replace(known, trial_number=winning_trial)
     engine = drawing_engine(problem)
-    total = DRAWS * (1 if known else 2)
     with tqdm(
-        total=total, desc="measuring errors over time", unit="draw", leave=False,
-        disable=None if show_progress else True,
+        desc="measuring errors over time", total=DRAWS if known else 2 * DRAWS, unit="draw",
+        disable=None if show_progress else True, leave=False,
     ) as bar:  # fmt: skip
 
         def errors_of(converter: BaseConductanceConverter, what: int) -> WeightErrors:
             return measure_weight_errors(engine, converter, _seed(problem, what), bar.update)
 
-        optimised = Programming(f, g_us, errors_of(strategy.to_converter(), winning_trial + 1))
+        optimised = Programming(
+            np.array(strategy.f_lst), np.array(strategy.g_lst),
+            errors_of(strategy.to_converter(), winning_trial + 1),
+        )  # fmt: skip
         if known is not None:
             return replace(known, trial_number=winning_trial, optimised=optimised)
         baseline = Programming(*_curves(problem), errors_of(problem.g_converter_baseline, 0))
@@ -184,10 +181,6 @@ def _measure(
     )
 
 
-def _is_of(measured: Programming, f: NDArray[np.float64], g_us: NDArray[np.float64]) -> bool:
-    return np.array_equal(measured.f, f) and np.array_equal(measured.g_us, g_us)
-
-
 def _devices(problem: WeightProgrammingProblem) -> DeviceModel | None:
     t_s = [problem.t_steps[i] for i in times_shown(len(problem.t_steps), _MOST_READS)]
     try:
@@ -197,7 +190,7 @@ def _devices(problem: WeightProgrammingProblem) -> DeviceModel | None:
         return None
 
 
-def _curves(problem: WeightProgrammingProblem) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _curves(problem: WeightProgrammingProblem) -> tuple[Array, Array]:
     """The baseline's factors (P,) and its curves (2P, N) in µS."""
     converter = problem.g_converter_baseline
     weights = torch.linspace(-1, 1, _N_CURVE_POINTS)
@@ -210,35 +203,3 @@ def _curves(problem: WeightProgrammingProblem) -> tuple[NDArray[np.float64], NDA
 def _seed(problem: WeightProgrammingProblem, what: int) -> int:
     sequence = np.random.SeedSequence([problem.seed, _SEED_OFFSET, what])
     return int(sequence.generate_state(1)[0])
-
-
-def _plain(value: Any) -> Any:
-    """Plain values: arrays as lists of numbers with five digits, None for what is not finite."""
-    if is_dataclass(value):
-        return {name: _plain(part) for name, part in vars(value).items()}
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, list):
-        return [_plain(part) for part in value]
-    if isinstance(value, float):
-        return float(f"{value:.{_SIGNIFICANT_DIGITS}g}") if math.isfinite(value) else None
-    return value
-
-
-def _rounded(values: Any) -> NDArray[np.float64]:
-    return _array(_plain(np.asarray(values, dtype=np.float64)))
-
-
-def _array(values: Any) -> NDArray[Any]:
-    """Reverses :func:`_plain`; what was not finite is NaN, whole numbers stay whole."""
-    array = np.array(values)
-    return array if array.dtype == np.int64 else array.astype(np.float64)
-
-
-def _arrays(stored: dict[str, Any]) -> dict[str, NDArray[Any]]:
-    return {name: _array(values) for name, values in stored.items()}
-
-
-def _programming(stored: dict[str, Any]) -> Programming:
-    errors = WeightErrors(**_arrays(stored["errors"]))
-    return Programming(_array(stored["f"]), _array(stored["g_us"]), errors)

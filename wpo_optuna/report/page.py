@@ -15,6 +15,7 @@ from wpo_optuna.hardware import format_duration
 from wpo_optuna.report.figures import errors, hardware, search
 from wpo_optuna.report.figures.drawing import Drawn, draw
 from wpo_optuna.report.record import StudyRecord, are_about_one_problem, read_study
+from wpo_optuna.study.results_folder import check_directory
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -50,16 +51,16 @@ class ReportFiles:
 
 @dataclass(frozen=True)
 class StudyPart:
-    """What the page shows of one study.
+    """What the page says of one study.
 
     Attributes:
         record: the study.
-        figures: its figures by name, or why there is none.
+        prefix: what the names of its figures begin with.
         same_hardware: name of an earlier study on the page whose hardware and weights are the same.
     """
 
     record: StudyRecord
-    figures: Mapping[str, Drawn | str]
+    prefix: str
     same_hardware: str | None
 
 
@@ -84,55 +85,44 @@ def write_report(
         raise InvalidArgument("studies is empty: at least one study is needed.")
     records = [read_study(study, (results or {}).get(study.study_name)) for study in studies]
     page = Path(page)
-    _prepare(page)
-    common: dict[str, Drawn | str] = {"search_progress": draw(search.search_progress, records)}
+    if page.is_dir():
+        raise InvalidArgument(
+            f"output = {str(page)!r}: this is a directory; a file is needed, such as "
+            f"{str(page / REPORT_FILE)!r}."
+        )
+    check_directory(page.parent, "output")  # before the work of drawing is done for nothing
+    figures = {"search_progress": draw(search.search_progress, records)}
     if len(records) > 1:
-        common["sampler_comparison"] = draw(search.sampler_comparison, records)
+        figures["sampler_comparison"] = draw(search.sampler_comparison, records)
     parts = _parts(records)
+    for part in parts:
+        of_study = _OF_A_STUDY if part.same_hardware else (*_OF_A_STUDY, hardware.devices)
+        figures |= {part.prefix + f.__name__: draw(f, part.record) for f in of_study}
     text = _template().render(
-        parts=parts, figures=common, is_one_problem=are_about_one_problem(records)
+        parts=parts, figures=figures, is_one_problem=are_about_one_problem(records)
     )
-    contents = _figure_files(parts, common)
-    try:
-        (page.parent / FIGURES).mkdir(exist_ok=True)
-        paths = tuple(page.parent / FIGURES / name for name in contents)
-        for path, content in zip(paths, contents.values(), strict=True):
-            path.write_bytes(content)
-        partial = page.with_name(page.name + ".partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(page)
-    except OSError as error:
-        raise _unwritable(page, error) from error
-    return ReportFiles(page, paths)
+    (page.parent / FIGURES).mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, figure in figures.items():
+        if isinstance(figure, Drawn):
+            for ending, content in (("png", figure.png), ("svg", figure.svg)):
+                paths.append(page.parent / FIGURES / f"{name}.{ending}")
+                paths[-1].write_bytes(content)
+    partial = page.with_name(page.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(page)
+    return ReportFiles(page, tuple(paths))
 
 
 def _parts(records: Sequence[StudyRecord]) -> list[StudyPart]:
     parts: list[StudyPart] = []
-    drawn: dict[str, str] = {}  # the study whose device model is shown, by fingerprint
+    shown: dict[str | None, str] = {}  # the study whose hardware is shown, by fingerprint
     for record in records:
-        figures = {figure.__name__: draw(figure, record) for figure in _OF_A_STUDY}
-        same = drawn.get(record.fingerprint or "")
-        if same is None:
-            figures["devices"] = draw(hardware.devices, record)
-            if record.fingerprint and record.measurements is not None:
-                drawn[record.fingerprint] = record.name
-        parts.append(StudyPart(record, figures, same))
+        of_study = re.sub(r"[^\w.-]", "_", record.name) + "-" if len(records) > 1 else ""
+        parts.append(StudyPart(record, of_study, shown.get(record.fingerprint)))
+        if record.fingerprint is not None and record.measurements is not None:
+            shown.setdefault(record.fingerprint, record.name)
     return parts
-
-
-def _figure_files(
-    parts: Sequence[StudyPart], common: Mapping[str, Drawn | str]
-) -> dict[str, bytes]:
-    """Contents of the figures' files by name; of several studies, the study's name comes first."""
-    named = dict(common)
-    for part in parts:
-        of_study = re.sub(r"[^\w.-]", "_", part.record.name) + "-" if len(parts) > 1 else ""
-        named |= {of_study + name: figure for name, figure in part.figures.items()}
-    files: dict[str, bytes] = {}
-    for name, figure in named.items():
-        if isinstance(figure, Drawn):
-            files |= {f"{name}.png": figure.png, f"{name}.svg": figure.svg}
-    return files
 
 
 def _template() -> Any:
@@ -170,28 +160,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_shown, value))
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _prepare(page: Path) -> None:
-    """Makes the page's directory, before the work of drawing is done for nothing.
-
-    Raises:
-        InvalidArgument: the file cannot be written there.
-    """
-    if page.is_dir():
-        raise InvalidArgument(
-            f"output = {str(page)!r}: this is a directory; a file is needed, such as "
-            f"{str(page / REPORT_FILE)!r}."
-        )
-    try:
-        page.parent.mkdir(parents=True, exist_ok=True)
-        partial = page.with_name(page.name + ".partial")
-        partial.touch()
-        partial.unlink()
-    except OSError as error:
-        raise _unwritable(page, error) from error
-
-
-def _unwritable(page: Path, error: OSError) -> InvalidArgument:
-    reason = error.strerror or type(error).__name__
-    return InvalidArgument(f"output = {str(page)!r}: this file cannot be written ({reason}).")

@@ -72,17 +72,7 @@ class StudyRecord:
     @cached_property
     def ratio(self) -> NDArray[np.float64]:
         """TNMSE of the trials relative to the baseline, as the engine says ``(n,)``."""
-        return self._values("tnmse") / self._values("baseline")
-
-    @cached_property
-    def f(self) -> NDArray[np.float64]:
-        """Significance factors of the trials ``(n, P)``."""
-        return self._values("f_lst")
-
-    @cached_property
-    def k_w(self) -> NDArray[np.float64]:
-        """Scale of the trials from unitless weights to µS ``(n,)``."""
-        return self._values("k_w")
+        return self.values("tnmse") / self.values("baseline")
 
     @cached_property
     def is_polished(self) -> NDArray[np.bool_]:
@@ -91,21 +81,12 @@ class StudyRecord:
         return np.array([phase == attributes.POLISH for phase in phases])
 
     @property
-    def winner_f(self) -> NDArray[np.float64]:
-        """Significance factors of the winner ``(P,)``."""
-        return np.array(self.winner.user_attrs["f_lst"], dtype=np.float64)
-
-    @property
-    def winner_g_us(self) -> NDArray[np.float64]:
-        """Curves of the winner ``(2P, K)`` in µS at weights evenly spaced from -m to m."""
-        return np.array(self.winner.user_attrs["g_lst"], dtype=np.float64)
-
-    @property
     def winner_ratio(self) -> float:
         """The winner's TNMSE relative to the baseline, as the engine says."""
         return float(self.winner.user_attrs["tnmse"]) / float(self.winner.user_attrs["baseline"])
 
-    def _values(self, name: str) -> NDArray[np.float64]:
+    def values(self, name: str) -> NDArray[np.float64]:
+        """A user attribute of all trials ``(n, ...)``."""
         return np.array([trial.user_attrs[name] for trial in self.trials], dtype=np.float64)
 
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from wpo_optuna.report.figures import drawing
 from wpo_optuna.report.figures.drawing import legend_above, panels
+from wpo_optuna.report.weight_errors import times_shown
 
 if TYPE_CHECKING:
     from wpo_optuna.report.measurements import Measurements
@@ -86,7 +87,7 @@ def weight_correlation(record: StudyRecord) -> Figure | str:
 
 def _panel_for_each_time(measured: Measurements) -> tuple[Figure, list[tuple[str, Axes]]]:
     """A figure with axes for each time that is shown, and the time's name."""
-    t_s = measured.t_s[measured.optimised.errors.shown]
+    t_s = measured.t_s[times_shown(len(measured.t_s))]
     figure, all_axes = panels(len(t_s), 1.9, columns=2, share_x=True, share_y=True)
     return figure, list(zip(map(drawing.time_name, t_s.tolist()), all_axes, strict=True))
 

@@ -23,7 +23,7 @@ _SMALLEST_MEAN = 1e-3
 def conductance_curves(record: StudyRecord) -> Figure:
     """g⁺ and g⁻ of each pair over the weight, the winner's and the baseline's."""
     measured = record.measurements
-    f, curves = record.winner_f, record.winner_g_us
+    f, curves = (np.array(record.winner.user_attrs[name]) for name in ("f_lst", "g_lst"))
     baseline_f = np.empty(0) if measured is None else measured.baseline.f
     figure, all_axes = panels(max(len(f), len(baseline_f)), 2.2, share_x=True, share_y=True)
     g_min = float(record.problem.get("g_min_us", curves.min()))

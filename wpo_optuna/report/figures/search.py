@@ -91,12 +91,12 @@ def explored_factors(record: StudyRecord) -> Figure | str:
     shown = np.flatnonzero(_has_place(record.ratio))
     if not len(shown):
         return _NOTHING_FINITE
+    f, f_of_winner = record.values("f_lst"), record.winner.user_attrs["f_lst"]
     quantities = [
-        (f"f_{pair}, factor of pair {pair}", record.f[:, pair], record.winner_f[pair])
-        for pair in range(record.f.shape[1])
-    ]
-    scale = record.winner.user_attrs["k_w"]
-    quantities.append(("k_w (µS per unit weight)", record.k_w, scale))
+        *((f"f_{pair}, factor of pair {pair}", f[:, pair], f_of_winner[pair])
+          for pair in range(f.shape[1])),
+        ("k_w (µS per unit weight)", record.values("k_w"), record.winner.user_attrs["k_w"]),
+    ]  # fmt: skip
     quantities = [q for q in quantities if np.ptp(q[1][np.isfinite(q[1])]) > 0]
     if not quantities:
         return "All trials have the same significance factors and scale."

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -72,14 +71,13 @@ def check_reading(paths: list[Path], n_bytes: int, most: int) -> None:
     assert told["held"] > 0.5 * 2**29  # the measure sees what is held
 
 
-def test_a_third_of_a_gigabyte_takes_less_than_two_hundred_megabytes(tmp_path: Path) -> None:
+def test_a_quarter_of_a_gigabyte_takes_much_less_memory(tmp_path: Path) -> None:
     rows = gaussian_rows()
-    shapes = {f"layers.{i}.weight": (5120, 4096) for i in range(4)}
+    shapes = {f"layers.{i}.weight": (4096, 4096) for i in range(4)}
     write_safetensors(tmp_path / "model.safetensors", shapes, rows)
-    torch.save({name: rows.repeat(5, 1) for name in shapes}, tmp_path / "model.pt")
-    np.save(tmp_path / "model.npy", rows.repeat(20, 1).numpy())
-    paths = [tmp_path / f"model.{suffix}" for suffix in ("safetensors", "pt", "npy")]
-    check_reading(paths, 20 * rows.nbytes, 200 * MEGABYTE)
+    torch.save({name: rows.repeat(4, 1) for name in shapes}, tmp_path / "model.pt")
+    paths = [tmp_path / "model.safetensors", tmp_path / "model.pt"]
+    check_reading(paths, 16 * rows.nbytes, 190 * MEGABYTE)
 
 
 @pytest.mark.slow

@@ -246,25 +246,33 @@ class DESampler(BaseSampler):
     ) -> dict[str, Any]:
         """Gives the trial a candidate and returns its parameters."""
         with self._lock:
-            reading = self._read(study)
-            evolution = self._evolution(reading, _evolvable(search_space))
-            claim = _Claim.of(trial)
-            if claim is not None:
-                # Another process began the trial and handed it on half-way.
-                is_present = evolution.size > 0 and claim == evolution.claim(claim.index)
-                return evolution.params(claim.index) if is_present else {}
+            claim, params = self._claim(study, trial, _evolvable(search_space))
+        if claim is not None:
+            stored = asdict(claim)
+            if claim.generation == 0:
+                stored["definition"] = self._definition
+            study._storage.set_trial_system_attr(trial._trial_id, CANDIDATE_KEY, stored)
+        for name in search_space.keys() - params.keys():
+            params[name] = self._draw(study, trial, claim, name, search_space[name])
+        return params
+
+    def _claim(
+        self, study: Study, trial: FrozenTrial, space: _Space
+    ) -> tuple[_Claim | None, dict[str, Any]]:
+        """A candidate for a trial, and its parameters; none if it cannot evaluate any."""
+        reading = self._read(study)
+        evolution = self._evolution(reading, space)
+        claim = _Claim.of(trial)
+        if claim is None:
             reading.own[trial.number] = reading.n_finished + len(reading.own)
-            is_set_by_creator = "fixed_params" in trial.system_attrs or bool(trial.params)
-            if evolution.size == 0 or is_set_by_creator:
-                return {}
+            if evolution.size == 0 or "fixed_params" in trial.system_attrs or trial.params:
+                # Nothing to evolve, or its creator has set parameters.
+                return None, {}
             claim = evolution.claim(evolution.choose(reading))
             evolution.present.running[trial.number] = claim.index
-            params = evolution.params(claim.index)
-        stored = asdict(claim)
-        if claim.generation == 0:
-            stored["definition"] = self._definition
-        study._storage.set_trial_system_attr(trial._trial_id, CANDIDATE_KEY, stored)
-        return params
+        elif evolution.size == 0 or claim != evolution.claim(claim.index):
+            return None, {}
+        return claim, evolution.params(claim.index)
 
     def sample_independent(
         self,
@@ -274,19 +282,29 @@ class DESampler(BaseSampler):
         param_distribution: BaseDistribution,
     ) -> Any:
         """Samples a parameter that is not evolved."""
-        with self._lock:
-            reading = self._read(study)
         claim = _Claim.of(trial)
         if claim is not None:
             self._warn_of(trial, param_name)
+        return self._draw(study, trial, claim, param_name, param_distribution)
+
+    def _draw(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        claim: _Claim | None,
+        name: str,
+        distribution: BaseDistribution,
+    ) -> Any:
         sampler = self._independent_sampler
         if sampler is None:
+            with self._lock:
+                reading = self._read(study)
             # A draw lost with its process is made again by the next one.
             draw = reading.own.get(trial.number, trial.number)
             place = [claim.generation, claim.index, claim.space] if claim else [draw]
             seed = claim.seed if claim else self._seed_for(reading)
-            sampler = RandomSampler(seed=int(_digest([seed, *place, param_name])[:8], 16))
-        return sampler.sample_independent(study, trial, param_name, param_distribution)
+            sampler = RandomSampler(seed=int(_digest([seed, *place, name])[:8], 16))
+        return sampler.sample_independent(study, trial, name, distribution)
 
     def _warn_of(self, trial: FrozenTrial, name: str) -> None:
         if self._warn_independent_sampling and name not in self._warned_of:

@@ -113,7 +113,7 @@ def test_a_study_runs_is_recorded_everywhere_and_resumes_with_the_same_command(
     directory = finished.directory
     for word in (
         "baseline TNMSE", "best TNMSE", "95 % interval", "improvement", "f_lst", "digits-de",
-        "sqlite:///wpo.db", "mlflow ui", "strategy.json", "--n-trials 240",
+        "sqlite:///wpo.db", "mlflow ui", "strategy.json", "--n-trials 240", "s from the command",
     ):  # fmt: skip
         assert word in finished.printed
 
@@ -226,7 +226,7 @@ def test_strategies_by_layer_are_compared_in_error_and_accuracy(
     ):  # fmt: skip
         assert told in result.stdout
     results = directory / "wpo_results" / "trained-de"
-    for name in ("strategy.json", "layers.csv", "accuracy/over_time.svg", "accuracy/summary.csv"):
+    for name in ("strategy.json", "layers/layers.csv", "layers/over_time.svg"):
         assert (results / name).is_file()
     assert ProgrammingStrategy.load(results / "module.0.weight" / "strategy.json").f_lst
 
@@ -363,8 +363,8 @@ def content(database: Path) -> list[str]:
         (["--storage", "sqlite:///text.db"], ["text.db"]),
         (["--config", "absent.yaml"], ["absent.yaml"]),
         (["--sampler", "tpe", "--popsize", "3"], ["popsize", "differential"]),
-        (["--n-trials", "0"], ["n_trials", "0", "at least 1"]),
-        (["--maxiter", "-1"], ["maxiter", "-1", "at least 0"]),
+        (["--n-trials", "0"], ["n_trials", "0", "greater than or equal to 1"]),
+        (["--maxiter", "-1"], ["maxiter", "-1", "greater than or equal to 0"]),
         (["--mutation", "5,5"], ["mutation", "5"]),
         (["--recombination", "3"], ["recombination", "3"]),
         (["--strategy", "foo"], ["strategy", "foo", "best1bin"]),

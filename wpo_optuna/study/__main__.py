@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from wpo_optuna.study.command_line import INTERRUPTED, add_settings, read_settings, run_command
 from wpo_optuna.study.settings import StudySettings
+
+if TYPE_CHECKING:
+    from wpo_optuna.study.result import StudyResult
 
 MODULE = "wpo_optuna.study"
 PROGRAM = f"python -m {MODULE}"
@@ -77,11 +81,10 @@ def _run(settings: StudySettings, given: Sequence[str], quiet: bool, started: fl
         print(setup.checkpoint.listing())
     study_name = study_name_of(settings, setup)
     n_trials = settings.total_trials(setup.problem.hypercube.dimension)
-    is_untracked = settings.tracking_uri == "none"
-    run_one = partial(
+    run_one: Callable[..., StudyResult] = partial(
         run_study,
         **{name: getattr(settings, name) for name in RunSettings.model_fields}
-        | {"n_trials": n_trials, "tracking_uri": False if is_untracked else settings.tracking_uri},
+        | {"n_trials": n_trials},
         sampler_options=dict(DE_OPTIONS) | settings.given if settings.given else None,
         settings_text=lambda objective: effective_settings(settings, setup, objective).to_yaml(),
         show_progress_bar=not quiet,

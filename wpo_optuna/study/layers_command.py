@@ -21,7 +21,8 @@ from wpo_optuna.study.attributes import METRICS
 from wpo_optuna.study.layers import Layer, LayersResult, RunStudy, run_layers
 from wpo_optuna.study.problem_setup import ProblemSetup, make_problem
 from wpo_optuna.study.results_folder import directory_of_study
-from wpo_optuna.track import PARENT_TAG, Destination, Follower
+from wpo_optuna.study.run import destination_of
+from wpo_optuna.track import PARENT_TAG, Follower
 
 if TYPE_CHECKING:
     from wpo_optuna.network.weights import LayerWeights
@@ -131,8 +132,8 @@ def _deliver_again(settings: StudySettings, result: LayersResult, quiet: bool) -
     study = result.network.study
     means = {f"layers_tnmse_{name}": mean for name, mean in result.means().items()}
     study.set_user_attr(METRICS, study.user_attrs[METRICS] | means)
-    if settings.tracking_uri != "none":
-        destination = Destination(settings.tracking_uri, settings.experiment, settings.trial_runs)
+    destination = destination_of(settings)
+    if destination is not None:
         with Follower(study, destination, show_progress_bar=not quiet) as follower:
             follower.finish()
 
@@ -146,7 +147,8 @@ def _record_accuracy(
     started_s: float,
 ) -> None:
     """Records the metric over time as a run of its own under the network-wide study's."""
-    if settings.tracking_uri == "none" or result.network.run_id is None:
+    destination = destination_of(settings)
+    if destination is None or result.network.run_id is None:
         return
     names = ("model", "data", "repeats", "seed")
     parameters = {name: getattr(settings, name) for name in names}
@@ -154,7 +156,7 @@ def _record_accuracy(
     record_or_warn(
         measured,
         files,
-        tracking_uri=settings.tracking_uri,
+        tracking_uri=destination.tracking_uri,
         experiment_name=settings.experiment,
         run_name=f"{measured.metric} of {result.network.study.study_name} by layer"[:250],
         parameters=parameters,

@@ -187,7 +187,7 @@ class Mirror:
             for point, evaluation, origin in zip(x.tolist(), evaluations, origins, strict=True)
         ]
         appended = self._stored.append(finished, total, identity_of)
-        self._add([*appended.others, *map(copy, appended.stored)])
+        self._add([*appended.others, *appended.stored])
         self.n_complete = appended.n_complete
         return appended.stored
 
@@ -211,11 +211,11 @@ class Mirror:
         return trial
 
     def _add(self, trials: Sequence[FrozenTrial]) -> None:
-        for trial in trials:
-            trial.user_attrs = {n: v for n, v in trial.user_attrs.items() if n in _READ}
-            trial.user_attrs[_NUMBER] = trial.number
-        self.memory.add_trials(trials)
-        self.n_complete += sum(trial.state == TrialState.COMPLETE for trial in trials)
+        for trial in map(copy, trials):  # those of storages in memory are the storage's own
+            read = {n: v for n, v in trial.user_attrs.items() if n in _READ}
+            trial.user_attrs = read | {_NUMBER: trial.number}
+            self.memory.add_trial(trial)
+            self.n_complete += trial.state == TrialState.COMPLETE
 
     def _keep_sampler_state(self) -> None:
         """Stores what samplers keep with the study, such as where a sequence has got to."""

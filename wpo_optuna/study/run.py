@@ -35,7 +35,7 @@ from wpo_optuna.study.result import StudyResult, with_provenance
 from wpo_optuna.study.results_folder import check_directory, directory_of_study
 from wpo_optuna.study.sampling import Interruption, default_batch_size, interruptible, sample
 from wpo_optuna.study.scoring import score_finalists, strategy_of
-from wpo_optuna.study.settings import DE_OPTIONS, GRADIENT, RunSettings
+from wpo_optuna.study.settings import DE_OPTIONS, GRADIENT, RecordSettings, RunSettings
 from wpo_optuna.track import Destination, Follower, refuse_file_of
 
 if TYPE_CHECKING:
@@ -148,11 +148,6 @@ def _checked(
             f"storage = {settings.storage!r}: a URL such as 'sqlite:///wpo.db', or an Optuna "
             "storage, is needed."
         )
-    if settings.tracking_uri is True:
-        raise InvalidArgument(
-            "tracking_uri = True: a URI, None for MLflow's default, or False for no tracking is "
-            "needed."
-        )
     if settings.sampler != GRADIENT:
         options = DE_OPTIONS if settings.sampler == "de" else {}
         # Refuses options that the sampler does not take.
@@ -161,9 +156,19 @@ def _checked(
     if settings.output is not None:
         check_directory(Path(settings.output), "output")
         directory_of_study(Path(settings.output), study_name)
+    return destination_of(settings)
+
+
+def destination_of(settings: RecordSettings) -> Destination | None:
+    """Where a study with these settings is tracked; None if nowhere.
+
+    Raises:
+        InvalidArgument: MLflow does not take the address or a name.
+    """
     if settings.tracking_uri is False:
         return None
-    return Destination(settings.tracking_uri, settings.experiment, settings.trial_runs)
+    uri = settings.tracking_uri if isinstance(settings.tracking_uri, str) else None
+    return Destination(uri, settings.experiment, settings.trial_runs)
 
 
 def _results_folder(settings: RunSettings, study_name: str, stack: ExitStack) -> Path | None:

@@ -7,9 +7,9 @@ for aihwkit's optimiser take their options, defaults and bounds from here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import model_validator
+from pydantic import BeforeValidator, model_validator
 
 from wpo_optuna.study.command_line import Settings, Text, Texts, Whole, setting
 
@@ -27,6 +27,12 @@ _PROBLEM, _SEARCH, _DE, _LAYERS, _RECORD = (
 )
 # Settings that may hold a password.
 _WITH_PASSWORDS = ("storage", "tracking_uri")
+
+
+def _as_tracking(value: object) -> object:
+    if value is True:
+        raise ValueError("it should be a URI, None for MLflow's default, or False for no tracking")
+    return False if value == "none" else value
 
 
 class ProblemOptions(Settings):
@@ -147,7 +153,7 @@ class EvolutionSettings(Settings):
     maxiter: Whole | None = setting(
         None, "generations after the first; instead of --n-trials", _DE, "N", ge=0
     )
-    mutation: Text | None = setting(
+    mutation: str | float | tuple[float, float] | None = setting(
         None, "mutation constant, or the two ends of its dithering (0.3,0.8)", _DE, "X[,X]"
     )
     recombination: float | None = setting(None, "crossover probability (0.9)", _DE, "X")
@@ -189,7 +195,7 @@ class RecordSettings(Settings):
         "sqlite:///wpo.db", "Optuna storage: sqlite:///FILE, journal:///FILE, postgresql://..., "
         "mysql://..., grpc://HOST:PORT or memory", _RECORD, "URL",
     )  # fmt: skip
-    tracking_uri: str | bool | None = setting(
+    tracking_uri: Annotated[str | bool | None, BeforeValidator(_as_tracking)] = setting(
         None, "MLflow tracking URI; by default MLflow's own; none for no tracking",
         _RECORD, "URI",
     )  # fmt: skip
@@ -297,8 +303,8 @@ class StudySettings(
         if self.maxiter is not None:
             del values["n_trials"]
         for name in _WITH_PASSWORDS:
-            if values[name] is not None:
-                values[name] = masked_url(str(values[name]))
+            if isinstance(values[name], str):
+                values[name] = masked_url(values[name])
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +10,15 @@ from typing import TYPE_CHECKING
 from wpo_optuna.storage import masked_url
 from wpo_optuna.study.environment import program_here
 from wpo_optuna.study.estimate import RELATIVE_WIDTH
-from wpo_optuna.study.run import STRATEGY_FILE
+from wpo_optuna.study.run import STRATEGY_FILE, destination_of
 from wpo_optuna.track import page_of_experiment
 
+DEFAULT_URI = "sqlite:///mlflow.db"  # where `mlflow ui` looks without options
+
 if TYPE_CHECKING:
+    from wpo_optuna.study.result import StudyResult
     from wpo_optuna.study.scoring import Scores
     from wpo_optuna.study.settings import StudySettings
-    from wpo_optuna.study.result import StudyResult
 
 # Flags that the command to go on does not repeat, and whether a value follows them.
 _DROPPED = {"--n-trials": True, "--maxiter": True, "--stop-at-margin": False}
@@ -104,25 +105,24 @@ def _remarks(settings: StudySettings, scores: Scores, n_trials: int) -> list[str
 def _tracking(settings: StudySettings, result: StudyResult) -> str:
     if result.run_id:
         return f"run {result.run_id}"
-    is_off = settings.tracking_uri == "none"
-    return "off" if is_off else "not delivered yet (see the warning above)"
+    return "off" if settings.tracking_uri is False else "not delivered yet (see the warning above)"
 
 
 def _look_lines(settings: StudySettings, result: StudyResult) -> list[str]:
     """How to see the run in MLflow."""
-    if settings.tracking_uri == "none":
+    destination = destination_of(settings)
+    if destination is None:
         return []
-    uri = settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
-    is_server = uri is not None and uri.startswith(("http://", "https://"))
-    server = masked_url(uri) if uri is not None and is_server else "http://127.0.0.1:5000"
-    page = server
+    uri = masked_url(destination.uri)
+    is_server = uri.startswith(("http://", "https://"))
+    page = server = uri if is_server else "http://127.0.0.1:5000"
     if result.experiment_id is not None:
         page = page_of_experiment(server, result.experiment_id)
     if is_server:
         return ["To look at it, open:", f"  {page}"]
     command = f"{shlex.quote(program_here('mlflow'))} ui"
-    if uri is not None:
-        command += f" --backend-store-uri {shlex.quote(masked_url(uri))}"
+    if uri != DEFAULT_URI:
+        command += f" --backend-store-uri {shlex.quote(uri)}"
     return ["To look at it, run:", f"  {command}", "and open:", f"  {page}"]
 
 

@@ -24,11 +24,9 @@ from aihwkit.inference.converter.conductance import (
     SinglePairConductanceConverter,
 )
 from aihwkit.simulator.configs import InferenceRPUConfig, TorchInferenceRPUConfig
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from loss_agreement import DEVICES, PERIPHERY, assert_means_agree, compare, comparison_problem
 from numpy.typing import NDArray
-from small_problems import small_problem, small_rpu_config
+from small_problems import COLUMNS, ROWS, small_problem, small_rpu_config
 from torch import Tensor
 
 from wpo_optuna.errors import InvalidArgument
@@ -44,79 +42,57 @@ def random_points(problem: WeightProgrammingProblem, n: int, seed: int = 0) -> N
     return np.random.default_rng(seed).random((n, problem.hypercube.dimension))
 
 
-def odd_problem(devices: str = "PCM", **overrides: Any) -> WeightProgrammingProblem:
-    """Sizes that no vector unit divides: 19 x 7 weights, with input noise and bound management."""
+def odd_problem(devices: str, **overrides: Any) -> WeightProgrammingProblem:
+    """Sizes that no vector unit divides, with input noise and bound management."""
     periphery = PERIPHERY | {"out_bound": 0.4, "inp_noise": 0.02, "out_noise_std": 0.2}
-    problem = comparison_problem(devices, periphery=periphery, n_pairs=3)
-    rpu_config = problem.rpu_config
-    rpu_config.mapping.max_input_size = 19
-    sizes = {"test_out_features": 7, "rpu_config": rpu_config}
-    return comparison_problem(devices, n_pairs=3, **(sizes | overrides))
+    rpu_config = comparison_problem(devices, periphery=periphery).rpu_config
+    rpu_config.mapping.max_input_size = 119
+    return comparison_problem(devices, n_pairs=3, rpu_config=rpu_config, test_out_features=27)
 
 
 @pytest.mark.parametrize("devices", DEVICES)
-def test_a_value_depends_on_strategy_and_seed_alone_to_the_last_bit(devices: str) -> None:
+def test_a_value_depends_on_strategy_and_seed_alone(devices: str) -> None:
+    # A resumed study meets other batches than one that was never interrupted. The tile is so large
+    # that 40 candidates are several chunks.
     problem = odd_problem(devices)
-    x = random_points(problem, 13)
+    x = random_points(problem, 40)
     whole = MonteCarloEngine(problem, seed=5).tnmse(x)
-    assert len(set(whole)) == 13
-    for chunk_size in (1, 4, 13, 100):
-        engine = MonteCarloEngine(problem, seed=5, chunk_size=chunk_size)
-        assert np.array_equal(engine.tnmse(x), whole)
-    shuffled = np.random.default_rng(1).permutation(13)
+    assert len(set(whole)) == 40
     engine = MonteCarloEngine(problem)
+    shuffled = np.random.default_rng(1).permutation(40)
     assert np.array_equal(engine.tnmse(x[shuffled], seed=5), whole[shuffled])
-    for i in (0, 7):
-        assert engine.tnmse(x[i], seed=5).tolist() == [whole[i]]
+    assert engine.tnmse(x[7], seed=5).tolist() == [whole[7]]
+    assert engine.tnmse(x[:0]).shape == (0,)
 
 
-@settings(max_examples=25)
-@given(st.lists(st.integers(0, 19), min_size=1, max_size=20), st.integers(1, 25))
-def test_any_selection_in_any_chunks_gives_the_same_values(
-    selection: list[int], chunk_size: int
+def test_draws_of_a_converter_begin_with_that_of_its_point(
+    problem: WeightProgrammingProblem,
 ) -> None:
-    problem = small_problem()
-    x = random_points(problem, 20)
-    whole = MonteCarloEngine(problem).tnmse(x)
-    engine = MonteCarloEngine(problem, chunk_size=chunk_size)
-    assert np.array_equal(engine.tnmse(x[selection]), whole[selection])
-
-
-def test_the_number_of_threads_does_not_change_a_value() -> None:
-    problem = odd_problem(test_out_features=70)
-    x = random_points(problem, 9)
-    engine, threads = MonteCarloEngine(problem), torch.get_num_threads()
-    values = []
-    try:
-        for n in (1, 2):
-            torch.set_num_threads(n)
-            values.append(engine.tnmse(x))
-    finally:
-        torch.set_num_threads(threads)
-    assert np.array_equal(*values)
-
-
-def test_draws_of_a_converter_are_those_of_its_point(problem: WeightProgrammingProblem) -> None:
-    engine = MonteCarloEngine(problem, chunk_size=3)
+    engine = MonteCarloEngine(problem)
     x = random_points(problem, 1)
     converter = problem.hypercube.decode(x[0]).to_converter()
-    draws = engine.tnmse_of(converter, 7, seed=11)
-    assert draws.shape == (7,)
-    assert len(set(draws)) == 7
+    draws = engine.tnmse_of(converter, 900, seed=11)
+    assert draws.shape == (900,)
+    assert len(set(draws)) == 900
     assert draws[0] == engine.tnmse(x, seed=11)[0]
-    averaging = MonteCarloEngine(problem, draws=7)
-    assert averaging.tnmse(x, seed=11)[0] == pytest.approx(draws.mean(), rel=1e-12)
-    # Draw k is draw k, however many are asked for.
     assert np.array_equal(engine.tnmse_of(converter, 5, seed=11), draws[:5])
 
 
-def test_the_memory_of_the_noise_of_many_draws_is_bounded() -> None:
-    # One column of 512 rows with input noise needs 512² numbers for each of two read-outs.
-    periphery = PERIPHERY | {"inp_noise": 0.1}
-    rpu_config = small_rpu_config(max_input_size=512, **periphery)
-    problem = comparison_problem(rpu_config=rpu_config, test_out_features=1, t_steps=[3600.0])
-    engine = MonteCarloEngine(problem, chunk_size=10_000)
-    assert 0.5 * 2**28 < engine._suitable_draws() * 2 * 512**2 * 4 <= 2**28
+@pytest.mark.parametrize("engine_name", ["montecarlo", "aihwkit"])
+def test_the_weights_that_act_have_the_errors_of_the_same_draws(engine_name: str) -> None:
+    # On the tile, a perfect periphery has no noise that cannot be seeded.
+    problem = small_problem(rpu_config=small_rpu_config(is_perfect=True, max_output_size=3))
+    engine: Any = make_engine(engine_name, problem)
+    converter = problem.hypercube.decode(random_points(problem, 1)[0]).to_converter()
+    weights = engine.draw_weights(converter, 5, seed=2)
+    assert weights.shape == (5, len(problem.t_steps), ROWS, COLUMNS)
+    errors = (weights - problem.test_weights) / problem.max_abs_weight
+    np.testing.assert_allclose(
+        100 * (errors**2).mean(dim=(1, 2, 3)), engine.tnmse_of(converter, 5, seed=2), rtol=1e-5
+    )
+    one = engine.weights_over_time(converter, seed=2)
+    assert [w.shape for w in one] == [(ROWS, COLUMNS)] * len(problem.t_steps)
+    assert torch.equal(torch.stack(one), engine.draw_weights(converter, 1, seed=2)[0])
 
 
 def test_the_seed_decides_and_is_the_problems_unless_given(
@@ -125,13 +101,11 @@ def test_the_seed_decides_and_is_the_problems_unless_given(
     x = random_points(problem, 3)
     own = MonteCarloEngine(problem).tnmse(x)
     assert np.array_equal(MonteCarloEngine(problem, seed=problem.seed).tnmse(x), own)
-    assert np.array_equal(MonteCarloEngine(problem, seed=1).tnmse(x, seed=problem.seed), own)
-    other = MonteCarloEngine(problem, seed=1).tnmse(x)
-    assert not np.isin(other, own).any()
+    engine = MonteCarloEngine(problem, seed=1)
+    assert np.array_equal(engine.tnmse(x, seed=problem.seed), own)
     # An odd seed in between does not change what follows.
-    engine = MonteCarloEngine(problem)
-    engine.tnmse(x, seed=99)
-    assert np.array_equal(engine.tnmse(x), own)
+    assert not np.isin(engine.tnmse(x), own).any()
+    assert np.array_equal(engine.tnmse(x, seed=problem.seed), own)
 
 
 def test_candidates_share_their_noise() -> None:
@@ -190,79 +164,34 @@ def test_any_converter_agrees_with_aihwkit() -> None:
     assert_means_agree(compared)
 
 
-def test_a_converter_of_curves_agrees_whether_called_or_evaluated_in_a_batch() -> None:
-    class Called(CustomPairConductanceConverter):
-        pass
-
-    problem = comparison_problem()
-    engine = MonteCarloEngine(problem)
-    strategy = problem.hypercube.decode(random_points(problem, 1)[0])
-    converter = strategy.to_converter()
-    called = Called(converter.f_lst, converter.g_lst, 25.0, 0.0, invertibility_test=False)
-    # Rounding differs in the last bits, and the ADC's steps magnify that a little.
-    np.testing.assert_allclose(
-        engine.tnmse_of(called, 20), engine.tnmse_of(converter, 20), rtol=2e-3
-    )
-
-
 def test_weights_over_several_tiles_agree_with_aihwkit() -> None:
     # Each tile scales, reads out and compensates for itself; 3 comparisons, rate 10^-4.
     rpu_config = small_rpu_config(max_input_size=32, max_output_size=3, **PERIPHERY)
     problem = comparison_problem(rpu_config=rpu_config, t_steps=[3600.0], test_out_features=8)
-    tested = MonteCarloEngine(problem)
-    assert len(tested._tiles) == 3
     converters = [s.to_converter() for s in problem.hypercube.decode(random_points(problem, 3))]
-    assert_means_agree(compare(ReferenceEngine(problem), tested, converters, 100, "tiles", 0))
-
-
-class DrawsByShape(PCMLikeNoiseModel):
-    def apply_programming_noise_to_conductance(self, g_target: Tensor) -> Tensor:
-        return (g_target + 0.5 * torch.randn(g_target.shape)).clamp(min=0)
-
-
-class AddsInPlace(PCMLikeNoiseModel):
-    def apply_programming_noise_to_conductance(self, g_target: Tensor) -> Tensor:
-        g = g_target.clone()
-        g += 0.5 * torch.randn_like(g)
-        return g.clamp_(min=0)
-
-
-@pytest.mark.parametrize("model", [DrawsByShape, AddsInPlace])
-def test_models_of_the_users_own_agree_with_aihwkit(model: type[PCMLikeNoiseModel]) -> None:
-    # 3 comparisons each; false-alarm rate 10^-4.
-    rpu_config = small_rpu_config(model(), max_input_size=32, **PERIPHERY)
-    problem = comparison_problem(rpu_config=rpu_config, t_steps=[3600.0])
-    tested = MonteCarloEngine(problem)
-    converters = [s.to_converter() for s in problem.hypercube.decode(random_points(problem, 3))]
-    assert_means_agree(compare(ReferenceEngine(problem), tested, converters, 40, "own model", 1))
-    x = random_points(problem, 3)
-    assert tested.tnmse(x[1:])[0] == tested.tnmse(x)[1]
+    reference, tested = ReferenceEngine(problem), MonteCarloEngine(problem)
+    assert_means_agree(compare(reference, tested, converters, 100, "tiles", 0))
 
 
 def test_a_strategy_that_cannot_hold_weights_is_infinitely_bad() -> None:
-    problem = small_problem()
     flat = [[5.0] * 5] * 2
     converter = CustomPairConductanceConverter([1.0], flat, 25.0, 0.0, invertibility_test=False)
-    assert MonteCarloEngine(problem).tnmse_of(converter, 3).tolist() == [np.inf] * 3
+    assert MonteCarloEngine(small_problem()).tnmse_of(converter, 3).tolist() == [np.inf] * 3
 
 
 class HalvingCompensation(GlobalDriftCompensation):
     """A subclass may do anything."""
 
 
-def config_with(**attributes: Any) -> InferenceRPUConfig:
+def uncommonly_compensated() -> InferenceRPUConfig:
     rpu_config = small_rpu_config()
-    for name, value in attributes.items():
-        setattr(rpu_config, name, value)
+    rpu_config.drift_compensation = HalvingCompensation()
     return rpu_config
 
 
 REFUSED: dict[str, tuple[Callable[[], InferenceRPUConfig], str]] = {
     "IR drop": (lambda: small_rpu_config(ir_drop=1.0), "rpu_config.forward has ir_drop = 1.0"),
-    "compensation": (
-        lambda: config_with(drift_compensation=HalvingCompensation()),
-        "rpu_config.drift_compensation = HalvingCompensation",
-    ),
+    "compensation": (uncommonly_compensated, "drift_compensation = HalvingCompensation"),
     "torch tile": (
         lambda: TorchInferenceRPUConfig(noise_model=PCMLikeNoiseModel()),
         "tile_class = TorchInferenceTile",
@@ -277,29 +206,26 @@ def test_what_cannot_be_batched_is_refused_with_the_engine_to_use(case: str) -> 
     with pytest.raises(InvalidArgument, match=r'use the engine "aihwkit"\.$') as refused:
         make_engine("montecarlo", problem)
     assert named in str(refused.value)
+    assert make_engine("aihwkit", problem).tnmse(random_points(problem, 1))[0] > 0
 
 
 def test_without_compensation_the_forward_pass_does_not_matter() -> None:
     rpu_config = small_rpu_config(compensation=None, ir_drop=1.0)
-    values = MonteCarloEngine(small_problem(rpu_config=rpu_config)).tnmse_of(
-        SinglePairConductanceConverter(), 2
-    )
-    assert np.isfinite(values).all()
+    engine = MonteCarloEngine(small_problem(rpu_config=rpu_config))
+    assert np.isfinite(engine.tnmse_of(SinglePairConductanceConverter(), 2)).all()
 
 
-def test_what_aihwkits_tile_refuses_is_refused_in_one_sentence() -> None:
+@pytest.mark.parametrize("engine", ["montecarlo", "aihwkit"])
+def test_what_aihwkits_tile_refuses_is_refused_in_one_sentence(engine: str) -> None:
     # Noise management scales inputs to 1.
     problem = small_problem(rpu_config=small_rpu_config(inp_bound=0.4))
     with pytest.raises(InvalidArgument, match="cannot be simulated by aihwkit's tile"):
-        MonteCarloEngine(problem)
+        make_engine(engine, problem)
 
 
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"draws": 0}, "draws = 0"),
-        ({"draws": 1.5}, "draws = 1.5"),
-        ({"chunk_size": 0}, "chunk_size = 0"),
         ({"seed": -1}, "seed = -1"),
         ({"seed": "x"}, "seed = 'x'"),
         ({"device": "gpu"}, "device = 'gpu'"),
@@ -327,50 +253,35 @@ def test_bad_arguments_of_draws_are_named(
 MEASURED_MEMORY = """
 import resource, sys
 import numpy as np, torch
-torch.set_num_threads(1)
 sys.path[:0] = ["tests"]
 from small_problems import small_problem
-from experiments.reference_problem import reference_problem
 from wpo_optuna.loss import make_engine
-problem = {problem}
+problem = small_problem()
 engine = make_engine("montecarlo", problem)
-for n in (1, 10_000):
+for n in (1, 4_000):
     values = engine.tnmse(np.random.default_rng(0).random((n, problem.hypercube.dimension)))
-    assert values.shape == (n,) and (values > 0).all()
+    engine.tnmse_of(problem.g_converter_baseline, n)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 
 
-def peak_memory_mib(problem: str) -> tuple[float, float]:
-    """Memory of a process after one candidate, and after 10 000 more."""
+def test_the_memory_of_four_thousand_candidates_and_draws_is_bounded() -> None:
+    # All at once, each of some twenty arrays would take 25 MB: 4 000 x 4 devices x 192 weights x
+    # 2 times x 4 bytes.
     run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", MEASURED_MEMORY.format(problem=problem)],
+        [sys.executable, "-W", "ignore", "-c", MEASURED_MEMORY],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     )
     one, many = map(float, run.stdout.split())
-    return one, many
-
-
-def test_ten_thousand_candidates_of_a_small_tile_need_less_than_two_gibibytes() -> None:
-    # All at once, each of some twenty arrays would take 10 000 x 4 devices x 192 weights x 2 times
-    # x 4 bytes, 61 MB.
-    one, many = peak_memory_mib("small_problem()")
-    assert many < min(2048, one + 300)
-
-
-@pytest.mark.slow
-def test_ten_thousand_candidates_of_the_reference_problem_need_less_than_two_gibibytes() -> None:
-    one, many = peak_memory_mib("reference_problem()")
-    assert many < min(2048, one + 300)
+    assert many < one + 150
 
 
 @pytest.mark.slow
 def test_at_least_ten_times_the_candidates_per_second_of_aihwkit_on_one_core() -> None:
     # Processor time of alternating runs, so that other work on the machine affects both alike.
-    sys.path.insert(0, str(ROOT))
     from experiments.reference_problem import reference_problem
 
     problem = reference_problem()
@@ -393,6 +304,10 @@ def test_at_least_ten_times_the_candidates_per_second_of_aihwkit_on_one_core() -
 def test_a_gpu_gives_the_cpus_values(devices: str) -> None:
     # Both meet the same random numbers; rounding differs, and the ADC's steps magnify it.
     problem = comparison_problem(devices)
+    if devices == "PCM with a drift model":
+        with pytest.raises(InvalidArgument, match="failed"):  # aihwkit interpolates in numpy
+            MonteCarloEngine(problem, device="cuda")
+        return
     x = random_points(problem, 200)
     cpu, gpu = MonteCarloEngine(problem), MonteCarloEngine(problem, device="cuda")
     np.testing.assert_allclose(gpu.tnmse(x), cpu.tnmse(x), rtol=1e-2)

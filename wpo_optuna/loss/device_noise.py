@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from wpo_optuna.errors import InvalidArgument, first_line
-from wpo_optuna.loss.common_noise import CommonNoise, Key, RandomNumbers, Shape, Use
+from wpo_optuna.loss.common_noise import CommonNoise, Key, Shape, Use
 
 
 class DeviceNoise:
@@ -53,7 +53,7 @@ class DeviceNoise:
         self._check(g_range)
 
     def program(
-        self, targets: Tensor, noise: RandomNumbers, tile: int
+        self, targets: Tensor, noise: CommonNoise, tile: int
     ) -> tuple[Tensor, Tensor | None]:
         """Programs the devices once for every time.
 
@@ -73,10 +73,11 @@ class DeviceNoise:
             g = self._model.apply_programming_noise_to_conductance(g_target)
         with self._serving(noise, (tile, Use.DRIFT_COEFFICIENT), shape):
             nu = self._model.generate_drift_coefficients(g_target)
-        return g.expand(-1, *shape), None if nu is None else nu.expand(-1, *shape)
+        n = max(len(targets), len(noise.draws))
+        return g.expand(n, *shape), None if nu is None else nu.expand(n, *shape)
 
     def drift(
-        self, g: Tensor, nu: Tensor | None, time_index: int, noise: RandomNumbers, tile: int
+        self, g: Tensor, nu: Tensor | None, time_index: int, noise: CommonNoise, tile: int
     ) -> Tensor:
         """Drift and read noise up to one time.
 
@@ -96,59 +97,63 @@ class DeviceNoise:
                 g, of_time, self._t_steps[time_index]
             )
 
-    def _serving(self, noise: RandomNumbers, key: Key, shape: Shape) -> _Serving:
+    def _serving(self, noise: CommonNoise, key: Key, shape: Shape) -> _Serving:
         # Cloned, as a model may change what it drew.
         return _Serving(lambda call: noise.normal((*key, call), shape, self._device).clone())
 
     @torch.no_grad()
     def _check(self, g_range: tuple[float, float]) -> None:
-        """Compares a batch of a few devices in two draws with the same devices one by one."""
+        """Compares a batch of a few devices with the same devices one by one."""
         for method in ("apply_programming_noise", "apply_drift_noise"):
             if getattr(type(self._model), method) is not getattr(BaseNoiseModel, method):
                 raise self._not_batched(f"overrides {method}")
-        # Conductances over the whole range in no order.
-        order = torch.arange(30) * 7 % 30
-        targets = torch.linspace(*g_range, 30)[order].reshape(2, 3, 5).to(self._device)
-        with torch.random.fork_rng(devices=[]):
-            # Models fail as they like.
-            try:
-                batched, alone = self._together(targets), self._one_by_one(targets)
-            except Exception as error:
-                raise self._not_batched(f"failed ({first_line(error)})") from error
-        if not torch.allclose(batched, alone, rtol=1e-4, atol=1e-5, equal_nan=True):
-            raise self._not_batched(
-                "does not treat each device alone, or does not draw its random numbers by "
-                "torch.randn_like"
-            )
+        # Conductances over the whole range in no order, each device's others.
+        order = torch.arange(60) * 23 % 60
+        targets = torch.linspace(*g_range, 60)[order].reshape(2, 2, 3, 5).to(self._device)
+        # As the engine calls it: several candidates in one draw, one candidate in several draws.
+        for trial, n_draws in ((targets, 1), (targets[:1], 2)):
+            with torch.random.fork_rng(devices=[]):
+                # Models fail as they like.
+                try:
+                    batched = self._together(trial, CommonNoise(0, range(n_draws)))
+                    alone = self._one_by_one(trial, CommonNoise(0, range(n_draws)))
+                except Exception as error:
+                    raise self._not_batched(f"failed ({first_line(error)})") from error
+            if not torch.allclose(batched, alone, rtol=1e-4, atol=1e-5, equal_nan=True):
+                raise self._not_batched(
+                    "does not treat each device alone, or does not draw its random numbers by "
+                    "torch.randn_like"
+                )
 
-    def _together(self, targets: Tensor) -> Tensor:
-        """Programmed and drifted conductances (R, T, D, 2, out, in)."""
-        noise = CommonNoise(0, range(2))
-        programmed, nu = self.program(targets[None].clone(), noise, 0)
-        # Cloned first, as drifting may change them.
-        outcome = [programmed.clone()] * 2
-        times = enumerate(programmed.clone().unbind(dim=1))
-        outcome[1] = torch.stack([self.drift(g, nu, i, noise, 0) for i, g in times], dim=1)
-        return torch.stack(outcome, dim=3)
+    def _together(self, targets: Tensor, noise: CommonNoise) -> Tensor:
+        """Programmed and drifted conductances (2, n, T, D, out, in)."""
+        g, nu = self.program(targets.clone(), noise, 0)
+        drifted = [self.drift(g[:, i].clone(), nu, i, noise, 0) for i in range(g.shape[1])]
+        return torch.stack([g, torch.stack(drifted, dim=1)])
 
-    def _one_by_one(self, targets: Tensor) -> Tensor:
-        """The same with a call for each draw, time and device, as aihwkit's tile does it."""
-        noise = CommonNoise(0, range(2))
-        shape = (len(self._t_steps), *targets.shape)
+    def _one_by_one(self, targets: Tensor, noise: CommonNoise) -> Tensor:
+        """The same with a call for each candidate, time and device, as aihwkit's tile does it."""
+        shape = (len(self._t_steps), *targets.shape[1:])
+        n = max(len(targets), len(noise.draws))
 
         def numbers(place: tuple[int, int, int], use: Use, call: int) -> Tensor:
             """What the batch serves to one device."""
-            draw, i, d = place
+            row, i, d = place
             if use == Use.DRIFT:
-                return noise.normal((0, use, i, call), shape[1:], self._device)[draw, d]
-            return noise.normal((0, use, call), shape, self._device)[draw, i, d]
+                served = noise.normal((0, use, i, call), shape[1:], self._device)[:, d]
+            else:
+                served = noise.normal((0, use, call), shape, self._device)[:, i, d]
+            return served[row % len(served)].clone()
 
-        places = list(np.ndindex(2, *shape[:2]))
         outcome = [
-            self._alone(targets[d].clone(), self._t_steps[i], partial(numbers, (draw, i, d)))
-            for draw, i, d in places
+            self._alone(
+                targets[row % len(targets), d].clone(),
+                self._t_steps[i],
+                partial(numbers, (row, i, d)),
+            )
+            for row, i, d in np.ndindex(n, *shape[:2])
         ]
-        return torch.stack(outcome).unflatten(0, (2, *shape[:2]))
+        return torch.stack(outcome, dim=1).unflatten(1, (n, *shape[:2]))
 
     def _alone(self, g_target: Tensor, t: float, numbers: Callable[[Use, int], Tensor]) -> Tensor:
         """Programmed and drifted conductances (2, out, in) of one device, or pair of devices."""

@@ -10,6 +10,7 @@ extremes, which enter one by one, and on all others in groups.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,9 @@ FloatArray = NDArray[np.float64]
 # Nodes for a pair of knots that holds all entries; fewer hold fewer, by the square root.
 _NODES_OF_ALL = 20
 _FEWEST_NODES = 3
+
+# What normal weights take of the most that such a rule can take, which uniform ones do.
+_NODES_OF_NORMAL = 18
 
 _SMALLEST_NORM = 1e-12
 
@@ -62,23 +66,23 @@ class WeightNodes:
         return float(np.sum(self.shares * np.abs(self.weights)))
 
 
-def weight_nodes(matrix: FloatArray, n_knots: int) -> WeightNodes:
-    """Nodes for strategies whose curves have evenly spaced knots.
+def weight_nodes(matrix: FloatArray, knots: FloatArray) -> WeightNodes:
+    """Nodes for strategies whose curves have these knots.
 
     Args:
         matrix: the test matrix ``(rows, columns)``, unitless, not all zero.
-        n_knots: number K of knots over [-m, m], m being the largest absolute entry.
+        knots: ascending ``(K,)`` from -1 to 1, in units of the largest absolute entry.
     """
     entries = np.sort(matrix.astype(np.float64), axis=None)
     largest = float(np.abs(entries).max())
     # An entry at an inner knot belongs to the interval on its right.
-    inner_knots = np.linspace(-largest, largest, n_knots)[1:-1]
-    pieces = np.split(entries, np.searchsorted(entries, inner_knots))
+    pieces = np.split(entries, np.searchsorted(entries, largest * knots[1:-1]))
+    pieces = [piece for piece in pieces if len(piece)]
+    sizes = _sizes([len(piece) for piece in pieces], most_nodes(len(knots)))
     rules = [
         (nodes, shares * len(piece) / len(entries))
-        for piece in pieces
-        if len(piece)
-        for nodes, shares in [gauss_rule(piece, _n_nodes(len(piece) / len(entries)))]
+        for piece, size in zip(pieces, sizes, strict=True)
+        for nodes, shares in [gauss_rule(piece, size)]
     ]
     extremes, counts = _extremes(entries)
     return WeightNodes(
@@ -92,8 +96,22 @@ def weight_nodes(matrix: FloatArray, n_knots: int) -> WeightNodes:
     )
 
 
-def _n_nodes(share: float) -> int:
-    return max(_FEWEST_NODES, round(_NODES_OF_ALL * share**0.5))
+def most_nodes(n_knots: int) -> int:
+    """Number of nodes, a multiple of 8, that no matrix exceeds: 56 for 11 knots."""
+    n_pieces = n_knots - 1
+    wanted = max(round(_NODES_OF_NORMAL * n_pieces**0.5), _FEWEST_NODES * n_pieces)
+    return 8 * math.ceil((wanted - 1) / 8)
+
+
+def _sizes(counts: Sequence[int], most: int) -> list[int]:
+    """Number of nodes for each group of so many entries; no more than so many in all."""
+    n = sum(counts)
+    wanted = [max(_FEWEST_NODES, round(_NODES_OF_ALL * (count / n) ** 0.5)) for count in counts]
+    sizes = [min(size, count) for size, count in zip(wanted, counts, strict=True)]
+    while sum(sizes) > most:
+        # The rule with the most nodes is the one that needs the last of them least.
+        sizes[sizes.index(max(sizes))] -= 1
+    return sizes
 
 
 def gauss_rule(values: FloatArray, n_nodes: int) -> tuple[FloatArray, FloatArray]:

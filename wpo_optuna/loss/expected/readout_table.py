@@ -41,6 +41,7 @@ _MEAN_STEP = 1 / 16
 _SMALLEST_DEVIATION = 1 / 64
 _MOST_MEANS = 4097
 _MOST_DEVIATIONS = 64
+MOST_ENTRIES = _MOST_MEANS * _MOST_DEVIATIONS
 
 # How many standard deviations of the normal distributions are taken into account.
 _REACH = 4.5

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wpo_optuna.errors import InvalidArgument
-from wpo_optuna.loss.low_discrepancy import LowDiscrepancyNoise
+from wpo_optuna.loss.expected.low_discrepancy import LowDiscrepancyNoise
 
 FloatArray = NDArray[np.float64]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from aihwkit.inference.converter.base import BaseConductanceConverter
@@ -19,12 +21,27 @@ _FINE_KNOTS = 401
 _TOLERANCE = 1e-4
 
 
-def curves_of(converter: BaseConductanceConverter) -> tuple[FloatArray, FloatArray]:
+@dataclass(frozen=True)
+class ConverterCurves:
     """What the expected loss needs to know of a converter.
 
-    Returns:
-        Signed factor of each device in the weight ``(1, D)``, and conductances in µS at knots that
-        span the weights evenly ``(1, D, K)``.
+    Attributes:
+        factors: signed factor of each device in the weight ``(D,)``.
+        knots: weights over the largest one ``(K,)``, from -1 to 1.
+        curves: conductances in µS at the knots, linear between them ``(D, K)``.
+    """
+
+    factors: FloatArray
+    knots: FloatArray
+    curves: FloatArray
+
+
+def curves_of(converter: BaseConductanceConverter, n_knots: int) -> ConverterCurves:
+    """Describes a converter by curves.
+
+    Args:
+        converter: any of aihwkit's converters.
+        n_knots: number of knots, where so many do for the kinks of the curves.
 
     Raises:
         InvalidArgument: the converter does more than span curves over the largest absolute
@@ -32,11 +49,12 @@ def curves_of(converter: BaseConductanceConverter) -> tuple[FloatArray, FloatArr
     """
     # A subclass may do anything, so it is asked.
     if type(converter) is CustomPairConductanceConverter:
-        f = np.array(converter.f_lst, dtype=np.float64)
-        return np.stack([f, -f], axis=1).reshape(1, -1), np.array([converter.g_lst], np.float64)
+        f, curves = np.array(converter.f_lst, np.float64), np.array(converter.g_lst, np.float64)
+        factors = np.stack([f, -f], axis=1).ravel()
+        return ConverterCurves(factors, np.linspace(-1, 1, curves.shape[1]), curves)
     try:
-        coefficients, curves = _by_asking(converter)
-        is_linear = _spans_the_largest_weight(converter, coefficients, curves)
+        factors_asked, asked = _by_asking(converter)
+        is_linear = _spans_the_largest_weight(converter, factors_asked, asked)
     # Converters raise what they like.
     except Exception as error:
         raise _unusable(converter, first_line(error)) from error
@@ -44,7 +62,25 @@ def curves_of(converter: BaseConductanceConverter) -> tuple[FloatArray, FloatArr
         raise _unusable(
             converter, "its conductances do not follow from the weight over the largest weight"
         )
-    return coefficients.double().numpy()[None], curves.double().numpy()[None]
+    curves = asked.double().numpy()
+    knots = _knots(curves, n_knots)
+    fine = np.linspace(-1, 1, _FINE_KNOTS)
+    at_knots = np.array([np.interp(knots, fine, curve) for curve in curves])
+    return ConverterCurves(factors_asked.double().numpy(), knots, at_knots)
+
+
+def _knots(curves: FloatArray, n_knots: int) -> FloatArray:
+    """Ends and kinks of curves (D, fine knots), made up to so many; all knots if there are more."""
+    bend = np.abs(np.diff(curves, n=2, axis=1)).max(axis=0)
+    has_kink = np.concatenate([[True], bend > 1e-5 * np.ptp(curves), [True]])
+    knots = np.linspace(-1, 1, _FINE_KNOTS)
+    if has_kink.sum() > n_knots:
+        return knots
+    knots = knots[has_kink]
+    while len(knots) < n_knots:
+        widest = np.diff(knots).argmax()
+        knots = np.insert(knots, widest + 1, knots[widest : widest + 2].mean())
+    return knots
 
 
 def _by_asking(converter: BaseConductanceConverter) -> tuple[Tensor, Tensor]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from wpo_optuna.storage.errors import StorageError
 from wpo_optuna.storage.finished_trials import Appended, FinishedTrials
-from wpo_optuna.storage.sqlite_file import network_file_system
+from wpo_optuna.storage.sqlite_file import StorageError, network_file_system
 from wpo_optuna.storage.urls import (
     DRIVER_PACKAGES,
     load_study,

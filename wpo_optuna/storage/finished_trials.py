@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import compress
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -13,6 +13,8 @@ from wpo_optuna.storage.urls import relational
 
 if TYPE_CHECKING:
     from optuna import Study
+
+    from wpo_optuna.storage.optuna_tables import DatabaseTrials
 
 Identity = Callable[[FrozenTrial], Hashable]
 _Result = TypeVar("_Result")
@@ -33,19 +35,6 @@ class Appended:
     others: list[FrozenTrial]
     n_complete: int
     kept: list[bool]
-
-
-class _TrialStore(Protocol):
-    """Where the trials of one study are, and how far they have been read."""
-
-    def read_new(self) -> list[FrozenTrial]:
-        """The trials finished since the last call, by number."""
-
-    def write(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-        """Stores finished trials after all others, which have just been read."""
-
-    def alone(self, work: Callable[[], _Result]) -> _Result:
-        """Reads and writes in one transaction, perhaps twice, keeping other writers away."""
 
 
 class FinishedTrials:
@@ -142,7 +131,7 @@ class _StudyTrials:
         self._unread: set[int] = set()
 
     def read_new(self) -> list[FrozenTrial]:
-        """See :class:`_TrialStore`."""
+        """The trials finished since the last call, by number."""
         trials = self._study.get_trials(deepcopy=False)
         places = [*sorted(self._unread), *range(self._n_read, len(trials))]
         self._n_read = len(trials)
@@ -150,7 +139,7 @@ class _StudyTrials:
         return [trials[place] for place in places if place not in self._unread]
 
     def write(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-        """See :class:`_TrialStore`."""
+        """Stores finished trials after all others, which have just been read."""
         self._study.add_trials(trials)
         present = self._study.get_trials(deepcopy=False)
         points = [frozenset(trial.params.items()) for trial in trials]
@@ -166,11 +155,11 @@ class _StudyTrials:
         return [present[places[point]] for point in points]
 
     def alone(self, work: Callable[[], _Result]) -> _Result:
-        """See :class:`_TrialStore`; others are not kept away."""
+        """Reads and writes; other writers are not kept away."""
         return work()
 
 
-def _store_of(study: Study, attributes: Collection[str] | None) -> _TrialStore:
+def _store_of(study: Study, attributes: Collection[str] | None) -> DatabaseTrials | _StudyTrials:
     # Optuna's study has no public way to its storage.
     database = relational(study._storage)
     if database is None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import copy
 import functools
 import json
-import random
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,10 +22,9 @@ from optuna.distributions import BaseDistribution, distribution_to_json, json_to
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial
 from sqlalchemy import Connection, Engine, Row, Table, insert, select
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
-from wpo_optuna.storage.errors import StorageError
-from wpo_optuna.storage.sqlite_file import begin_immediate
+from wpo_optuna.storage.sqlite_file import StorageError, begin_immediate
 from wpo_optuna.storage.urls import masked_url
 
 _Result = TypeVar("_Result")
@@ -38,9 +35,6 @@ TRIALS: Table = models.TrialModel.__table__
 # Trials whose rows are read by one statement.
 _CHUNK = 1000
 _MOST_TEXTS = 4096
-# How often a transaction is tried that a database server refuses because of another one.
-_ATTEMPTS = 5
-_LONGEST_PAUSE_S = 0.2
 
 
 class StoredTrial(FrozenTrial):
@@ -100,6 +94,9 @@ class DatabaseTrials:
     """
 
     def __init__(self, engine: Engine, study_name: str, attributes: Collection[str] | None) -> None:
+        if engine.dialect.name != "sqlite":
+            # What is read after the lock was got must be newer than the lock.
+            engine = engine.execution_options(isolation_level="READ COMMITTED")
         self._engine = engine
         self._attributes = attributes
         self._cursor = _Cursor()
@@ -173,47 +170,28 @@ class DatabaseTrials:
         return [_trial(row, trial) for row, trial in zip(rows, trials, strict=True)]
 
     def alone(self, work: Callable[[], _Result]) -> _Result:
-        """Does something in one transaction that keeps other writers away.
-
-        Args:
-            work: reads and writes; it is repeated if a server refuses the transaction because of
-                another one.
+        """Reads and writes in one transaction that keeps other writers away.
 
         Raises:
             StorageError: the transaction failed, and nothing was written.
         """
         before = self._cursor
-        for n_left in reversed(range(_ATTEMPTS)):
-            try:
-                with self._connected() as self._connection:
-                    self._lock(self._connection)
-                    result = work()
-                    self._connection.commit()
-                return result
-            except BaseException as error:
-                self._cursor = before
-                if not (n_left and self._may_pass(error.__cause__)):
-                    raise
-            finally:
-                self._connection = None
-            time.sleep(random.uniform(0.0, _LONGEST_PAUSE_S))
-        raise AssertionError
-
-    def _lock(self, connection: Connection) -> None:
-        if self._engine.dialect.name == "sqlite":
-            begin_immediate(connection)
-        else:
-            # As Optuna does when it creates a trial.
-            query = select(STUDIES.c.study_id).where(STUDIES.c.study_id == self._study_id)
-            connection.execute(query.with_for_update()).one()
-
-    def _may_pass(self, error: BaseException | None) -> bool:
-        """Whether a transaction failed for another one's sake, and certainly left nothing."""
-        return (
-            isinstance(error, OperationalError)
-            and not error.connection_invalidated
-            and self._engine.dialect.name != "sqlite"
-        )
+        try:
+            with self._connected() as self._connection:
+                if self._engine.dialect.name == "sqlite":
+                    begin_immediate(self._connection)
+                else:
+                    # As Optuna does when it creates a trial.
+                    query = select(STUDIES).where(STUDIES.c.study_id == self._study_id)
+                    self._connection.execute(query.with_for_update()).one()
+                result = work()
+                self._connection.commit()
+            return result
+        except BaseException:
+            self._cursor = before
+            raise
+        finally:
+            self._connection = None
 
     @contextmanager
     def _connected(self) -> Iterator[Connection]:

@@ -1,4 +1,4 @@
-"""An SQLite file before Optuna gets it: whether it can be used, and waiting while it is locked."""
+"""An SQLite file: whether Optuna can have it, and waiting while somebody else has it locked."""
 
 from __future__ import annotations
 
@@ -7,23 +7,21 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from wpo_optuna.errors import InvalidArgument
-from wpo_optuna.storage.errors import StorageError
+from optuna.exceptions import StorageInternalError
+
+from wpo_optuna.errors import InvalidArgument, WeightProgrammingError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 _logger = logging.getLogger(__name__)
 
-_Result = TypeVar("_Result")
-
 # A lock is asked for again this often, so that Ctrl-C is heard while waiting.
-ATTEMPT_S = 0.25
+_ATTEMPT_MS = 250
 # After so long a message says what is waited for.
 _SILENCE_S = 5.0
 
@@ -31,7 +29,10 @@ _NETWORK_FILE_SYSTEM = re.compile(
     r"(fuse\.)?(9p|afs|beegfs|ceph|cephfs|cifs|glusterfs|gpfs|lustre|ncpfs|nfs4?|orangefs|panfs|"
     r"rclone|s3fs|smb3|smbfs|sshfs)"
 )
-_MOUNT_TABLE = Path("/proc/self/mountinfo")
+
+
+class StorageError(WeightProgrammingError, StorageInternalError):
+    """The storage could not be read or written; the message says why in one sentence."""
 
 
 def check_path(path: Path, url: str) -> None:
@@ -61,85 +62,91 @@ def check_path(path: Path, url: str) -> None:
     )
 
 
-def optuna_tables(path: Path, url: str, busy_timeout: float) -> set[str]:
+def optuna_tables(path: Path, url: str) -> set[str]:
     """The tables of an Optuna database; none if the file is empty or not there.
 
     Args:
         path: the file; nothing is written into it.
         url: what the user wrote, for the message.
-        busy_timeout: how long to wait for a lock held by somebody else, in seconds.
 
     Raises:
         InvalidArgument: the file is anything but Optuna's.
-        StorageError: it is locked for longer, or cannot be read.
+        StorageError: it cannot be read, or not for some seconds.
     """
     if not path.exists() or path.stat().st_size == 0:
         return set()
+    # Closing the last writable connection empties a write-ahead log into the file, which is for
+    # its owner to do; where there is no log, a read-only connection would leave an empty one.
+    mode = "ro" if Path(f"{path}-wal").exists() else "rw"
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
     try:
-        tables = when_unlocked(lambda: _tables(path), str(path), busy_timeout)
+        with closing(sqlite3.connect(uri, uri=True, timeout=_SILENCE_S)) as connection:
+            rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            tables = {name for (name,) in rows if not name.startswith("sqlite_")}
     except sqlite3.OperationalError as error:
-        raise StorageError(f"storage {url!r}: it cannot be read ({error})") from error
-    except sqlite3.DatabaseError as error:
-        raise _refusal(url, "it is not an SQLite database") from error
-    if tables and "studies" not in tables:
+        reason = "it is locked by another program" if _is_busy(error) else f"it fails ({error})"
+        raise StorageError(f"storage {url!r}: {reason}") from error
+    except sqlite3.DatabaseError:
+        reason = "it is not an SQLite database"
+    else:
+        if not tables or "studies" in tables:
+            return tables
         shown = ", ".join(sorted(tables)[:3])
-        raise _refusal(url, f"it is an SQLite database of another program (tables {shown})")
-    return tables
-
-
-def when_unlocked(attempt: Callable[[], _Result], what: str, busy_timeout: float) -> _Result:
-    """Does something with an SQLite file as soon as nobody locks it; Ctrl-C is heard meanwhile.
-
-    Args:
-        attempt: fails with SQLite's "locked", as sqlite3 or SQLAlchemy raise it, after
-            :data:`ATTEMPT_S` at the latest.
-        what: the file, for the messages.
-        busy_timeout: how long to go on attempting, in seconds.
-
-    Raises:
-        StorageError: it is locked for longer.
-    """
-    began, is_told = time.monotonic(), False
-    while True:
-        try:
-            return attempt()
-        except Exception as error:
-            if not _is_busy(error):
-                raise
-            waited = time.monotonic() - began
-            if waited >= busy_timeout:
-                raise StorageError(
-                    f"storage {what!r}: it is locked by another program (waited {waited:.0f} s "
-                    "for it)"
-                ) from error
-        if waited >= _SILENCE_S and not is_told:
-            is_told = True
-            _logger.warning(
-                "waiting for %s, which another program has locked (giving up after %g s)",
-                what,
-                busy_timeout,
-            )
+        reason = f"it is an SQLite database of another program (tables {shown})"
+    raise InvalidArgument(
+        f"storage {url!r}: {reason}; accepted is an Optuna SQLite database, or the path of a file "
+        "that does not exist yet"
+    )
 
 
 def begin_immediate(connection: Connection) -> None:
-    """Begins a transaction that keeps other writers away, waiting no longer than allowed.
+    """Begins a transaction that keeps other writers away.
+
+    While somebody else writes it waits, as long as the connection's busy timeout says; after some
+    seconds it says so, and Ctrl-C is heard.
 
     Args:
-        connection: SQLAlchemy's, to an SQLite file. Its busy timeout says how long to wait.
+        connection: SQLAlchemy's, to an SQLite file.
 
     Raises:
-        StorageError: somebody else has it locked for longer.
+        StorageError: the file is locked for longer.
     """
-    timeout_ms: int = connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one()
-    connection.exec_driver_sql(f"PRAGMA busy_timeout = {ATTEMPT_S * 1000:.0f}")
+    file = connection.engine.url.database
+    timeout_s = connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one() / 1000
+    connection.exec_driver_sql(f"PRAGMA busy_timeout = {_ATTEMPT_MS}")
+    began, is_told = time.monotonic(), False
     try:
-        when_unlocked(
-            lambda: connection.exec_driver_sql("BEGIN IMMEDIATE"),
-            str(connection.engine.url.database),
-            timeout_ms / 1000,
-        )
+        while not _begins(connection):
+            waited = time.monotonic() - began
+            if waited >= timeout_s:
+                raise StorageError(
+                    f"storage 'sqlite:///{file}': it is locked by another program (waited "
+                    f"{waited:.0f} s for it)"
+                )
+            if waited >= _SILENCE_S and not is_told:
+                is_told = True
+                _logger.warning(
+                    f"waiting for {file}, which another program has locked (giving up after "
+                    f"{timeout_s:g} s)"
+                )
     finally:
-        connection.exec_driver_sql(f"PRAGMA busy_timeout = {timeout_ms}")
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {timeout_s * 1000:.0f}")
+
+
+def _begins(connection: Connection) -> bool:
+    from sqlalchemy.exc import OperationalError
+
+    try:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    except OperationalError as error:
+        if not _is_busy(error.orig):
+            raise
+        return False
+    return True
+
+
+def _is_busy(error: BaseException | None) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def network_file_system(path: Path, mount_table: str | None = None) -> str | None:
@@ -154,10 +161,8 @@ def network_file_system(path: Path, mount_table: str | None = None) -> str | Non
             systems have no such file, and every path counts as local.
     """
     if mount_table is None:
-        try:
-            mount_table = _MOUNT_TABLE.read_text()
-        except OSError:
-            return None
+        table = Path("/proc/self/mountinfo")
+        mount_table = table.read_text() if table.exists() else ""
     path = path.resolve()
     holder, holder_type = Path("/"), ""
     for line in mount_table.splitlines():
@@ -168,29 +173,3 @@ def network_file_system(path: Path, mount_table: str | None = None) -> str | Non
         if path.is_relative_to(mount_point) and mount_point.is_relative_to(holder):
             holder, holder_type = mount_point, source.split()[0]
     return holder_type if _NETWORK_FILE_SYSTEM.fullmatch(holder_type) else None
-
-
-def _tables(path: Path) -> set[str]:
-    # Closing the last writable connection empties a write-ahead log into the file, which is for
-    # its owner to do; where there is no log, a read-only connection would leave an empty one.
-    mode = "ro" if Path(f"{path}-wal").exists() else "rw"
-    uri = f"{path.absolute().as_uri()}?mode={mode}"
-    with closing(sqlite3.connect(uri, uri=True, timeout=ATTEMPT_S)) as connection:
-        rows = connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")
-        return {name for (name,) in rows if not name.startswith("sqlite_")}
-
-
-def _is_busy(error: Exception) -> bool:
-    cause = getattr(error, "orig", error)
-    return getattr(cause, "sqlite_errorcode", 0) & 0xFF in (
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_PROTOCOL,
-    )
-
-
-def _refusal(url: str, reason: str) -> InvalidArgument:
-    return InvalidArgument(
-        f"storage {url!r}: {reason}; accepted is an Optuna SQLite database, or the path of a file "
-        "that does not exist yet"
-    )

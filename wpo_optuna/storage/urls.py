@@ -174,7 +174,7 @@ def _open_sqlite(url: str, location: str, busy_timeout: float, may_create: bool)
         return _open_rdb(url, {}, may_create)
     path = Path(name)
     check_path(path, url)
-    tables = optuna_tables(path, url, busy_timeout)
+    tables = optuna_tables(path, url)
     if not tables and not may_create:
         raise InvalidArgument(f"storage {url!r}: there is no such file, or it is empty")
     # Optuna writes into tables of another version before it refuses them, unless told not to.

@@ -1,0 +1,442 @@
+"""Finished trials read and appended in bulk, alone and beside other programs."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import multiprocessing
+import os
+import signal
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+import sqlalchemy
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.storages import RDBStorage
+from optuna.storages._rdb import models  # what the tables are is what one test is about
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from wpo_optuna.storage import Appended, FinishedTrials, StorageError, load_study, open_storage
+
+SPACE: dict[str, BaseDistribution] = {
+    "x": FloatDistribution(-1.0, 1.0),
+    "rate": FloatDistribution(1e-9, 1.0, log=True),
+    "step": FloatDistribution(0.0, 1.0, step=0.1),
+    "n": IntDistribution(0, 2**40),
+    "flag": CategoricalDistribution([False, True]),
+    "digit": CategoricalDistribution([0, 1]),
+    "kind": CategoricalDistribution(["a", None, 3.5, "ä"]),
+}
+POINT = {"x": 0.1, "rate": 1e-9, "step": 0.3, "n": 2**40, "flag": True, "digit": 1, "kind": None}
+ATTRIBUTES = {
+    "tnmse": 0.1,
+    "g_lst": np.linspace(0, 25, 44).reshape(4, 11).tolist(),
+    "none": None,
+    "text": "ä" * 3000,
+    "nan": math.inf,
+}
+
+
+def trial_of(number: int, **options: Any) -> FrozenTrial:
+    defaults = {
+        "value": number / 7,
+        "params": {"x": 1 / (number + 2)},
+        "distributions": {"x": SPACE["x"]},
+        "user_attrs": {"tnmse": number / 7, "other": "x"},
+        "system_attrs": {"candidate": number},
+    }
+    return create_trial(**(defaults | options))
+
+
+def rich_trials() -> list[FrozenTrial]:
+    """Trials of every state with every kind of contents."""
+    contents = {"params": POINT, "distributions": SPACE}
+    return [
+        trial_of(0, **contents, user_attrs=ATTRIBUTES, intermediate_values={3: 0.5, 1: math.nan}),
+        trial_of(1, **contents, value=math.inf),
+        trial_of(2, **contents, value=-math.inf, intermediate_values={0: math.inf, 2: -math.inf}),
+        trial_of(3, value=None, state=TrialState.FAIL),
+        trial_of(4, value=None, state=TrialState.PRUNED, intermediate_values={0: 1.5}),
+        trial_of(5, value=2.5, state=TrialState.PRUNED),
+        trial_of(6, params={}, distributions={}, user_attrs={}, system_attrs={}),
+    ]
+
+
+def candidate(trial: FrozenTrial) -> Any:
+    return trial.system_attrs.get("candidate")
+
+
+def new_study(url: str, **options: Any) -> optuna.Study:
+    return optuna.create_study(storage=open_storage(url), study_name="one", **options)
+
+
+def append(
+    stored: FinishedTrials, trials: Sequence[FrozenTrial], total: int | None = None
+) -> Appended:
+    return stored.append(trials, total, candidate)
+
+
+def contents(trials: Sequence[FrozenTrial], *, with_number: bool = True) -> list[str]:
+    """All that is in trials; text, because NaN is not equal to itself."""
+    return [
+        repr(
+            (
+                trial.number if with_number else None,
+                trial.state,
+                trial.values,
+                trial.datetime_start,
+                trial.datetime_complete,
+                list(trial.params.items()),
+                trial.distributions,
+                sorted(trial.user_attrs.items()),
+                sorted(trial.system_attrs.items()),
+                sorted(trial.intermediate_values.items()),
+            )
+        )
+        for trial in trials
+    ]
+
+
+def start(function: Callable[..., None], *arguments: Any) -> BaseProcess:
+    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+# What is written and read
+
+
+def test_appended_trials_are_to_optuna_what_its_own_are(url: str) -> None:
+    study, trials = new_study(url), rich_trials()
+    stored = append(FinishedTrials(study), trials).stored
+    by_optuna = optuna.load_study(study_name="one", storage=url)
+    assert contents(by_optuna.trials) == contents(stored)
+    assert contents(by_optuna.trials, with_number=False) == contents(trials, with_number=False)
+    assert [trial.number for trial in stored] == list(range(len(trials)))
+    assert by_optuna.best_trial.value == -math.inf
+    assert type(by_optuna.trials[0].params["digit"]) is int
+
+
+def test_trials_of_optunas_own_storage_are_read_as_it_reads_them(url: str) -> None:
+    study = optuna.create_study(
+        storage=RDBStorage(url), study_name="one", pruner=optuna.pruners.MedianPruner(1, 0)
+    )
+
+    def objective(trial: optuna.Trial) -> float:
+        x = trial.suggest_float("x", -1, 1) + trial.suggest_int("n", 0, 3)
+        trial.suggest_categorical("kind", ["a", None])
+        trial.report(x, 0)
+        trial.set_user_attr("tnmse", [x])
+        if trial.number == 4:
+            raise RuntimeError
+        if trial.should_prune():
+            raise optuna.TrialPruned
+        return x
+
+    study.optimize(objective, n_trials=12, catch=(RuntimeError,))
+    study.add_trials(rich_trials())
+    read = FinishedTrials(load_study(url, "one")).read_new()
+    assert contents(read) == contents(study.trials)
+    assert {trial.state for trial in read} == {*TrialState} - {
+        TrialState.RUNNING,
+        TrialState.WAITING,
+    }
+
+
+def test_several_objectives_keep_their_values(url: str) -> None:
+    study = new_study(url, directions=["minimize", "maximize"])
+    append(FinishedTrials(study), [trial_of(0, value=None, values=[1.0, math.inf])])
+    assert FinishedTrials(study).read_new()[0].values == [1.0, math.inf]
+    assert study.trials[0].values == [1.0, math.inf]
+
+
+def test_only_the_wanted_attributes_are_read(url: str) -> None:
+    study = new_study(url)
+    append(FinishedTrials(study), [trial_of(0)])
+    (trial,) = FinishedTrials(study, ["tnmse", "none of these"]).read_new()
+    assert trial.user_attrs == {"tnmse": 0.0}
+    assert trial.system_attrs == {"candidate": 0}
+
+
+def test_copies_share_distributions_and_nothing_else(url: str) -> None:
+    study = new_study(url)
+    append(FinishedTrials(study), rich_trials())
+    (trial, *_) = FinishedTrials(study).read_new()
+    twin = copy.deepcopy(trial)
+    assert contents([twin]) == contents([trial])
+    assert twin.distributions["x"] is trial.distributions["x"]
+    for name in ("params", "distributions", "user_attrs", "system_attrs", "intermediate_values"):
+        getattr(twin, name).clear()
+    twin.value = -5.0
+    assert contents([trial]) == contents(study.trials[:1])
+    mirror = optuna.create_study()
+    mirror.add_trials([trial])
+    assert mirror.best_trial.params == trial.params
+
+
+def test_what_is_new_is_read_once_and_running_trials_when_they_are_finished(any_url: str) -> None:
+    study = new_study(any_url)
+    reader, writer = FinishedTrials(study), FinishedTrials(study)
+    assert reader.read_new() == []
+    first, second = study.ask(SPACE), study.ask(SPACE)
+    append(writer, [trial_of(0), trial_of(1)])
+    assert [trial.number for trial in reader.read_new()] == [2, 3]
+    study.tell(second, 1.0)
+    append(writer, [trial_of(2)])
+    assert [trial.number for trial in reader.read_new()] == [1, 4]
+    study.tell(first, state=TrialState.FAIL)
+    assert [trial.number for trial in reader.read_new()] == [0]
+    assert reader.read_new() == []
+    assert [trial.number for trial in study.trials] == list(range(5))
+
+
+def test_studies_of_one_database_do_not_mix(url: str) -> None:
+    studies = [
+        optuna.create_study(storage=open_storage(url), study_name=name) for name in ("one", "two")
+    ]
+    stored = [FinishedTrials(study) for study in studies]
+    for number in range(3):
+        for index in range(2):
+            append(stored[index], [trial_of(number, user_attrs={"study": index})])
+    for index, study in enumerate(studies):
+        read = FinishedTrials(study).read_new()
+        assert [trial.number for trial in read] == [0, 1, 2]
+        assert {trial.user_attrs["study"] for trial in read} == {index}
+
+
+# What is kept
+
+
+def test_a_total_is_never_exceeded_and_failed_trials_do_not_count(any_url: str) -> None:
+    study = new_study(any_url)
+    first, second = FinishedTrials(study), FinishedTrials(study)
+    failed = trial_of(9, value=None, state=TrialState.FAIL)
+    assert append(first, [trial_of(0), failed, trial_of(1)], total=4).n_complete == 2
+    appended = append(second, [trial_of(2), trial_of(3), trial_of(4), failed], total=4)
+    assert appended.kept == [True, True, False, True]
+    assert appended.n_complete == 4
+    assert len(appended.stored) == 3
+    assert [trial.number for trial in appended.others] == [0, 1, 2]
+    last = append(first, [trial_of(5)], total=4)
+    assert (last.kept, last.stored, last.n_complete) == ([False], [], 4)
+    assert [trial.number for trial in last.others] == [3, 4, 5]
+
+
+def test_of_one_identity_only_the_first_completed_trial_is_stored(any_url: str) -> None:
+    study = new_study(any_url)
+    failed = trial_of(0, value=None, state=TrialState.FAIL)
+    append(FinishedTrials(study), [failed, trial_of(1)])
+    stored = FinishedTrials(study)
+    stored.read_new()
+    twins = [trial_of(0), trial_of(1), trial_of(2), trial_of(2), trial_of(0)]
+    assert append(stored, twins).kept == [True, False, True, False, False]
+    anonymous = [trial_of(5, system_attrs={}), trial_of(5, system_attrs={})]
+    assert append(stored, anonymous).kept == [True, True]
+    # What another process stores in between counts as well.
+    append(FinishedTrials(study), [trial_of(7)])
+    assert append(stored, [trial_of(7), trial_of(8)]).kept == [False, True]
+
+
+def test_a_failed_append_leaves_nothing_and_can_be_repeated(url: str) -> None:
+    study = new_study(url)
+    stored, other = FinishedTrials(study), FinishedTrials(study)
+    append(other, [trial_of(0)])
+    with pytest.raises(TypeError):
+        append(stored, [trial_of(1), trial_of(2, user_attrs={"no JSON": object()})])
+    assert len(study.trials) == 1
+    appended = append(stored, [trial_of(1), trial_of(2)])
+    assert [trial.number for trial in appended.others] == [0]
+    assert [trial.number for trial in appended.stored] == [1, 2]
+
+
+# Other processes
+
+
+def _append_batches(url: str, worker: int, n_batches: int, total: int) -> None:
+    stored = FinishedTrials(load_study(url, "one"))
+    for batch in range(n_batches):
+        # Every candidate is worked on by two of the three workers.
+        numbers = [(batch * 8 + index) * 3 + (worker + index % 2) % 3 for index in range(8)]
+        append(stored, [trial_of(n, user_attrs={"worker": worker}) for n in numbers], total)
+
+
+def _optimize(url: str, n_trials: int) -> None:
+    study = optuna.load_study(study_name="one", storage=url)
+    study.optimize(lambda trial: trial.suggest_float("x", -1.0, 1.0), n_trials=n_trials)
+
+
+def test_processes_lose_nothing_double_nothing_and_keep_the_total(url: str) -> None:
+    study, total, n_batches, n_plain = new_study(url), 250, 20, 15
+    processes = [start(_append_batches, url, worker, n_batches, total) for worker in range(3)]
+    processes.append(start(_optimize, url, n_plain))
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    trials = study.get_trials()
+    assert [trial.number for trial in trials] == list(range(len(trials)))
+    times = Counter(map(candidate, trials))
+    assert times.pop(None) == n_plain
+    assert set(times.values()) == {1}
+    # Optuna's own writer knows no total: it may write its last trials after it was reached.
+    assert total <= len(trials) <= total + n_plain
+    assert len({trial.user_attrs.get("worker") for trial in trials}) == 4
+
+
+def test_the_total_is_exact_where_all_append(url: str) -> None:
+    study = new_study(url)
+    processes = [start(_append_batches, url, worker, 10, 97) for worker in range(3)]
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    assert len(study.get_trials(states=(TrialState.COMPLETE,))) == len(study.trials) == 97
+
+
+def _append_for_ever(url: str) -> None:
+    stored = FinishedTrials(load_study(url, "one"))
+    number = len(stored.read_new())
+    while True:
+        append(stored, [trial_of(number + index, **RICH) for index in range(20)])
+        number += 20
+
+
+RICH = {"params": POINT, "distributions": SPACE, "user_attrs": ATTRIBUTES}
+
+
+def test_a_batch_is_stored_wholly_or_not_at_all_when_its_process_is_killed(url: str) -> None:
+    # The moments are those of a busy machine; no outcome of a right storage fails: false-alarm
+    # rate 0.
+    study, n_stored = new_study(url), 0
+    reader = FinishedTrials(study)
+    for pause in (0.0, 0.003, 0.007, 0.02, 0.011):
+        process = start(_append_for_ever, url)
+        while not (new := reader.read_new()):
+            time.sleep(0.005)
+        time.sleep(pause)
+        os.kill(process.pid or 0, signal.SIGKILL)
+        process.join()
+        new += reader.read_new()
+        n_stored += len(new)
+        assert n_stored % 20 == 0
+    trials = optuna.load_study(study_name="one", storage=url).trials
+    assert [candidate(trial) for trial in trials] == list(range(n_stored))
+    assert all(trial.params == POINT and trial.user_attrs == ATTRIBUTES for trial in trials)
+
+
+def test_a_locked_file_is_waited_for_and_then_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wpo_optuna.storage.sqlite_file._SILENCE_S", 0.4)
+    url = f"sqlite:///{tmp_path}/studies.db"
+    study = optuna.create_study(storage=open_storage(url, busy_timeout=1.0), study_name="one")
+    stored = FinishedTrials(study)
+    other = sqlite3.connect(tmp_path / "studies.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    for action in (
+        lambda: append(stored, [trial_of(0)]),
+        lambda: open_storage(url, busy_timeout=1.0),
+    ):
+        with pytest.raises(StorageError, match=r"locked by another program \(waited 1 s for it\)"):
+            action()
+        assert caplog.text.count("which another program has locked (giving up after 1 s)") == 1
+        caplog.clear()
+    assert stored.read_new() == []
+    other.execute("ROLLBACK")
+    assert append(stored, [trial_of(0)]).n_complete == 1
+
+
+def test_ctrl_c_is_heard_while_a_file_is_locked(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/studies.db"
+    new_study(url)
+    other = sqlite3.connect(tmp_path / "studies.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    process = start(lambda: append(FinishedTrials(load_study(url, "one")), [trial_of(0)]))
+    time.sleep(1.0)
+    began = time.monotonic()
+    os.kill(process.pid or 0, signal.SIGINT)
+    process.join(30)
+    assert time.monotonic() - began < 5.0
+    assert process.exitcode == 1
+
+
+# Optuna's tables
+
+
+def test_the_dashboard_reads_what_was_appended(url: str) -> None:
+    dashboard = pytest.importorskip("optuna_dashboard")
+    append(FinishedTrials(new_study(url)), rich_trials())
+    application = dashboard.wsgi(RDBStorage(url))
+    answered: list[str] = []
+    request = {"REQUEST_METHOD": "GET", "PATH_INFO": "/api/studies/1", "wsgi.errors": None}
+    request |= {"wsgi.url_scheme": "http", "SERVER_NAME": "here", "SERVER_PORT": "80"}
+    body = b"".join(application(request, lambda status, headers, *_: answered.append(status)))
+    assert answered == ["200 OK"]
+    states = [trial["state"] for trial in json.loads(body)["trials"]]
+    assert states == ["Complete"] * 3 + ["Fail", "Pruned", "Pruned", "Complete"]
+
+
+def test_optunas_tables_are_those_that_are_written_here() -> None:
+    """Where this fails with a new Optuna, see storage/optuna_tables.py."""
+    tables = models.BaseModel.metadata.tables.items()
+    assert {name: set(table.columns.keys()) for name, table in tables} == {
+        "studies": {"study_id", "study_name"},
+        "study_directions": {"study_direction_id", "direction", "study_id", "objective"},
+        "study_user_attributes": {"study_user_attribute_id", "study_id", "key", "value_json"},
+        "study_system_attributes": {"study_system_attribute_id", "study_id", "key", "value_json"},
+        "trials": {
+            "trial_id", "number", "study_id", "state", "datetime_start", "datetime_complete",
+        },
+        "trial_params": {
+            "param_id", "trial_id", "param_name", "param_value", "distribution_json",
+        },
+        "trial_values": {"trial_value_id", "trial_id", "objective", "value", "value_type"},
+        "trial_intermediate_values": {
+            "trial_intermediate_value_id", "trial_id", "step", "intermediate_value",
+            "intermediate_value_type",
+        },
+        "trial_user_attributes": {"trial_user_attribute_id", "trial_id", "key", "value_json"},
+        "trial_system_attributes": {"trial_system_attribute_id", "trial_id", "key", "value_json"},
+        "trial_heartbeats": {"trial_heartbeat_id", "trial_id", "heartbeat"},
+        "version_info": {"version_info_id", "schema_version", "library_version"},
+    }  # fmt: skip
+    assert {index.name for index in models.TrialModel.__table__.indexes} == {"ix_trials_study_id"}
+
+
+def test_reading_what_is_new_costs_no_more_after_many_trials(url: str) -> None:
+    study = new_study(url)
+    reader, writer = FinishedTrials(study), FinishedTrials(study)
+    statements: list[str] = []
+
+    def cost(n_before: int) -> tuple[int, float]:
+        """Statements, and median processor time, of reading ten trials."""
+        while (n_stored := append(writer, []).n_complete) < n_before:
+            append(writer, [trial_of(n_stored + index) for index in range(250)])
+        reader.read_new()
+        times, n_statements = [], len(statements)
+        for _ in range(9):
+            append(writer, [trial_of(n_stored + index, system_attrs={}) for index in range(10)])
+            began = time.process_time()
+            assert len(reader.read_new()) == 10
+            times.append(time.process_time() - began)
+        return len(statements) - n_statements, sorted(times)[4]
+
+    event = (sqlalchemy.Engine, "before_cursor_execute", lambda *_: statements.append("one"))
+    sqlalchemy.event.listen(*event)
+    few, many = cost(250), cost(5000)
+    sqlalchemy.event.remove(*event)
+    assert few[0] == many[0]
+    # 20 times as many trials: what grew with their number would show as a ratio near 20.
+    assert many[1] < 4 * few[1]

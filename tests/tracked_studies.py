@@ -97,7 +97,9 @@ class RecordedStudy:
 
 
 # When and beside how many others a run was made, by which program, and the id of the parent.
-_OWN_TAGS = ("wpo.created_ns", "mlflow.runColor", "mlflow.source.name", "mlflow.parentRunId")
+_OWN_TAGS = (
+    "wpo.created_ns", "wpo.writer", "mlflow.runColor", "mlflow.source.name", "mlflow.parentRunId",
+)  # fmt: skip
 
 
 def recorded(client: MlflowClient, study_name: str, experiment: str = "wpo") -> RecordedStudy:

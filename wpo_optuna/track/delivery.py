@@ -17,8 +17,8 @@ import optuna
 from wpo_optuna.storage import FinishedTrials
 from wpo_optuna.study import attributes as names
 from wpo_optuna.track.destination import Destination, refuse_file_of
-from wpo_optuna.track.store import connect, find_or_create_experiment, turn
-from wpo_optuna.track.study_run import PARAMETERS_FILE, StudyRun
+from wpo_optuna.track.store import connect, find_or_create_experiment, settle, turn
+from wpo_optuna.track.study_run import PARAMETERS_FILE, StudyRun, new_writer
 from wpo_optuna.track.trials import (
     ATTRIBUTES,
     TrialRecord,
@@ -38,6 +38,7 @@ AUTO_ALL_TRIALS = 1000
 
 TABLE_FILE, PARQUET_FILE, BEST_TRIAL_FILE = "trials.json", "trials.parquet", "best_trial.json"
 STRATEGY_FILE, SETTINGS_FILE = "strategy.json", "settings.yaml"
+_TABLES = json.dumps([{"path": TABLE_FILE, "type": "table"}])
 
 _DESCRIBING = (
     names.SAMPLER, names.SAMPLER_OPTIONS, names.SEED, names.ENGINE, names.BASELINE,
@@ -52,6 +53,10 @@ _LONGEST_WAIT_FOR_EARLIER_S = 10.0
 _ASK_EVERY_S = 5.0
 
 OnProgress = Callable[[int, int], None]
+
+
+def _ignore(n_done: int, n_all: int) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def deliver(
     destination: Destination,
     *,
     running: bool = False,
-    on_progress: OnProgress = lambda n_done, n_all: None,
+    on_progress: OnProgress = _ignore,
 ) -> Delivered:
     """Brings to MLflow what it lacks of a study. A second time it changes nothing.
 
@@ -110,7 +115,7 @@ class Delivery:
         refuse_file_of(storage_of(study), destination.tracking_uri)
         self._study = study
         self._destination = destination
-        self._writer = uuid.uuid4().hex
+        self._writer = new_writer()
         self._trials = FinishedTrials(study, ATTRIBUTES)
         self._waiting: list[TrialRecord] = []
         self._records: list[TrialRecord] = []  # numbers ascend
@@ -121,7 +126,7 @@ class Delivery:
         self._asked = 0.0
         self._delivered: Delivered | None = None
 
-    def bring(self, running: bool, on_progress: OnProgress) -> Delivered:
+    def bring(self, running: bool, on_progress: OnProgress = _ignore) -> Delivered:
         """Like :func:`deliver`."""
         is_new = self._read(running)
         if running and not is_new and time.monotonic() < self._asked + _ASK_EVERY_S:
@@ -173,11 +178,13 @@ class Delivery:
             with tempfile.TemporaryDirectory(prefix="wpo_delivery_") as directory:
                 files = self._files(Path(directory))
                 run.upload(files, lambda: on_progress(len(self._records), len(self._records)))
+            run.set_tags({"mlflow.loggedArtifacts": _TABLES, "mlflow.note.content": self._note()})
             if run.is_still_mine():
                 break
             self._run = None
         run.set_status(self._end_of(run), max((r.finished_ms for r in self._records), default=0))
         run.release()
+        settle(self._destination.uri)
         return self._told(run)
 
     def _opened(self, running: bool) -> StudyRun | None:
@@ -254,7 +261,21 @@ class Delivery:
         for name in ("worst", "mean"):
             if self_check.get(name) is not None:
                 metrics[f"self_check_{name}_percent"] = 100.0 * self_check[name]
+        best = best_of(self._records)
+        if best is not None:
+            metrics["improvement"] = best.improvement
         return {name: float(value) for name, value in metrics.items() if value is not None}
+
+    def _note(self) -> str:
+        best = best_of(self._records)
+        sentence = "" if best is None else (
+            f"Best trial {best.number}: TNMSE {best.tnmse:.6g}, {best.improvement:.2f} % below "
+            f"the baseline's {best.baseline:.6g}.\n\n"
+        )
+        return (
+            f"{sentence}All trials: `{TABLE_FILE}`, to be looked at under Artifacts, and "
+            f"`{PARQUET_FILE}` at full precision."
+        )
 
     def _parent(self) -> str | None:
         """Identity of the study under whose run this one's is put."""

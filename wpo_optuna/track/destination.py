@@ -77,8 +77,12 @@ class Destination:
         return self.tracking_uri or os.environ.get(_VARIABLE) or _DEFAULT
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields, to be read by :meth:`from_json`."""
-        return asdict(self) | {"parameters": dict(self.parameters), "tags": dict(self.tags)}
+        """Its fields without the password, to be kept with the study."""
+        return asdict(self) | {
+            "tracking_uri": None if self.tracking_uri is None else masked(self.tracking_uri),
+            "parameters": dict(self.parameters),
+            "tags": dict(self.tags),
+        }
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Destination:
@@ -88,10 +92,8 @@ class Destination:
 
     def remember(self, study: Study) -> None:
         """Keeps it with the study, without its password."""
-        uri = None if self.tracking_uri is None else masked(self.tracking_uri)
-        remembered = self.to_json() | {"tracking_uri": uri}
-        if study.user_attrs.get(DESTINATION) != remembered:
-            study.set_user_attr(DESTINATION, remembered)
+        if study.user_attrs.get(DESTINATION) != self.to_json():
+            study.set_user_attr(DESTINATION, self.to_json())
 
     @classmethod
     def of_study(

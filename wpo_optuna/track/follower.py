@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 # How long to wait at the end for an MLflow that takes nothing, and for a sign of anything: one
 # request may take 20 s, and a file may be large.
-_AWAY_S = 8.0
+AWAY_S = 8.0
 _SILENCE_S = 120.0
 _SHOW_PROGRESS_AFTER_S = 2.0
 _POLL_S = 0.05
@@ -250,7 +250,7 @@ class Follower:
 
     def _is_hopeless(self, began: float, now: float) -> bool:
         if self._away_since is not None:
-            return now > max(began, self._away_since) + _AWAY_S
+            return now > max(began, self._away_since) + AWAY_S
         return now > max(began, self._last_sign) + _SILENCE_S
 
     def _abandon(self) -> None:

@@ -7,14 +7,14 @@ import hashlib
 import math
 import os
 import sqlite3
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from wpo_optuna.storage import network_file_system
 from wpo_optuna.track.destination import DATABASES, file_of, masked, without_password
 
 if TYPE_CHECKING:
@@ -42,9 +42,6 @@ _EXPERIMENT_NOTE = (
     f"studies alone, search for ``{STUDIES_FILTER}``. The chart view lays the studies' "
     "series over each other; `best_tnmse` shows which one got further."
 )
-# SQLite's write-ahead log needs memory shared by all its users, which networks have not.
-_LOCAL_FILE_SYSTEMS = ("ext2/ext3", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "overlayfs", "ramfs")
-
 # What requests and urllib3 say inside the message of MLflow's exception, and what it means.
 _REQUEST_FAILURES = {
     "NameResolutionError": "cannot be reached: no such host",
@@ -89,6 +86,8 @@ def connect(tracking_uri: str) -> MlflowClient:
         if not path.exists():
             _create(path)
         _quicken(path)
+        # MLflow keeps a connection for each URI, and a relative one means another file elsewhere.
+        tracking_uri = tracking_uri.replace(tracking_uri.partition(":///")[2], str(path))
         _check_that_it_answers(tracking_uri)
         return MlflowClient(tracking_uri)
 
@@ -104,12 +103,9 @@ def turn(name: str) -> Iterator[None]:
 
 def _create(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    command = ["stat", "--file-system", "--format=%T", str(path.parent)]
-    told = subprocess.run(command, capture_output=True, text=True, check=False)
-    if told.stdout.strip() in _LOCAL_FILE_SYSTEMS:
-        database = sqlite3.connect(path)
-        database.execute("PRAGMA journal_mode = WAL")
-        database.close()
+    if network_file_system(path.parent) is None:
+        with closing(sqlite3.connect(path)) as database:
+            database.execute("PRAGMA journal_mode = WAL")
 
 
 def _quicken(path: Path) -> None:
@@ -129,6 +125,14 @@ def _set_up_connection(connection: Any, _: object) -> None:
     # Optuna's databases, which have every trial only once, are none of these.
     if file in _quick_files and connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
         connection.execute("PRAGMA synchronous = NORMAL")
+
+
+def settle(tracking_uri: str) -> None:
+    """Puts what a write-ahead log has into the database, whose file alone is then whole."""
+    path = file_of(tracking_uri)
+    if path is not None:
+        with closing(sqlite3.connect(path)) as database:
+            database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def _check_that_it_answers(tracking_uri: str) -> None:

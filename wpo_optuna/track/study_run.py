@@ -11,7 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import socket
 import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,7 +69,7 @@ class StudyRun:
         client: MLflow.
         run: the run.
         name: name of the study.
-        writer: token of the process that writes.
+        writer: token of who writes, see :func:`new_writer`.
     """
 
     def __init__(self, client: MlflowClient, run: Run, name: str, writer: str) -> None:
@@ -115,9 +118,14 @@ class StudyRun:
 
     @property
     def is_written_by_another(self) -> bool:
-        """Whether another process has written the run within the last seconds."""
+        """Whether another process that goes on has written the run."""
         writer, _, at = self._tags.get(_WRITER_TAG, "").partition(" ")
-        return writer not in ("", self._writer) and abs(time.time() - float(at)) < _CLAIM_HOLDS_S
+        if not writer or abs(time.time() - float(at)) > _CLAIM_HOLDS_S:
+            return False
+        host, pid, _ = writer.rsplit(":", 2)
+        if host != socket.gethostname():
+            return True
+        return int(pid) != os.getpid() and Path(f"/proc/{pid}").exists()
 
     def is_still_mine(self) -> bool:
         """Asks MLflow whether the run is there and nobody else has written it."""
@@ -305,6 +313,11 @@ class StudyRun:
         if not math.isnan(record.k_w):
             params["k_w"] = repr(record.k_w)
         return [Param(*item) for item in params.items()]
+
+
+def new_writer() -> str:
+    """A token that tells one who writes from others, and which process that is."""
+    return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex}"
 
 
 def runs_of(client: MlflowClient, experiment_id: str, identity: str) -> list[Run]:

@@ -23,7 +23,7 @@ _COLUMNS = (
     "g_lst", "x",
 )  # fmt: skip
 # The UI shows no file of more than 50 MB; its table has six digits, the Parquet file all.
-_MOST_ROWS_SHOWN = 50_000
+MOST_ROWS_SHOWN = 50_000
 _SHOWN = ".6g"
 
 
@@ -140,8 +140,8 @@ def write_shown(records: Sequence[TrialRecord], path: Path) -> None:
 
     Of more than 50 000 trials it has those of the lowest TNMSE.
     """
-    if len(records) > _MOST_ROWS_SHOWN:
-        best = heapq.nsmallest(_MOST_ROWS_SHOWN, records, key=lambda record: record.rank)
+    if len(records) > MOST_ROWS_SHOWN:
+        best = heapq.nsmallest(MOST_ROWS_SHOWN, records, key=lambda record: record.rank)
         records = sorted(best, key=lambda record: record.number)
     rows = ",\n".join(
         json.dumps([_shown(getattr(record, column)) for column in _COLUMNS]) for record in records

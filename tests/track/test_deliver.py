@@ -1,0 +1,493 @@
+"""What is delivered to MLflow, and that nothing is there twice; a real SQLite store, in process."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import optuna
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from optuna.trial import FrozenTrial, TrialState
+from tracked_studies import (
+    BASELINE,
+    all_runs,
+    assert_complete,
+    finished_trial,
+    make_study,
+    random_points,
+    recorded,
+)
+
+from wpo_optuna.storage import open_storage
+from wpo_optuna.study import attributes
+from wpo_optuna.track import Destination, deliver, delivery, trials
+from wpo_optuna.track.delivery import Delivery
+
+TO_ALL = Destination(trial_runs="all")
+
+_names = (f"study-{i}" for i in itertools.count())
+
+
+def study_of(
+    finished: list[FrozenTrial], name: str = "quadratic", storage: object = None
+) -> optuna.Study:
+    study = make_study(name, storage)
+    study.add_trials(finished)
+    return study
+
+
+def small_study(n_trials: int = 5, name: str = "quadratic", seed: int = 0) -> optuna.Study:
+    return study_of([finished_trial(x) for x in random_points(n_trials, seed)], name)
+
+
+def study_run(client: MlflowClient, name: str = "quadratic") -> str:
+    return str(next(run.info.run_id for run in all_runs(client) if run.info.run_name == name))
+
+
+def test_every_trial_is_read_back_whole_and_a_second_time_changes_nothing(store: str) -> None:
+    client = MlflowClient(store)
+    study = small_study(12)
+    first = deliver(study, TO_ALL)
+    before = recorded(client, "quadratic")
+    assert_complete(before, study, "all")
+    assert deliver(study, TO_ALL) == first
+    assert first.n_trials == 12
+    assert recorded(client, "quadratic") == before
+
+
+class CutError(Exception):
+    """The delivery is interrupted."""
+
+
+class InterruptedClient:
+    """MLflow's client until its n-th request, which is carried out or not, but never answered."""
+
+    def __init__(self, client: MlflowClient, n: int, is_carried_out: bool) -> None:
+        self._client = client
+        self._left = n
+        self._is_carried_out = is_carried_out
+
+    def __getattr__(self, name: str) -> Callable[..., object]:
+        method = getattr(self._client, name)
+
+        def request(*arguments: object, **named: object) -> object:
+            self._left -= 1
+            if self._left >= 0:
+                return method(*arguments, **named)
+            if self._is_carried_out and self._left == -1:
+                method(*arguments, **named)
+            raise CutError(name)
+
+        return request
+
+
+@settings(
+    max_examples=8, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    cuts=st.lists(st.tuples(st.integers(0, 40), st.booleans()), min_size=1, max_size=4),
+    trial_runs=st.sampled_from(["all", "best"]),
+    goes_on=st.booleans(),
+)
+def test_a_delivery_interrupted_at_any_request_is_completed_by_the_next(
+    store: str, cuts: list[tuple[int, bool]], trial_runs: str, goes_on: bool
+) -> None:
+    """Whether or not the request without an answer was carried out, by the same process or not."""
+    client = MlflowClient(store)
+    study = small_study(name=next(_names))
+    destination = Destination(trial_runs=trial_runs)
+    deliverer = Delivery(study, destination)
+    with pytest.MonkeyPatch.context() as patch:
+        for n, is_carried_out in cuts:
+            cut = InterruptedClient(client, n, is_carried_out)
+            patch.setattr(delivery, "connect", lambda uri, cut=cut: cut)
+            try:
+                deliverer.bring(running=False)
+            except CutError:
+                deliverer = deliverer if goes_on else Delivery(study, destination)
+    deliver(study, destination)
+    assert_complete(recorded(client, study.study_name), study, trial_runs)
+
+
+def test_a_running_study_is_delivered_piece_by_piece_and_in_order(store: str) -> None:
+    """A trial waits for earlier ones that are not finished, which the best so far depends on."""
+    client = MlflowClient(store)
+    study = make_study()
+    deliverer = Delivery(study, TO_ALL)
+    assert deliverer.bring(running=True).n_trials == 0
+    assert client.get_run(study_run(client)).info.status == "RUNNING"
+    early, late = study.ask(), study.ask()
+    points = random_points(2)
+    for trial, x in ((late, points[0]), (early, points[1])):
+        finished = finished_trial(x)
+        for name, value in finished.user_attrs.items():
+            trial.set_user_attr(name, value)
+        study.tell(trial, finished.value)
+        n_trials = deliverer.bring(running=True).n_trials
+        assert n_trials == (0 if trial is late else 2)
+    study.add_trials([finished_trial(x) for x in random_points(5, seed=4)])
+    assert deliverer.bring(running=True).n_trials == 7
+    assert deliverer.bring(running=False).n_trials == 7
+    found = recorded(client, "quadratic")
+    # Attributes that were told, not suggested, have no parameters behind them.
+    assert [step for step, _, _ in found.run.histories["best_tnmse"]] == list(range(7))
+    assert set(found.trials) == set(range(7))
+
+
+@settings(
+    max_examples=5, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(turns=st.lists(st.integers(0, 2), min_size=4, max_size=9))
+def test_several_deliverers_by_turns_leave_everything_once(store: str, turns: list[int]) -> None:
+    """None knows of the others; each reads what is new, writes it, and perhaps ends the run."""
+    client = MlflowClient(store)
+    study = small_study(2, next(_names))
+    deliverers = [Delivery(study, TO_ALL) for _ in range(3)]
+    for n, turn in enumerate(turns):
+        study.add_trial(finished_trial(random_points(1, seed=n)[0]))
+        deliverers[turn].bring(running=turn != 2)
+    deliverers[0].bring(running=False)
+    assert_complete(recorded(client, study.study_name), study, "all")
+
+
+def test_what_two_deliverers_created_at_the_same_time_is_reduced_to_one(store: str) -> None:
+    """Both look, find nothing, and create the run; the later one has a trial already."""
+    client = MlflowClient(store)
+    study = small_study(6)
+    first = deliver(study, TO_ALL)
+    tags = client.get_run(first.run_id).data.tags
+    later = client.create_run(
+        first.experiment_id,
+        run_name="quadratic",
+        tags={**tags, "wpo.created_ns": str(2**62)},
+    )
+    for parent, number in ((later.info.run_id, 0), (first.run_id, 3)):
+        client.create_run(
+            first.experiment_id,
+            tags={"mlflow.parentRunId": parent, "wpo.trial_number": str(number)},
+        )
+    foreign = client.create_run(
+        first.experiment_id, run_name="notes", tags={"mlflow.parentRunId": first.run_id}
+    )
+    deliver(study, TO_ALL)
+    assert len(all_runs(client)) == 1 + 6 + 1
+    assert client.get_run(foreign.info.run_id).info.lifecycle_stage == "active"
+    client.delete_run(foreign.info.run_id)
+    assert_complete(recorded(client, "quadratic"), study, "all")
+
+
+def test_a_lost_store_is_rebuilt_as_it_was(new_store: Path, store: str, tmp_path: Path) -> None:
+    study = study_of(
+        [
+            finished_trial([0.1, 0.2, 0.3, 0.4], n_knots=401),
+            finished_trial([0.9, 0.2, 0.3, 0.4], state=TrialState.PRUNED),
+            finished_trial([0.2, 0.2, 0.3, 0.4], tnmse=math.inf),
+            *(finished_trial(x) for x in random_points(4)),
+        ]
+    )
+    study.set_user_attr(attributes.STATUS, "KILLED")
+    deliver(study, TO_ALL)
+    before = recorded(MlflowClient(store), "quadratic")
+    assert before.run.status == "KILLED"
+    again = f"sqlite:///{tmp_path}/again.db"
+    (tmp_path / "again.db").write_bytes(new_store.read_bytes())
+    deliver(study, Destination(again, trial_runs="all"))
+    rebuilt = recorded(MlflowClient(again), "quadratic")
+    assert rebuilt.trials == before.trials
+    for name in ("status", "start_time", "end_time", "params", "tags", "artifacts"):
+        assert getattr(rebuilt.run, name) == getattr(before.run, name)
+    for name in ("tnmse", "best_tnmse"):
+        assert rebuilt.run.histories[name] == before.run.histories[name]
+
+
+def test_studies_of_one_name_from_two_databases_are_two_runs(store: str) -> None:
+    client = MlflowClient(store)
+    studies = [small_study(3, seed=seed) for seed in (1, 2)]
+    ids = {deliver(study, TO_ALL).run_id for study in studies}
+    found = {
+        tuple(metric.value for metric in client.get_metric_history(run_id, "tnmse"))
+        for run_id in ids
+    }
+    assert found == {tuple(t.user_attrs["tnmse"] for t in study.trials) for study in studies}
+
+
+def test_infinite_losses_do_not_spoil_the_series(store: str) -> None:
+    points = random_points(3)
+    bad = finished_trial(points[1], tnmse=math.inf)
+    study = study_of([finished_trial(points[0]), bad, finished_trial(points[2])])
+    deliver(study, TO_ALL)
+    found = recorded(MlflowClient(store), "quadratic")
+    series = found.run.histories
+    assert [step for step, _, _ in series["tnmse"]] == [0, 1, 2]
+    assert math.isnan(float(series["tnmse"][1][1]))
+    assert math.isnan(float(series["loss"][1][1]))
+    assert float(series["best_tnmse"][1][1]) == study.trials[0].user_attrs["tnmse"]
+    assert found.trials[1].tags["wpo.loss"] == "inf"
+    shown = json.loads(bytes.fromhex(found.run.artifacts["trials.json"]))
+    assert shown["data"][1][shown["columns"].index("loss")] == "inf"
+
+
+def test_failed_and_pruned_trials_are_shown_as_such_and_have_no_values(store: str) -> None:
+    states = [TrialState.FAIL, TrialState.PRUNED, TrialState.COMPLETE]
+    points = random_points(3)
+    study = study_of([finished_trial(x, state=s) for x, s in zip(points, states, strict=True)])
+    deliver(study, TO_ALL)
+    found = recorded(MlflowClient(store), "quadratic")
+    assert [found.trials[n].status for n in range(3)] == ["FAILED", "KILLED", "FINISHED"]
+    assert [found.trials[n].tags.get("wpo.state") for n in range(3)] == ["FAIL", "PRUNED", None]
+    assert found.trials[0].histories == {}
+    assert [step for step, _, _ in found.run.histories["tnmse"]] == [2]
+
+
+def test_what_is_longer_than_a_parameter_is_kept_whole(store: str) -> None:
+    study = study_of([finished_trial([0.1, 0.2, 0.3, 0.7], n_knots=401)])
+    study.set_user_attr(attributes.PROBLEM, {"note": "x" * 7000, **dict.fromkeys("abc", 1)})
+    destination = Destination(parameters=tuple((f"setting.{i}", str(i)) for i in range(250)))
+    deliver(study, destination)
+    found = recorded(MlflowClient(store), "quadratic")
+    g_lst = study.trials[0].user_attrs["g_lst"]
+    assert json.loads(bytes.fromhex(found.trials[0].artifacts["g_lst.json"])) == g_lst
+    assert "g_lst.json" in found.trials[0].params["g_lst"]
+    assert "parameters.json" in found.run.params["problem.note"]
+    whole = json.loads(bytes.fromhex(found.run.artifacts["parameters.json"]))
+    assert whole["problem.note"] == "x" * 7000
+    assert found.run.params.items() >= dict(destination.parameters).items()
+
+
+@pytest.mark.parametrize(
+    ("trial_runs", "planned", "expected"),
+    [("auto", None, "all"), ("auto", 1001, "best"), ("best", 20, "best"), ("none", 20, "none")],
+)
+def test_which_trials_get_a_run(
+    store: str, trial_runs: str, planned: int | None, expected: str
+) -> None:
+    study = small_study(20)
+    if planned is not None:
+        study.set_user_attr(attributes.N_TRIALS, planned)
+    deliver(study, Destination(trial_runs=trial_runs))
+    assert_complete(recorded(MlflowClient(store), "quadratic"), study, expected)
+
+
+def test_of_a_study_that_is_larger_than_planned_the_best_get_a_run(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "AUTO_ALL_TRIALS", 6)
+    study = small_study(20)
+    deliver(study, Destination())
+    assert_complete(recorded(MlflowClient(store), "quadratic"), study, "best")
+
+
+def test_what_the_study_says_is_told_and_changes_only_where_it_changed(store: str) -> None:
+    client = MlflowClient(store)
+    study = small_study(3)
+    check = {"engine": "expected", "deviations": [0.001, -0.004], "worst": 0.002, "mean": -0.0015}
+    for name, value in {
+        attributes.SELF_CHECK: check,
+        attributes.SEED: 3,
+        attributes.VERSIONS: {"optuna": "5.0"},
+        attributes.METRICS: {"winner_tnmse": 0.06, "broken": math.inf},
+    }.items():
+        study.set_user_attr(name, value)
+    for _ in range(2):
+        deliver(study, Destination(tags=(("network", "digits"),)))
+    found = recorded(client, "quadratic").run
+    for name, value in (("worst", 0.2), ("mean", -0.15)):
+        ((step, logged, _),) = found.histories[f"self_check_{name}_percent"]
+        assert (step, float(logged)) == (0, pytest.approx(value))
+    assert len(found.histories["winner_tnmse"]) == 1
+    assert len(found.histories["broken"]) == 1
+    assert found.params["self_check.deviations"] == "[0.001, -0.004]"
+    assert found.params["problem.tile.size"] == "512"
+    assert (found.params["seed"], found.tags["network"]) == ("3", "digits")
+    assert found.tags["version.optuna"] == "5.0"
+
+    study.set_user_attr(attributes.SEED, 4)
+    study.set_user_attr(attributes.METRICS, {"winner_tnmse": 0.05})
+    deliver(study, Destination())
+    data = client.get_run(study_run(client)).data
+    assert (data.params["seed"], data.tags["wpo.since_resumed.seed"]) == ("3", "4")
+    assert data.metrics["winner_tnmse"] == 0.05
+
+
+def test_the_results_folder_becomes_artifacts_and_what_it_lacks_comes_from_the_study(
+    store: str, working_directory: Path
+) -> None:
+    client = MlflowClient(store)
+    study = small_study(3)
+    results = working_directory / "results"
+    (results / "figures").mkdir(parents=True)
+    (results / "figures" / "search.svg").write_text("<svg/>")
+    (results / "strategy.json").write_text(json.dumps({"f_lst": [1.0, 2.0]}))
+    for name, value in {
+        attributes.RESULTS: str(results),
+        attributes.STRATEGY: {"f_lst": [1.0, 2.0]},
+        attributes.SETTINGS: "n_trials: 3\n",
+    }.items():
+        study.set_user_attr(name, value)
+    run_id = deliver(study, Destination()).run_id
+
+    def content(name: str) -> str:
+        return Path(client.download_artifacts(run_id, name)).read_text()
+
+    assert content("figures/search.svg") == "<svg/>"
+    assert content("settings.yaml") == "n_trials: 3\n"
+    (results / "figures" / "search.svg").write_text("<svg>2</svg>")
+    deliver(study, Destination())
+    assert content("figures/search.svg") == "<svg>2</svg>"
+
+    # Another study of the same name has written there since: its files are not this study's.
+    (results / "strategy.json").write_text(json.dumps({"f_lst": [9.0, 9.0]}))
+    (results / "figures" / "search.svg").write_text("<svg>another study's</svg>")
+    deliver(study, Destination())
+    assert content("figures/search.svg") == "<svg>2</svg>"
+    assert json.loads(content("strategy.json")) == {"f_lst": [1.0, 2.0]}
+
+
+def test_the_best_trial_is_an_artifact_and_the_table_is_shown(store: str) -> None:
+    client = MlflowClient(store)
+    study = small_study(9)
+    told = deliver(study, Destination())
+    found = recorded(client, "quadratic").run
+    best = min(study.trials, key=lambda trial: trial.user_attrs["tnmse"])
+    document = json.loads(bytes.fromhex(found.artifacts["best_trial.json"]))
+    assert document["trial"] == best.number
+    assert document["g_lst_us"] == best.user_attrs["g_lst"]
+    assert document["parameters"] == best.params
+    improvement = 100 * (1 - best.user_attrs["tnmse"] / BASELINE)
+    assert document["improvement_percent"] == pytest.approx(improvement)
+    assert json.loads(found.tags["mlflow.loggedArtifacts"]) == [
+        {"path": "trials.json", "type": "table"}
+    ]
+    table = client.load_table(told.experiment_id, "trials.json", [told.run_id])
+    assert table["tnmse"].tolist() == pytest.approx(
+        [trial.user_attrs["tnmse"] for trial in study.trials], rel=1e-5
+    )
+
+
+def test_of_too_many_trials_for_the_ui_the_best_are_shown(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials, "MOST_ROWS_SHOWN", 4)
+    study = small_study(9)
+    deliver(study, Destination())
+    found = recorded(MlflowClient(store), "quadratic").run
+    shown = json.loads(bytes.fromhex(found.artifacts["trials.json"]))["data"]
+    by_tnmse = sorted(range(9), key=lambda n: study.trials[n].user_attrs["tnmse"])
+    assert [row[0] for row in shown] == sorted(by_tnmse[:4])
+
+
+def parent_of(client: MlflowClient, run_id: str) -> str | None:
+    parent: str | None = client.get_run(run_id).data.tags.get("mlflow.parentRunId")
+    return parent
+
+
+def test_a_study_is_put_under_the_run_of_its_parent_study(store: str) -> None:
+    """The parent's own trials are not mixed up with it; a parent that is lost may be there later."""
+    client = MlflowClient(store)
+    storage = optuna.storages.InMemoryStorage()
+    points = random_points(5)
+    parent = study_of([finished_trial(x) for x in points[:3]], "network", storage)
+    child = study_of([finished_trial(x) for x in points[3:]], "layer", storage)
+    child.set_user_attr(attributes.PARENT_STUDY, "network")
+    run_id = deliver(child, TO_ALL).run_id
+    assert parent_of(client, run_id) is None
+    for _ in range(2):
+        of_parent = deliver(parent, TO_ALL).run_id
+        deliver(child, TO_ALL)
+    assert parent_of(client, run_id) == of_parent
+    assert_complete(recorded(client, "layer"), child, "all")
+    assert set(recorded(client, "network").trials) == {0, 1, 2}
+    assert len(all_runs(client)) == 2 + 3 + 2
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [(None, "FINISHED"), ("RUNNING", "KILLED"), ("FAILED", "FAILED"), ("KILLED", "KILLED")],
+)
+def test_the_run_ends_as_the_study_says(store: str, status: str | None, expected: str) -> None:
+    """A study that still says it is running, and that nobody records, was killed."""
+    client = MlflowClient(store)
+    study = small_study(2)
+    deliver(study, TO_ALL, running=True)
+    if status is not None:
+        study.set_user_attr(attributes.STATUS, status)
+    for _ in range(2):
+        deliver(study, TO_ALL)
+        assert client.get_run(study_run(client)).info.status == expected
+
+
+def test_a_deleted_experiment_is_named_with_the_command_that_restores_it(store: str) -> None:
+    client = MlflowClient(store)
+    client.delete_experiment(client.create_experiment("wpo"))
+    with pytest.raises(MlflowException, match="mlflow experiments restore"):
+        deliver(small_study(1), Destination())
+
+
+def test_an_infinite_metric_is_what_mlflow_cannot_store(store: str) -> None:
+    """The reason for NaN in the series; if this fails, MLflow has learnt it."""
+    client = MlflowClient(store)
+    run = client.create_run(client.create_experiment("infinite"))
+    client.log_metric(run.info.run_id, "loss", math.inf)
+    assert math.isfinite(client.get_metric_history(run.info.run_id, "loss")[0].value)
+
+
+def journal_mode(path: Path) -> str:
+    with closing(sqlite3.connect(path)) as database:
+        return str(database.execute("PRAGMA journal_mode").fetchone()[0])
+
+
+def test_a_new_database_gets_a_write_ahead_log_and_an_existing_one_keeps_its_journal(
+    store: str, working_directory: Path
+) -> None:
+    new = working_directory / "deep" / "new.db"
+    deliver(small_study(1), Destination())
+    deliver(small_study(1), Destination(f"sqlite:///{new}"))
+    assert journal_mode(working_directory / "mlflow.db") == "delete"
+    assert journal_mode(new) == "wal"
+    # The file alone has everything, also if it is copied while MLflow holds it open.
+    alone = working_directory / "alone.db"
+    alone.write_bytes(new.read_bytes())
+    assert len(all_runs(MlflowClient(f"sqlite:///{alone}"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("sqlite:///{}/notes.txt", "file is not a database"),
+        ("sqlite:////proc/nowhere/mlflow.db", "/proc/nowhere"),
+        ("sqlite:///{}", "unable to open database file"),
+    ],
+)
+def test_a_database_that_cannot_be_opened_is_told_at_once(
+    tmp_path: Path, uri: str, message: str
+) -> None:
+    """MLflow alone tries for two minutes."""
+    (tmp_path / "notes.txt").write_text("no database, but long enough to be read as one" * 9)
+    started = time.monotonic()
+    with pytest.raises(Exception, match=message):
+        deliver(small_study(1), Destination(uri.format(tmp_path)))
+    assert time.monotonic() - started < 5
+
+
+def test_a_study_in_a_file_is_found_again_and_keeps_no_password(
+    store: str, working_directory: Path
+) -> None:
+    study = study_of([finished_trial(random_points(1)[0])], storage=open_storage("sqlite:///a.db"))
+    run_id = deliver(study, Destination()).run_id
+    again = optuna.load_study(study_name="quadratic", storage="sqlite:///a.db")
+    assert deliver(again, Destination()).run_id == run_id
+    with pytest.raises(Exception, match="refused"):
+        deliver(study_of([]), Destination("http://me:secret@127.0.0.1:9"))
+    secretive = Destination("http://me:secret@127.0.0.1:9")
+    secretive.remember(again)
+    assert "secret" not in str(again.user_attrs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -19,7 +18,6 @@ from wpo_optuna.report.figures.drawing import LOOKS, FloatArray, legend_above, p
 from wpo_optuna.report.record import are_about_one_problem
 
 if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
     from wpo_optuna.report.record import StudyRecord
@@ -30,7 +28,7 @@ MOST_TRIALS, MOST_DOTS = 1000, 500
 LEAST_TRIALS = 50
 # The worst trials would leave no room for the difference that matters.
 _SHOWN_QUANTILE = 0.95
-_LONGEST_NAME, _LONGEST_LINE = 28, 20
+_LONGEST_NAME, _LONGEST_LABEL = 28, 24
 _NOTHING_FINITE = "No trial has a finite TNMSE."
 
 
@@ -72,7 +70,7 @@ def _plot_trials(axes: Axes, record: StudyRecord, index: int, is_one_of_several:
     name = f"{record.name} ({record.sampler})" if is_one_of_several else "best so far"
     axes.plot(
         record.number[steps], best[steps], color=look["color"], linestyle=look["linestyle"],
-        drawstyle="steps-post", label=_shortened(name),
+        drawstyle="steps-post", label=_shortened(name, _LONGEST_NAME),
     )  # fmt: skip
     if polished.any():
         axes.plot(
@@ -82,8 +80,9 @@ def _plot_trials(axes: Axes, record: StudyRecord, index: int, is_one_of_several:
         )  # fmt: skip
 
 
-def _shortened(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+def _shortened(name: str, longest: int) -> str:
+    name = " ".join(name.split())
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
 
 
 def explored_factors(record: StudyRecord) -> Figure | str:
@@ -155,18 +154,15 @@ def _importance(trials: list[FrozenTrial], most: int = 20) -> dict[str, float]:
     import optuna
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        study = optuna.create_study()
-    finally:
-        optuna.logging.set_verbosity(level)
-    # The study copies each trial with all it holds: single objects of each distribution, no more.
-    known: dict[BaseDistribution, BaseDistribution] = {}
+    study = optuna.create_study()
+    # The study copies each trial with all it holds: no attributes, and one distribution for all.
+    unit = optuna.distributions.FloatDistribution(0.0, 1.0)
     for trial in trials:
-        shared = {name: known.setdefault(d, d) for name, d in trial.distributions.items()}
+        distributions = dict.fromkeys(trial.params, unit)
         study.add_trial(
-            optuna.trial.create_trial(value=trial.value, params=trial.params, distributions=shared)
+            optuna.trial.create_trial(
+                value=trial.value, params=trial.params, distributions=distributions
+            )
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -185,18 +181,12 @@ def sampler_comparison(records: Sequence[StudyRecord]) -> Figure | str:
     if not scored:
         return "None of the studies has been scored yet."
     is_relative = not are_about_one_problem(records)
-    labels = [
-        "\n".join(textwrap.wrap(f"{r.name} ({r.sampler})", _LONGEST_LINE, max_lines=3,
-                                placeholder=" …"))
-        for r, _ in scored
-    ]  # fmt: skip
-    n_lines = sum(label.count("\n") + 1 for label in labels)
-    figure, (axes,) = panels(1, 0.7 + 0.22 * n_lines + 0.12 * len(labels))
+    labels = [_shortened(f"{r.name} ({r.sampler})", _LONGEST_LABEL) for r, _ in scored]
+    figure, (axes,) = panels(1, 0.7 + 0.3 * len(scored))
     for place, (_, scores) in enumerate(scored):
         unit = scores.baseline.mean if is_relative else 1.0
-        mean, low, high = (
-            np.array([scores.winner.mean, scores.winner.low, scores.winner.high]) / unit
-        )
+        winner = scores.winner
+        mean, low, high = (value / unit for value in (winner.mean, winner.low, winner.high))
         look = LOOKS[place % len(LOOKS)]
         axes.errorbar(
             mean, -place, xerr=[[mean - low], [high - mean]], color=look["color"],

@@ -15,7 +15,6 @@ from aihwkit.inference import (
     NPairConductanceConverter,
     PCMLikeNoiseModel,
     ReRamCMONoiseModel,
-    ReRamWan2022NoiseModel,
     SinglePairConductanceConverter,
 )
 from aihwkit.inference.compensation.drift import (
@@ -61,22 +60,6 @@ VARIED: dict[str, tuple[Any, Any, dict[str, Any], dict[str, Any]]] = {
         {"out_noise": 0.02},
         {"f_lst": [None], "symmetric": False, "use_max_kw": True},
     ),
-    "three pairs, over- and underprogrammed, uncompensated": (
-        PCMLikeNoiseModel(),
-        None,
-        {},
-        {"f_lst": [None, 1.0, None], "g_err": 0.1, "t_steps": [60.0]},
-    ),
-    "reram of 2022": (
-        ReRamWan2022NoiseModel(g_max=40.0),
-        GlobalDriftCompensation(),
-        {"w_noise": 0.01, "w_noise_type": WeightNoiseType.ADDITIVE_CONSTANT},
-        {
-            "f_lst": [1.0, 3.0],
-            "t_steps": [1.0, DAY],
-            "g_converter_baseline": single_pair(1.0, 40.0),
-        },
-    ),
     "reram of metal oxide, exact reference": (
         ReRamCMONoiseModel(),
         GlobalDriftCompensationWithExactReference(),
@@ -106,12 +89,6 @@ VARIED: dict[str, tuple[Any, Any, dict[str, Any], dict[str, Any]]] = {
             "bound_management": BoundManagementType.ITERATIVE,
         },
         {"t_steps": [3600.0], "g_converter_baseline": single_pair(2.0, 25.0)},
-    ),
-    "just programmed": (
-        PCMLikeNoiseModel(),
-        GlobalDriftCompensation(),
-        {},
-        {"f_lst": [None, None], "t_steps": [0.0], "loss_margin": 0.0},
     ),
 }
 
@@ -152,11 +129,16 @@ def standard_errors_apart(problem: WeightProgrammingProblem, first_seed: int) ->
     return float((ours.mean() - theirs.mean()) / np.sqrt(variance))
 
 
-@pytest.mark.parametrize("name", VARIED)
+ONE_OF_VARIED, *OTHERS = reversed(VARIED)
+
+
+@pytest.mark.parametrize(
+    "name", [ONE_OF_VARIED, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
+)
 def test_means_of_200_draws_agree_with_the_references_within_3_standard_errors(name: str) -> None:
     # The tile's own noise cannot be seeded: equal means are 3 standard errors apart once in 370
-    # times. A second, independent set of draws decides then, so that the nine problems together
-    # give a false alarm once in 15 000 runs (9 * 0.0027^2).
+    # times. A second, independent set of draws decides then, so that the six problems together
+    # give a false alarm once in 22 000 runs (6 * 0.0027^2).
     problem = varied_problem(name, small_rpu_config)
     if abs(standard_errors_apart(problem, first_seed=0)) > 3:
         assert abs(standard_errors_apart(problem, first_seed=1000)) <= 3
@@ -170,7 +152,7 @@ def only_drifting(compensation: GlobalDriftCompensation | None, **tile: Any) -> 
     return seedable_rpu_config(noise_model, compensation, **tile)
 
 
-@pytest.mark.parametrize("max_output_size", [0, 3, 4])
+@pytest.mark.parametrize("max_output_size", [0, 3])
 def test_the_error_of_devices_that_only_drift_is_what_its_definition_says(
     max_output_size: int,
 ) -> None:
@@ -185,7 +167,7 @@ def test_the_error_of_devices_that_only_drift_is_what_its_definition_says(
     np.testing.assert_allclose(tnmse, [expected], rtol=1e-4)
 
 
-@pytest.mark.parametrize("max_output_size", [0, 3, 4])
+@pytest.mark.parametrize("max_output_size", [0, 3])
 def test_compensation_takes_away_a_drift_that_all_devices_share(max_output_size: int) -> None:
     problem = small_problem(
         rpu_config=only_drifting(GlobalDriftCompensation(), max_output_size=max_output_size)
@@ -202,16 +184,6 @@ def test_outputs_split_over_several_tiles_are_put_side_by_side_where_the_referen
     assert 0 < ReferenceEngine(problem).tnmse(some_point(problem))[0] < np.inf
     with pytest.raises(RuntimeError, match="size"):
         reference_losses(problem, some_point(problem), [0])
-
-
-def test_a_tile_without_a_limit_on_its_inputs_is_evaluated() -> None:
-    unlimited, limited = (
-        small_problem(rpu_config=seedable_rpu_config(max_input_size=size)) for size in (0, 512)
-    )
-    x = some_point(unlimited)
-    np.testing.assert_array_equal(
-        ReferenceEngine(unlimited).tnmse(x), ReferenceEngine(limited).tnmse(x)
-    )
 
 
 def test_an_error_that_is_no_number_is_infinite_as_in_the_reference() -> None:
@@ -254,16 +226,6 @@ def test_equal_seeds_repeat_all_noise_but_that_inside_the_tile() -> None:
     assert engine.tnmse(x, seed=4) != engine.tnmse(x, seed=4)
 
 
-def test_candidates_of_one_call_share_their_noise() -> None:
-    problem = small_problem(rpu_config=seedable_rpu_config())
-    x, engine = some_point(problem), ReferenceEngine(problem)
-    tnmse = engine.tnmse(np.stack([x, x, 1 - x]))
-    assert tnmse.shape == (3,)
-    assert tnmse.dtype == np.float64
-    assert tnmse[0] == tnmse[1] == engine.tnmse(x)[0]
-    assert tnmse[2] == engine.tnmse(1 - x)[0]
-
-
 def test_draws_of_a_converter_are_independent_and_repeat_with_their_seed() -> None:
     problem = small_problem(rpu_config=seedable_rpu_config())
     engine, baseline = ReferenceEngine(problem), problem.g_converter_baseline
@@ -284,11 +246,6 @@ def test_an_evaluation_changes_neither_the_problem_nor_the_converter(
     after = problem.description, problem.noise_model.g_converter, str(converter.__dict__)
     assert after == before
     assert torch.equal(problem.test_weights, matrix)
-
-
-def test_what_is_no_point_of_the_hypercube_is_refused(problem: WeightProgrammingProblem) -> None:
-    with pytest.raises(InvalidArgument, match=r"x has shape \(3,\)"):
-        ReferenceEngine(problem).tnmse([0.1, 0.2, 0.3])
 
 
 def test_the_engine_is_made_by_name_and_an_unknown_name_is_refused(

@@ -1,7 +1,7 @@
 """Train the example network: a perceptron that reads scikit-learn's handwritten digits.
 
-``python -m experiments.train_digits`` writes ``wpo_optuna/network/data/digits_mlp.safetensors``, the
-weights that ship with the package. The digits (1797 images of 8 x 8 pixels) come with
+``python -m experiments.train_digits`` writes ``wpo_optuna/network/data/digits_mlp.safetensors``,
+the weights that ship with the package. The digits (1797 images of 8 x 8 pixels) come with
 scikit-learn, so nothing is downloaded, and the seed is fixed, so that everyone gets the same
 network.
 """

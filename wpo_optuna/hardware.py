@@ -1,6 +1,6 @@
 """What users write about their hardware, and the objects of aihwkit that it stands for.
 
-Named RPU configurations (``pcm``), converters (``dual:1,1``) and times after programming (``1s,1h``).
+Named RPU configurations (``pcm``), converters (``dual:1,1``), times after programming (``1s,1h``).
 aihwkit, whose import takes seconds, is imported where an object of it is made.
 """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,12 +12,10 @@ from aihwkit_reference import hypercube_dictionary, reference_bounds
 from hypercube_strategies import hypercubes, hypercubes_with_points
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.hypercube import Hypercube
-from wpo_optuna.strategy import ProgrammingStrategy
 
 TWO_PAIRS = Hypercube(f_lst=(1.0, None), g_min=0.0, g_max=25.0, max_abs_weight=0.8)
 Points = NDArray[np.float64]
@@ -67,20 +64,6 @@ def test_names_say_which_curve_and_knot_the_reference_reads_a_coordinate_for(
         assert block == named
     by_name.pop("k_w", None)
     assert list(by_name) == [f"f_{pair}" for pair in hypercube.free_pairs]
-
-
-@given(hypercubes(), st.data())
-def test_a_pair_can_carry_what_the_references_remaining_span_leaves_it(
-    hypercube: Hypercube, data: st.DataObject
-) -> None:
-    f = data.draw(hnp.arrays(np.float64, (1, hypercube.n_pairs), elements=st.floats(0.01, 20)))
-    remainder = data.draw(hnp.arrays(np.float64, (1, 3), elements=st.floats(-9e3, 9e3)))
-    spans = (f[0] * (hypercube.g_max - hypercube.g_min)).tolist()
-    for pair, own in enumerate(spans):
-        rest = wpo.span_of_remaining_pairs(spans, pair + 1)
-        low, high = hypercube.carried_interval_us(f, remainder, pair)
-        np.testing.assert_allclose(low, np.maximum(remainder - rest, -own), rtol=1e-12)
-        np.testing.assert_allclose(high, np.minimum(remainder + rest, own), rtol=1e-12)
 
 
 @given(hypercubes_with_points())
@@ -140,29 +123,6 @@ def test_aihwkit_gets_its_weights_back_from_a_decoded_strategy(
         size = sum(strategy.f_lst) * strategy.g_max / (hypercube.g_max - hypercube.g_min)
         tolerance = 2e-5 * size / (0.05 * sum(strategy.f_lst))
         assert float((back - weights).abs().max()) <= tolerance * hypercube.max_abs_weight
-
-
-@given(hypercubes_with_points())
-def test_symmetric_curves_mirror_each_other(cube: tuple[Hypercube, Points]) -> None:
-    hypercube, x = replace(cube[0], symmetric=True), cube[1]
-    x = np.resize(x, (len(x), hypercube.dimension))
-    g = hypercube.decode_arrays(x).g
-    zero = hypercube.nbins - 1
-    np.testing.assert_array_equal(g[:, 0::2, :zero], g[:, 1::2, :zero:-1])
-    np.testing.assert_array_equal(g[:, 1::2, :zero], g[:, 0::2, :zero:-1])
-
-
-@given(hypercubes_with_points())
-def test_points_decode_alike_alone_and_together(cube: tuple[Hypercube, Points]) -> None:
-    hypercube, x = cube
-    together = hypercube.decode(x)
-    alone = [hypercube.decode(point) for point in x]
-    assert together == alone
-    assert all(isinstance(strategy, ProgrammingStrategy) for strategy in alone)
-
-
-def test_no_points_decode_to_no_strategies() -> None:
-    assert TWO_PAIRS.decode(np.empty((0, 20))) == []
 
 
 def test_decoding_ten_thousand_points_is_vectorised() -> None:

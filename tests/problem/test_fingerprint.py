@@ -12,6 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import aihwkit
 import numpy as np
 import pytest
 import torch
@@ -28,13 +29,12 @@ from aihwkit.inference.compensation.drift import PerColumnDriftCompensation
 from aihwkit.inference.converter.conductance import CustomPairConductanceConverter
 from aihwkit.inference.noise.custom import StateIndependentNoiseModel
 from aihwkit.simulator.configs import InferenceRPUConfig, TorchInferenceRPUConfig
-from aihwkit.simulator.parameters import IOParameters, MappingParameter
 from aihwkit.simulator.parameters.enums import BoundManagementType, WeightNoiseType
 from hypothesis import given
 from hypothesis import strategies as st
 from small_problems import ROWS, gaussian_weights, small_problem, small_rpu_config
 
-from wpo_optuna.problem.fingerprint import describe, differences, fingerprint
+from wpo_optuna.problem.fingerprint import describe, differences
 
 TESTS = Path(__file__).parent
 Change = Callable[[InferenceRPUConfig], object]
@@ -76,6 +76,13 @@ def test_equal_problems_built_separately_have_equal_fingerprints() -> None:
     assert one.description == two.description
     assert one.fingerprint == two.fingerprint
     assert deepcopy(one).fingerprint == one.fingerprint
+
+
+def test_fingerprints_stay_what_they_were_in_the_studies_of_earlier_releases() -> None:
+    assert fingerprint({"b": "2", "a": "1"}) == "0e09eeab5bdeab40"
+    if aihwkit.__version__ == "1.1.0":  # another release has other settings
+        weights = torch.linspace(-0.5, 0.5, 64)
+        assert small_problem(weights=weights).fingerprint == "2aeeaa7ebb0f7e29"
 
 
 def test_another_process_finds_the_same_fingerprint() -> None:
@@ -124,11 +131,6 @@ def test_each_option_changes_the_fingerprint(option: dict[str, Any]) -> None:
     assert small_problem(**option).fingerprint != small_problem().fingerprint
 
 
-def test_a_curve_of_the_baseline_changes_the_fingerprint() -> None:
-    one, two = (small_problem(g_converter_baseline=custom_pair(g)) for g in (0.0, 1.0))
-    assert one.fingerprint != two.fingerprint
-
-
 @pytest.mark.parametrize(
     ("path", "value"),
     [
@@ -162,15 +164,6 @@ def test_a_curve_of_the_baseline_changes_the_fingerprint() -> None:
 )
 def test_each_setting_of_the_hardware_changes_the_fingerprint(path: str, value: object) -> None:
     assert with_rpu_config(setting(path, value)) != with_rpu_config()
-
-
-def test_the_implementation_of_the_tile_changes_the_fingerprint() -> None:
-    settings = {"forward": IOParameters(), "mapping": MappingParameter(max_input_size=ROWS)}
-    compiled, torch_s = InferenceRPUConfig(**settings), TorchInferenceRPUConfig(**settings)
-    assert (
-        small_problem(rpu_config=compiled).fingerprint
-        != small_problem(rpu_config=torch_s).fingerprint
-    )
 
 
 @pytest.mark.parametrize(
@@ -308,11 +301,6 @@ def test_values_are_described_in_words(value: object, expected: dict[str, str]) 
     assert describe(value, "p") == expected
 
 
-@given(st.integers(-(2**53), 2**53))
-def test_an_integer_and_its_float_are_described_alike(number: int) -> None:
-    assert describe(number, "p") == describe(float(number), "p") == {"p": str(number)}
-
-
 @given(st.floats(allow_nan=False), st.floats(allow_nan=False))
 def test_different_numbers_are_described_differently(one: float, two: float) -> None:
     assert (describe(one, "p") == describe(two, "p")) == (one == two)
@@ -328,10 +316,3 @@ def test_arrays_are_told_apart_by_every_number(
     same = array.tobytes() == changed.tobytes()
     assert (describe(array, "p") == describe(changed, "p")) == same
     assert describe(torch.from_numpy(array), "p") == describe(array, "p")
-
-
-def test_a_fingerprint_does_not_depend_on_the_order_of_a_description() -> None:
-    description = {"a": "1", "b": "2"}
-    assert fingerprint(description) == fingerprint(dict(reversed(description.items())))
-    assert fingerprint(description) != fingerprint({"a": "2", "b": "1"})
-    assert len(fingerprint(description)) == 16

@@ -154,7 +154,12 @@ def _importance(trials: list[FrozenTrial], most: int = 20) -> dict[str, float]:
     import optuna
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
-    study = optuna.create_study()
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        study = optuna.create_study()
+    finally:
+        optuna.logging.set_verbosity(level)
     # The study copies each trial with all it holds: no attributes, and one distribution for all.
     unit = optuna.distributions.FloatDistribution(0.0, 1.0)
     for trial in trials:

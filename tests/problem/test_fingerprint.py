@@ -34,7 +34,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_problems import ROWS, gaussian_weights, small_problem, small_rpu_config
 
-from wpo_optuna.problem.fingerprint import describe, differences
+from wpo_optuna.problem.fingerprint import describe, differences, fingerprint
 
 TESTS = Path(__file__).parent
 Change = Callable[[InferenceRPUConfig], object]

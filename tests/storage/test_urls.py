@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
+import os
 import re
-import subprocess
-import sys
-import warnings
+import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -14,13 +15,17 @@ import pytest
 import sqlalchemy
 from hypothesis import given
 from hypothesis import strategies as st
-from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage, _CachedStorage
+from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
 from optuna.trial import TrialState
 
 from wpo_optuna.errors import WeightProgrammingError
-from wpo_optuna.sqlite import SQLiteStorage, schema
-from wpo_optuna.storage import masked_url, open_storage
-from wpo_optuna.study.command_line import run_command
+from wpo_optuna.storage import (
+    load_study,
+    masked_url,
+    network_file_system,
+    open_storage,
+    storage_url,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -38,11 +43,11 @@ def _run_a_study(storage: optuna.storages.BaseStorage) -> None:
 @pytest.mark.parametrize(
     ("url", "kind", "file"),
     [
-        ("sqlite:///wpo.db", SQLiteStorage, "wpo.db"),
-        ("sqlite:///{}/absolute.db", SQLiteStorage, "absolute.db"),
-        ("sqlite:///with space #1.db", SQLiteStorage, "with space #1.db"),
-        ("sqlite:///wpo.db?timeout=30", _CachedStorage, "wpo.db"),
-        ("sqlite+pysqlite:///wpo.db", _CachedStorage, "wpo.db"),
+        ("sqlite:///wpo.db", RDBStorage, "wpo.db"),
+        ("sqlite:///{}/absolute.db", RDBStorage, "absolute.db"),
+        ("sqlite:///with space #1.db", RDBStorage, "with space #1.db"),
+        ("sqlite:///wpo.db?timeout=30", RDBStorage, "wpo.db"),
+        ("sqlite+pysqlite:///wpo.db", RDBStorage, "wpo.db"),
         ("journal:///study.log", JournalStorage, "study.log"),
         ("journal:///{}/study.log", JournalStorage, "study.log"),
         ("memory", InMemoryStorage, None),
@@ -66,14 +71,24 @@ def test_each_url_opens_its_storage_where_it_says_and_opens_it_again(
         again = open_storage(url)
         _run_a_study(again)
         assert again.get_n_trials(again.get_study_id_from_name("s")) == 4
+    elsewhere = storage_url(storage)
+    assert (elsewhere is None) == (file is None)
+    if elsewhere is not None:
+        os.chdir("/")
+        assert len(load_study(elsewhere, "s").trials) == 4
+
+
+def _files() -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path().iterdir() if path.is_file()}
 
 
 def _refusal(url: str) -> str:
-    before = {path.name: path.read_bytes() for path in Path().iterdir() if path.is_file()}
-    with pytest.raises(WeightProgrammingError) as caught:
-        open_storage(url)
-    after = {path.name: path.read_bytes() for path in Path().iterdir() if path.is_file()}
-    assert after == before
+    """The sentence with which a URL is refused, by the storage and by a stored study."""
+    before = _files()
+    for attempt in (lambda: load_study(url, "s"), lambda: open_storage(url)):
+        with pytest.raises(WeightProgrammingError) as caught:
+            attempt()
+        assert _files() == before
     message = str(caught.value)
     assert message.startswith("storage ")
     assert "\n" not in message
@@ -107,30 +122,6 @@ def test_the_old_name_of_postgresql_is_refused_with_the_one_of_today(scheme: str
     message = _refusal(f"{scheme}://me:secret@localhost/wpo")
     assert "accepted is postgresql://USER:PASSWORD@HOST/NAME" in message
     assert "secret" not in message
-
-
-def test_the_usual_storage_opens_without_sqlalchemy() -> None:
-    program = (
-        "import sys; from wpo_optuna.storage import open_storage; open_storage('sqlite:///a.db'); "
-        "open_storage('sqlite:///a.db'); sys.exit('sqlalchemy' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
-
-
-def test_the_command_line_says_so_when_the_fast_storage_cannot_be_used(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(schema, "KNOWN_SCHEMA_VERSIONS", frozenset({"v2.6.0.a"}))
-    # The command line puts its own in this place.
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-
-    def command() -> int:
-        open_storage("sqlite:///wpo.db")
-        return 0
-
-    assert run_command(command, debug=True, on_interruption="") == 0
-    told = capsys.readouterr().err
-    assert re.search(r"^warning: Optuna .* RDBStorage is used, which takes", told)
 
 
 @pytest.mark.parametrize("url", ["sqlite://wpo.db", "journal://study.log", "journal:///"])
@@ -175,7 +166,7 @@ def test_a_grpc_address_needs_host_and_port(url: str) -> None:
 def test_a_grpc_server_that_cannot_be_reached_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("wpo_optuna.storage._GRPC_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("wpo_optuna.storage.urls._GRPC_TIMEOUT_S", 0.2)
     message = _refusal("grpc://127.0.0.1:1")
     if importlib.util.find_spec("grpc") is None:
         assert "run `pip install grpcio protobuf`" in message
@@ -219,13 +210,119 @@ def test_an_unknown_driver_is_refused_with_those_accepted(url: str) -> None:
     assert "secret" not in message
 
 
-def test_another_schema_is_one_sentence_through_plain_rdb_storage_too() -> None:
+def test_another_version_of_the_tables_is_refused_with_the_remedy() -> None:
     storage = RDBStorage("sqlite:///old.db")
     with storage.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'v3.0.0.d'")
+        connection.exec_driver_sql("DROP TABLE trial_heartbeats")
     storage.engine.dispose()
     for url in ("sqlite:///old.db", "sqlite:///old.db?timeout=1"):
         assert "optuna storage upgrade" in _refusal(url)
+
+
+@pytest.mark.parametrize("journal_mode", ["delete", "wal"])
+def test_another_programs_database_is_refused(journal_mode: str) -> None:
+    connection = sqlite3.connect("other.db")
+    connection.execute(f"PRAGMA journal_mode = {journal_mode}")
+    connection.execute("CREATE TABLE accounts (name TEXT)")
+    connection.commit()
+    connection.close()
+    assert "another program (tables accounts)" in _refusal("sqlite:///other.db")
+
+
+def test_what_may_not_be_written_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The user of the tests may be one who may write everything.
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK | os.X_OK)
+    assert "no permission to write in its directory" in _refusal("sqlite:///wpo.db")
+    Path("wpo.db").touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK | os.W_OK)
+    assert "no permission to read and write it" in _refusal("journal:///wpo.db")
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql+psycopg://me:secret@localhost:1/wpo", "postgresql+psycopg://me:secret@/x"]
+)
+def test_a_server_that_does_not_answer_is_one_sentence(url: str) -> None:
+    pytest.importorskip("psycopg")
+    message = _refusal(url)
+    assert "cannot be opened" in message
+    assert "secret" not in message
+
+
+def test_a_missing_study_is_named_with_those_that_there_are(any_url: str) -> None:
+    if any_url == "memory":
+        return
+    for name in ("digits-de", "digits-tpe"):
+        optuna.create_study(storage=open_storage(any_url), study_name=name)
+    assert load_study(any_url, "digits-de").study_name == "digits-de"
+    with pytest.raises(WeightProgrammingError) as caught:
+        load_study(any_url, "digit-de")
+    message = str(caught.value)
+    assert message.startswith("study_name = 'digit-de': ")
+    assert "(did you mean 'digits-de'?); it has digits-de, digits-tpe" in message
+
+
+def test_nothing_is_made_where_there_is_no_storage(
+    postgresql: Callable[[], str], working_directory: Path
+) -> None:
+    for url in ("sqlite:///missing.db", "journal:///missing.log"):
+        with pytest.raises(WeightProgrammingError, match="no such file"):
+            load_study(url, "s")
+    assert _files() == {}
+    url = postgresql()
+    with pytest.raises(WeightProgrammingError):
+        load_study(url, "s")
+    assert sqlalchemy.inspect(sqlalchemy.create_engine(url)).get_table_names() == []
+
+
+def test_a_sqlite_file_is_written_safely_and_read_by_others_meanwhile() -> None:
+    storage = open_storage("sqlite:///wpo.db")
+    with storage.engine.connect() as connection:
+        modes = [
+            connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "synchronous", "busy_timeout")
+        ]
+    assert modes == ["wal", 2, 60_000]
+
+
+def test_many_processes_may_make_the_same_new_database_at_once(url: str) -> None:
+    def make() -> None:
+        optuna.create_study(storage=open_storage(url), study_name="s", load_if_exists=True)
+
+    processes = [multiprocessing.get_context("fork").Process(target=make) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert load_study(url, "s").trials == []
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/home/me/wpo.db", None),
+        ("/home/shared/wpo.db", "nfs4"),
+        ("/home/shared/local/wpo.db", None),
+        ("/mnt/with space/wpo.db", "fuse.sshfs"),
+        ("/mnt/with space", "fuse.sshfs"),
+        ("/mnt/with", None),
+    ],
+)
+def test_network_file_systems_are_recognised_by_the_nearest_mount(
+    path: str, kind: str | None
+) -> None:
+    mounts = "\n".join(
+        f"1 2 0:1 / {place} rw - {kind} source rw"
+        for place, kind in (
+            ("/", "ext4"),
+            ("/home/shared", "nfs4"),
+            ("/home/shared/local", "tmpfs"),
+            ("/mnt/with\\040space", "fuse.sshfs"),
+        )
+    )
+    assert network_file_system(Path(path), mounts) == kind
+    assert network_file_system(Path(), None) in (None, network_file_system(Path("/")))
 
 
 @pytest.mark.parametrize(

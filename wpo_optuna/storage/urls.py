@@ -167,9 +167,12 @@ def _open(url: str, busy_timeout: float, *, may_create: bool) -> BaseStorage:
 
 
 def _open_sqlite(url: str, location: str, busy_timeout: float, may_create: bool) -> BaseStorage:
+    from sqlalchemy import make_url
+
     if location in ("", "/", "/:memory:"):
         return InMemoryStorage()
-    name = _file_in(url, location).partition("?")[0]
+    _check_slashes(url, location)
+    name = make_url(url).database or ""
     if name.startswith("file:"):
         return _open_rdb(url, {}, may_create)
     path = Path(name)
@@ -194,13 +197,14 @@ def _make_ready_to_write(storage: RDBStorage, path: Path) -> None:
         if network_file_system(path) is None:
             # Refused while somebody reads it: it stays with its rollback journal then.
             with contextlib.suppress(OperationalError):
-                connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+                connection.exec_driver_sql("PRAGMA journal_mode = WAL").all()
         begin_immediate(connection)
         connection.rollback()
 
 
 def _open_journal(url: str, location: str, may_create: bool) -> BaseStorage:
-    path = Path(_file_in(url, location))
+    _check_slashes(url, location)
+    path = Path(location[1:])
     check_path(path, url)
     if not may_create and not path.exists():
         raise InvalidArgument(f"storage {url!r}: there is no such file")
@@ -217,14 +221,13 @@ def _open_journal(url: str, location: str, may_create: bool) -> BaseStorage:
     return storage
 
 
-def _file_in(url: str, location: str) -> str:
+def _check_slashes(url: str, location: str) -> None:
     if not location.startswith("/") or location == "/":
         scheme = url.partition("://")[0]
         raise InvalidArgument(
             f"storage {url!r}: accepted is {scheme}:///FILE with three slashes, or four before an "
             "absolute path"
         )
-    return location[1:]
 
 
 def _open_grpc(url: str, location: str) -> BaseStorage:

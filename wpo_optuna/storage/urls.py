@@ -200,6 +200,8 @@ def _make_ready_to_write(storage: RDBStorage, path: Path) -> None:
                 connection.exec_driver_sql("PRAGMA journal_mode = WAL").all()
         begin_immediate(connection)
         connection.rollback()
+    # Connections made before do not know of the log yet.
+    storage.engine.dispose()
 
 
 def _open_journal(url: str, location: str, may_create: bool) -> BaseStorage:

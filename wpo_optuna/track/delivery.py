@@ -268,9 +268,13 @@ class Delivery:
 
     def _note(self) -> str:
         best = best_of(self._records)
-        sentence = "" if best is None else (
-            f"Best trial {best.number}: TNMSE {best.tnmse:.6g}, {best.improvement:.2f} % below "
-            f"the baseline's {best.baseline:.6g}.\n\n"
+        sentence = (
+            ""
+            if best is None
+            else (
+                f"Best trial {best.number}: TNMSE {best.tnmse:.6g}, {best.improvement:.2f} % below "
+                f"the baseline's {best.baseline:.6g}.\n\n"
+            )
         )
         return (
             f"{sentence}All trials: `{TABLE_FILE}`, to be looked at under Artifacts, and "

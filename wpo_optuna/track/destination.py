@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,10 +121,6 @@ class Destination:
                 "password; give --tracking-uri with it."
             )
         return cls.from_json(fields)
-
-    def with_default_tags(self, tags: Mapping[str, str]) -> Destination:
-        """The destination with further tags, where it has not its own of their names."""
-        return replace(self, tags=tuple({**tags, **dict(self.tags)}.items()))
 
 
 def check_tracking_uri(uri: str | None) -> None:

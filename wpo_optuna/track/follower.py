@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -74,10 +75,12 @@ class Follower:
         self.study = study
         self.delivered: Delivered | None = None
         self.undelivered: str | None = None
-        self._destination = destination.with_default_tags(_source())
+        tags = {**_source(), **dict(destination.tags)}
+        self._destination = replace(destination, tags=tuple(tags.items()))
         self._show_progress_bar = show_progress_bar
         self._working_directory = os.path.realpath(os.curdir)
         self._url = storage_url(storage)
+        self._is_in_memory = self._url is None
         self._directory: str | None = None
         self._process: subprocess.Popen[str] | None = None
         self._is_complete = False
@@ -115,7 +118,7 @@ class Follower:
         if status is not None:
             _set_status(self.study, status)
         self._is_over.set()
-        if self._url is not None:
+        if not self._is_in_memory:  # otherwise the last trials are to be copied first
             self._say_end()
 
     def finish(self, status: str | None = None) -> Delivered | None:
@@ -154,7 +157,7 @@ class Follower:
 
     def _work(self) -> None:
         try:
-            if self._url is None:
+            if self._is_in_memory:
                 copy = MemoryCopy(self.study, self._is_over)
                 self._url, self._directory = copy.url, copy.directory
                 copy.start(self._say_end)
@@ -170,8 +173,7 @@ class Follower:
     def _serve(self) -> None:
         """Starts the delivering process and listens to it until it ends."""
         assert self._url is not None
-        task = Task(self._url, self.study.study_name, self._destination, self._directory)
-        process = subprocess.Popen(
+        with subprocess.Popen(
             [sys.executable, "-P", "-m", "wpo_optuna.track", "--follow"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -180,25 +182,32 @@ class Follower:
             cwd=self._working_directory,
             env=_environment(),
             start_new_session=True,  # what ends this process's group must not end it
-        )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        with self._lock:
-            self._process = process
-            _write(process, task.to_line())
-            if self._may_end.is_set():
-                _write(process, "end\n")
-        for line in process.stdout:
-            self._take(json.loads(line))
-        process.wait()
-        with contextlib.suppress(OSError):
-            process.stdin.close()
+        ) as process:
+            with self._lock:
+                self._process = process
+                self._tell(
+                    Task(
+                        self._url, self.study.study_name, self._destination, self._directory
+                    ).to_line()
+                )
+                if self._may_end.is_set():
+                    self._tell("end\n")
+            assert process.stdout is not None
+            for line in process.stdout:
+                self._take(json.loads(line))
+
+    def _tell(self, line: str) -> None:
+        with contextlib.suppress(OSError):  # it has ended, and is started again
+            assert self._process is not None
+            assert self._process.stdin is not None
+            self._process.stdin.write(line)
+            self._process.stdin.flush()
 
     def _say_end(self) -> None:
         with self._lock:
             self._may_end.set()
             if self._process is not None:
-                _write(self._process, "end\n")
+                self._tell("end\n")
 
     def _take(self, told: dict[str, Any]) -> None:
         self._last_sign = time.monotonic()
@@ -237,7 +246,12 @@ class Follower:
                 if self._is_hopeless(began, now):
                     self._abandon()
                 if bar is None and now > began + _SHOW_PROGRESS_AFTER_S:
-                    bar = _progress_bar(self._show_progress_bar)
+                    bar = tqdm(
+                        desc="delivering to MLflow",
+                        unit="trial",
+                        disable=None if self._show_progress_bar else True,
+                        leave=False,
+                    )
                 if bar is not None:
                     done, bar.total = self._progress
                     bar.update(done - bar.n)
@@ -315,23 +329,6 @@ def _environment() -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(search_path),
         "OMP_NUM_THREADS": "1",  # the study's loop needs the cores
     }
-
-
-def _write(process: subprocess.Popen[str], line: str) -> None:
-    assert process.stdin is not None
-    with contextlib.suppress(OSError):  # it has ended, and is started again
-        process.stdin.write(line)
-        process.stdin.flush()
-
-
-def _progress_bar(shows: bool) -> tqdm:
-    return tqdm(
-        desc="delivering to MLflow",
-        unit="trial",
-        disable=None if shows else True,
-        dynamic_ncols=True,
-        leave=False,
-    )
 
 
 def _from_here(url: str) -> str:

@@ -1,10 +1,10 @@
-"""The process that brings a study to MLflow while it is run: ``python -m wpo_optuna.track --follow``.
+"""The process that brings a study to MLflow while it is run: ``wpo_optuna.track --follow``.
 
 A process of its own, because MLflow's client is Python code that computes, 10 ms for each trial
 with a run of its own: in the study's process it would take that from the study. It reads what it is
-to do from its standard input, one line of JSON, and is told of the end there; where its input ends
-without a word, the study's process was killed, and what there is gets delivered. It tells what it
-has done in lines of JSON.
+to do from its standard input, one line of JSON, and is told of the end there by another one; where
+its input ends before, the study's process was killed, and what there is gets delivered. It tells
+what it has done in lines of JSON.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import io
 import json
 import os
 import shutil
-import sys
 import threading
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from wpo_optuna.track.delivery import Delivery
-    from wpo_optuna.track.destination import Destination
+from wpo_optuna.storage import load_study
+from wpo_optuna.track.delivery import Delivery
+from wpo_optuna.track.destination import Destination, without_password
+from wpo_optuna.track.store import reason_of
 
 _POLL_S = 0.5
 _LONGEST_WAIT_S = 15.0
@@ -55,63 +55,21 @@ class Task:
         return json.dumps(asdict(self)) + "\n"
 
     @classmethod
-    def from_line(cls, line: str) -> Task:
+    def from_line(cls, line: bytes) -> Task:
         """The task that :meth:`to_line` wrote."""
-        from wpo_optuna.track.destination import Destination
-
         fields = json.loads(line)
         return cls(**{**fields, "destination": Destination.from_json(fields["destination"])})
 
-
-def follow() -> int:
-    """Does the task on standard input; returns the exit status."""
-    os.nice(_NICENESS)
-    # Without a buffer, whose lock a waiting thread would keep from the end of the program.
-    channel = io.FileIO(0)
-    task = Task.from_line(channel.readline().decode())
-    end = _End(channel)
-    import mlflow  # noqa: F401
-
-    gc.freeze()  # what was imported stays, and need not be looked through again and again
-    delivery: Delivery | None = None
-    wait, give_up = _POLL_S, None
-    while True:
-        is_last = end.is_here()
-        try:
-            delivery = delivery or _begin(task)
-            delivered = delivery.bring(
-                running=not is_last, on_progress=lambda n, total: _tell(done=n, total=total)
-            )
-        except Exception as error:  # of MLflow or the storage, which raise what they like
-            _tell(away=_reason(error, task))
-            give_up = give_up or (time.monotonic() + _ALONE_S if is_last else None)
-            if end.is_alone and give_up is not None and time.monotonic() > give_up:
-                return 1
-            wait = _WAIT_AT_END_S if is_last else min(2 * wait, _LONGEST_WAIT_S)
-        else:
-            _tell(delivered=asdict(delivered), is_last=is_last)
-            if is_last:
-                break
-            wait = _POLL_S
-        if is_last:
-            time.sleep(wait)
-        else:
-            end.come.wait(wait)
-    if task.directory is not None:
-        shutil.rmtree(task.directory, ignore_errors=True)
-    return 0
+    def reason(self, error: Exception) -> str:
+        """Why it is not done, as a phrase without passwords."""
+        return without_password(reason_of(error, self.destination.uri), self.storage)
 
 
 class _End:
-    """The end of the study, as standard input tells it.
-
-    Attributes:
-        come: set once it has come.
-        is_alone: whether the study's process is gone.
-    """
+    """The end of the study, as standard input tells it."""
 
     def __init__(self, channel: io.FileIO) -> None:
-        self.come = threading.Event()
+        self.has_come = threading.Event()
         self.is_alone = False
         self._channel = channel
         self._parent = os.getppid()
@@ -121,28 +79,58 @@ class _End:
         # A forked copy of the study's process may hold the channel open after its death.
         if os.getppid() != self._parent:
             self.is_alone = True
-            self.come.set()
-        return self.come.is_set()
+            self.has_come.set()
+        return self.has_come.is_set()
 
     def _listen(self) -> None:
-        while self._channel.readline():  # the only thing that is ever said
-            self.come.set()
+        while self._channel.readline():
+            self.has_come.set()
         self.is_alone = True
-        self.come.set()
+        self.has_come.set()
 
 
-def _begin(task: Task) -> Delivery:
-    from wpo_optuna.storage import load_study
-    from wpo_optuna.track.delivery import Delivery
+def follow() -> int:
+    """Does the task on standard input; returns the exit status."""
+    os.nice(_NICENESS)
+    # Without a buffer, whose lock a waiting thread would keep from the end of the program.
+    channel = io.FileIO(0)
+    task = Task.from_line(channel.readline())
+    end = _End(channel)
+    import mlflow  # noqa: F401
 
-    return Delivery(load_study(task.storage, task.study_name), task.destination)
+    gc.freeze()  # what was imported stays, and need not be looked through again and again
+    delivery: Delivery | None = None
+    wait, alone_since = _POLL_S, None
+    while True:
+        is_last = end.is_here()
+        try:
+            delivery = delivery or Delivery(
+                load_study(task.storage, task.study_name), task.destination
+            )
+            delivered = delivery.bring(running=not is_last, on_progress=_tell_progress)
+        except Exception as error:  # MLflow and storages raise what they like
+            _tell(away=task.reason(error))
+            if end.is_alone:
+                alone_since = alone_since or time.monotonic()
+                if time.monotonic() > alone_since + _ALONE_S:
+                    return 1
+            wait = min(2 * wait, _LONGEST_WAIT_S)
+        else:
+            _tell(delivered=asdict(delivered), is_last=is_last)
+            if is_last:
+                break
+            wait = _POLL_S
+        if is_last:
+            time.sleep(_WAIT_AT_END_S)
+        else:
+            end.has_come.wait(wait)
+    if task.directory is not None:
+        shutil.rmtree(task.directory, ignore_errors=True)
+    return 0
 
 
-def _reason(error: Exception, task: Task) -> str:
-    from wpo_optuna.track.destination import without_password
-    from wpo_optuna.track.store import reason_of
-
-    return without_password(reason_of(error, task.destination.uri), task.storage)
+def _tell_progress(n_done: int, n_all: int) -> None:
+    _tell(done=n_done, total=n_all)
 
 
 def _tell(**what: Any) -> None:

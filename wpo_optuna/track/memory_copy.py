@@ -68,7 +68,7 @@ class MemoryCopy:
                 self._attributes[name] = value
         self._waiting |= {trial.number: trial for trial in self._new.read_new()}
         while self._waiting:
-            batch = []
+            batch: list[FrozenTrial] = []
             while (trial := self._waiting.pop(self._n_copied + len(batch), None)) is not None:
                 batch.append(trial)
             self._stored.append(batch, None, lambda trial: None)

@@ -15,14 +15,13 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wpo_optuna.track.store import (
     KIND_TAG,
     MAX_PARAM_LENGTH,
-    METRICS_PER_REQUEST,
     STUDIES_FILTER,
     log_metrics,
     log_params,
@@ -34,7 +33,7 @@ from wpo_optuna.track.trials import TrialRecord
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Run
+    from mlflow.entities import Metric, Param, Run
 
 PARAMETERS_FILE = "parameters.json"
 
@@ -81,7 +80,10 @@ class StudyRun:
         self._claimed = 0.0
         self._series: set[int] = set()
         self._trial_runs: dict[int, tuple[str, bool]] = {}
-        self._take(run)
+        self._status = str(run.info.status)
+        self._tags = dict(run.data.tags)
+        self._params = dict(run.data.params)
+        self._metrics = dict(run.data.metrics)
 
     @classmethod
     def find(
@@ -148,7 +150,6 @@ class StudyRun:
 
         A second one appears if a request that seemed to have failed was carried out after all.
         """
-        self._take(self._client.get_run(self.run_id))
         self._series = {m.step for m in self._client.get_metric_history(self.run_id, "tnmse")}
         self._trial_runs = {}
         for run in sorted(self._children(), key=lambda run: run.info.run_id):
@@ -270,12 +271,6 @@ class StudyRun:
             self._client.update_run(self.run_id, status=_RUNNING)
         self._status = status
 
-    def _take(self, run: Run) -> None:
-        self._status = str(run.info.status)
-        self._tags = dict(run.data.tags)
-        self._params = dict(run.data.params)
-        self._metrics = dict(run.data.metrics)
-
     def _children(self) -> list[Run]:
         under_this = f"tags.`{PARENT_TAG}` = '{self.run_id}'"
         return search_runs(self._client, self.experiment_id, under_this)
@@ -303,7 +298,7 @@ class StudyRun:
         )
         return str(run.info.run_id)
 
-    def _params_of(self, record: TrialRecord, run_id: str) -> Sequence[Param]:
+    def _params_of(self, record: TrialRecord, run_id: str) -> list[Param]:
         from mlflow.entities import Param
 
         params = {"f_lst": json.dumps(record.f_lst), "g_lst": json.dumps(record.g_lst)}

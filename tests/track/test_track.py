@@ -1,0 +1,309 @@
+"""``python -m wpo_optuna.track``: a stored study, a server that is away, processes that are killed.
+
+Real ``mlflow server`` processes on the loopback interface, real SQLite stores, real SIGKILL.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shlex
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+from following import children, start_script, wait_until
+from mlflow import MlflowClient
+from mlflow_servers import BREAK_OFF, CARRY_OUT_AND_FAIL, PASS, REFUSE, FailingProxy, MlflowServer
+from tracked_studies import (
+    all_runs,
+    assert_complete,
+    finished_trial,
+    make_study,
+    objective,
+    random_points,
+    recorded,
+)
+
+from wpo_optuna.storage import FinishedTrials, open_storage
+from wpo_optuna.study import attributes
+from wpo_optuna.track import Destination, MlflowTracker, TrackingWarning, follower
+from wpo_optuna.track.__main__ import main
+
+TRACK = ["--study-name", "quadratic"]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    server = MlflowServer(tmp_path_factory.mktemp("server"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def running_server(server: MlflowServer) -> MlflowServer:
+    if not server.is_running:
+        server.start()
+    return server
+
+
+def stored_study(n_trials: int, name: str = "quadratic") -> optuna.Study:
+    study = make_study(name, open_storage("sqlite:///wpo.db"))
+    trials = [finished_trial(x) for x in random_points(n_trials)]
+    FinishedTrials(study).append(trials, None, lambda trial: None)
+    return study
+
+
+def test_a_study_run_and_tracked_with_the_server_down_is_delivered_whole_when_it_is_up(
+    server: MlflowServer, working_directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Strategy, settings, scores and report included, though their folder is gone by then."""
+    server.stop()
+    study = make_study(storage=open_storage("sqlite:///wpo.db"))
+    with pytest.warns(TrackingWarning) as told, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(follower, "AWAY_S", 1.0)
+        with follower.Follower(study, Destination(server.uri, "late")) as recording:
+            study.optimize(objective, n_trials=8)
+            results = working_directory / "results"
+            results.mkdir()
+            (results / "report.html").write_text("<html>")
+            for name, value in {
+                attributes.STRATEGY: {"f_lst": [1.0, 2.0]},
+                attributes.SETTINGS: "n_trials: 8\n",
+                attributes.METRICS: {"winner_tnmse": 0.05},
+                attributes.RESULTS: str(results),
+                attributes.STATUS: "FINISHED",
+            }.items():
+                study.set_user_attr(name, value)
+            started = time.monotonic()
+            assert recording.finish() is None
+    assert time.monotonic() - started < 15
+    assert "cannot be reached: connection refused" in str(told[0].message)
+    sentence = str(told[-1].message)
+    assert "\n" not in sentence
+    command = shlex.split(sentence.partition("deliver it with: ")[2])
+    assert command[1:3] == ["-m", "wpo_optuna.track"]
+
+    assert main(command[3:]) == 1
+    error = capsys.readouterr().err
+    assert f"{server.uri} cannot be reached: connection refused" in error
+    assert error.count("\n") == 1
+    assert main(TRACK) == 1  # the study has remembered where it goes
+
+    server.start()
+    assert main(TRACK) == 0
+    client = MlflowClient(server.uri)
+    found = recorded(client, "quadratic", "late")
+    assert_complete(found, study, "all")
+    contents = {name: bytes.fromhex(text).decode(errors="replace")
+                for name, text in found.run.artifacts.items()}  # fmt: skip
+    assert contents["report.html"] == "<html>"
+    assert json.loads(contents["strategy.json"]) == {"f_lst": [1.0, 2.0]}
+    assert contents["settings.yaml"] == "n_trials: 8\n"
+    assert float(found.run.histories["winner_tnmse"][0][1]) == 0.05
+
+    run_ids = {run.info.run_id for run in all_runs(client, "late")}
+    assert main(TRACK) == 0
+    assert recorded(client, "quadratic", "late") == found
+    assert {run.info.run_id for run in all_runs(client, "late")} == run_ids
+
+
+def test_a_server_that_comes_late_stops_and_comes_again_gets_every_trial_once(
+    server: MlflowServer, working_directory: Path
+) -> None:
+    server.stop()
+    study = make_study("late")
+    tracker = MlflowTracker(server.uri, trial_runs="all")
+    with pytest.warns(TrackingWarning) as told:
+        study.optimize(objective, n_trials=10, callbacks=[tracker])
+        assert tracker.run_id is None
+        server.start()
+        wait_until(lambda: tracker.run_id)
+        study.optimize(objective, n_trials=5, callbacks=[tracker])
+        server.stop()
+        study.optimize(objective, n_trials=10, callbacks=[tracker])
+        server.start()
+        assert tracker.close()
+    assert len(told) == 1
+    assert_complete(recorded(MlflowClient(server.uri), "late"), study, "all")
+
+
+def test_a_server_that_answers_500_or_not_at_all_gets_every_trial_once(
+    running_server: MlflowServer, working_directory: Path
+) -> None:
+    """About every twentieth request fails, in three ways; in two of them it is carried out."""
+    generator = random.Random(5)
+    failing = {
+        n: generator.choice([REFUSE, CARRY_OUT_AND_FAIL, BREAK_OFF])
+        for n in range(5, 1000, 23)
+    }
+    proxy = FailingProxy(running_server.port, lambda number: failing.get(number, PASS))
+    study = make_study("failing")
+    with pytest.warns(TrackingWarning) as told, MlflowTracker(proxy.uri) as tracker:
+        study.optimize(objective, n_trials=16, callbacks=[tracker])
+    proxy.close()
+    assert tracker.undelivered is None
+    assert len(told) == 1
+    assert proxy.n_failed >= 4
+    assert_complete(recorded(MlflowClient(running_server.uri), "failing"), study, "all")
+
+
+def test_a_study_is_delivered_to_where_it_was_recorded_unless_told_otherwise(
+    store: str, working_directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also one whose first delivery was by this command."""
+    uri = f"sqlite:///{(working_directory / 'mlflow.db').rename('elsewhere.db').absolute()}"
+    client = MlflowClient(uri)
+    study = stored_study(4)
+    options = ["--experiment", "late", "--trial-runs", "none", "--tracking-uri", uri]
+    assert main(TRACK + options) == 0
+    assert main(TRACK) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second
+    assert "all 4 finished trials of study 'quadratic'" in first
+    assert_complete(recorded(client, "quadratic", "late"), study, "none")
+    assert main([*TRACK, "--trial-runs", "all"]) == 0
+    assert_complete(recorded(client, "quadratic", "late"), study, "all")
+    assert client.get_experiment_by_name("wpo") is None
+    assert not Path("mlflow.db").exists()
+
+
+def test_what_cannot_be_delivered_is_told_in_one_sentence_and_nothing_is_written(
+    working_directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored_study(1)
+    wrong = {
+        ("--study-name", "nobody"): "has no such study",
+        ("--study-name", "q", "--storage", "sqlite:///no.db"): "no.db",
+        ("--study-name", "quadratic", "--tracking-uri", "ftp://x"): "tracking_uri = 'ftp://x'",
+        ("--study-name", "quadratic", "--tracking-uri", "sqlite:///wpo.db"): (
+            "Optuna keeps the study in this file"
+        ),
+        ("--study-name", "quadratic", "--tracking-uri", "http://me:secret@127.0.0.1:9"): (
+            "http://me:***@127.0.0.1:9 cannot be reached: connection refused"
+        ),
+        ("--study-name", "quadratic"): "give --tracking-uri with it",
+    }
+    for arguments, message in wrong.items():
+        assert main(list(arguments)) == 1
+        error = capsys.readouterr().err
+        assert message in error
+        assert "secret" not in error
+        assert error.count("\n") == 1
+    assert {path.name for path in working_directory.iterdir() if "wpo.db" not in path.name} == set()
+    with pytest.raises(SystemExit) as refusal:
+        main([])
+    assert refusal.value.code == 2
+
+
+def test_the_help_answers_at_once() -> None:
+    code = (
+        "import sys; from wpo_optuna.track.__main__ import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit(bool({'optuna', 'mlflow', 'torch'} & set(sys.modules)))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL)
+    assert done.returncode == 0
+
+
+STUDY = """
+    from tracked_studies import make_study, objective
+    from wpo_optuna.storage import open_storage
+    from wpo_optuna.track import MlflowTracker
+    study = make_study("killed", storage=open_storage("sqlite:///wpo.db"))
+    tracker = MlflowTracker(trial_runs="all")
+    study.optimize(objective, n_trials=60, callbacks=[tracker])
+    tracker.close()
+"""
+
+
+def n_trial_runs(status: str = "FINISHED") -> int:
+    """Counted in MLflow's database without MLflow, which would take too long to be in time."""
+    with sqlite3.connect("file:mlflow.db?mode=ro", uri=True) as database:
+        query = "SELECT COUNT(*) FROM runs WHERE name LIKE '% trial %' AND status = ?"
+        return int(database.execute(query, [status]).fetchone()[0])
+
+
+@pytest.mark.parametrize("killed", ["both", "delivering process"])
+def test_processes_killed_while_they_deliver_leave_at_most_one_run_incomplete(
+    killed: str, store: str
+) -> None:
+    """A delivering process that is killed alone is started again; what both leave is completed."""
+    process = start_script(STUDY)
+    wait_until(lambda: n_trial_runs() >= 10, 120)
+    (deliverer,) = children(process.pid)
+    if killed == "both":
+        os.kill(process.pid, signal.SIGKILL)
+    os.kill(deliverer, signal.SIGKILL)
+    _, errors = process.communicate()
+    if killed == "both":
+        assert 10 <= n_trial_runs() < 60
+        assert n_trial_runs("RUNNING") <= 1
+        assert main(["--study-name", "killed", "--trial-runs", "all"]) == 0
+    else:
+        assert process.returncode == 0, errors
+        assert errors.count("TrackingWarning:") == 1
+    study = optuna.load_study(study_name="killed", storage="sqlite:///wpo.db")
+    status = "KILLED" if killed == "both" else "FINISHED"
+    assert_complete(recorded(MlflowClient(store), "killed"), study, "all", status)
+
+
+def test_a_study_that_is_delivered_by_hand_while_it_is_run_is_there_once(
+    store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = MlflowClient(store)
+    study = make_study(storage=open_storage("sqlite:///wpo.db"))
+    tracker = MlflowTracker()
+    study.optimize(objective, n_trials=3, callbacks=[tracker])
+    assert tracker.run_id
+    assert main(TRACK) == 0
+    assert "another process is recording it still" in capsys.readouterr().out
+    assert client.get_run(tracker.run_id).info.status == "RUNNING"
+    study.optimize(objective, n_trials=3, callbacks=[tracker])
+    assert tracker.close("KILLED")
+    assert_complete(recorded(client, "quadratic"), study, "all", ended="KILLED")
+    assert main(TRACK) == 0
+    assert "recording" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_server_that_accepts_and_never_answers_does_not_hold_up_the_end(
+    working_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the user's own limit on the time of a request, which is respected."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        study = make_study()
+        tracker = MlflowTracker(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.warns(TrackingWarning, match="does not answer in time"):
+            study.optimize(objective, n_trials=5, callbacks=[tracker])
+            assert tracker.run_id is None  # waits for the first contact
+            started = time.monotonic()
+            assert not tracker.close()
+    assert time.monotonic() - started < 15
+
+
+@pytest.mark.slow
+def test_a_store_locked_by_another_program_for_30_s_gets_every_trial_once(store: str) -> None:
+    study = make_study("locked")
+    database = sqlite3.connect("mlflow.db", isolation_level=None)
+    database.execute("BEGIN EXCLUSIVE")
+    tracker = MlflowTracker()
+    started = time.monotonic()
+    study.optimize(objective, n_trials=50, callbacks=[tracker])
+    assert time.monotonic() - started < 10
+    time.sleep(30)
+    database.execute("ROLLBACK")
+    database.close()
+    assert tracker.close()
+    assert_complete(recorded(MlflowClient(store), "locked"), study, "all")

@@ -15,7 +15,7 @@ from reported_studies import ALSO_FINISHED, EMPTY, FINISHED, UNFINISHED, stored_
 from small_problems import small_problem
 
 from wpo_optuna.errors import InvalidArgument
-from wpo_optuna.report import Measurements, write_report
+from wpo_optuna.report import Measurements, measure, write_report
 from wpo_optuna.report.__main__ import main
 from wpo_optuna.study import attributes
 from wpo_optuna.study.scoring import Scores
@@ -164,10 +164,13 @@ def test_an_unfinished_study_or_one_without_its_folder_says_what_is_missing(
     assert "has not been scored on fresh noise" in page.text
     assert "measured when a study has been scored" in page.text
     assert {path.stem for path in files.figures} == FIGURES_OF_THE_SEARCH | {"search_progress"}
-    for folder in (tmp_path / "none", reported_studies.directory() / "pcm"):
-        # No folder, or that of another problem.
-        write_report([stored_study()], tmp_path / "report.html", {FINISHED: folder})
-        assert "The devices are sampled when" in Page(files.page).text
+    # A folder of another problem is as good as none.
+    other = reported_studies.directory() / "other"
+    problem = small_problem(t_steps=[1.0])
+    strategy = problem.hypercube.decode([0.5] * problem.hypercube.dimension)
+    measure(problem, strategy, other, winning_trial=0)
+    write_report([stored_study(ALSO_FINISHED)], tmp_path / "report.html", {ALSO_FINISHED: other})
+    assert "The devices are sampled when" in Page(files.page).text
 
 
 def test_a_study_made_with_plain_optuna_has_a_report(tmp_path: Path) -> None:

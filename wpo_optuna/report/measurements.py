@@ -27,8 +27,6 @@ from wpo_optuna.report.weight_errors import (
 )
 
 if TYPE_CHECKING:
-    from aihwkit.inference.converter.base import BaseConductanceConverter
-
     from wpo_optuna.problem import WeightProgrammingProblem
     from wpo_optuna.strategy import ProgrammingStrategy
 
@@ -122,8 +120,7 @@ def measure(
 ) -> Measurements:
     """Measures what a report shows of hardware, baseline and winner, and saves it.
 
-    What the folder holds already of the same problem, and of the same strategy, is not measured
-    again.
+    If the folder has it already, of the same problem and strategy, nothing is measured again.
 
     Args:
         problem: the problem.
@@ -133,13 +130,11 @@ def measure(
         show_progress: whether to show progress on a terminal.
     """
     known = Measurements.load(folder)
-    if known is not None and known.fingerprint != problem.fingerprint:
-        known = None
-    if known is not None and known.optimised.is_of(strategy):
+    if known and known.fingerprint == problem.fingerprint and known.optimised.is_of(strategy):
         measured = replace(known, trial_number=winning_trial)
     else:
         with one_thread():
-            measured = _measure(problem, strategy, winning_trial, known, show_progress)
+            measured = _measure(problem, strategy, winning_trial, show_progress)
     measured.save(folder)
     return measured
 
@@ -148,25 +143,23 @@ def _measure(
     problem: WeightProgrammingProblem,
     strategy: ProgrammingStrategy,
     winning_trial: int,
-    known: Measurements | None,
     show_progress: bool,
 ) -> Measurements:
     engine = drawing_engine(problem)
+    of_winner = np.array(strategy.f_lst), np.array(strategy.g_lst)
     with tqdm(
-        desc="measuring errors over time", total=DRAWS if known else 2 * DRAWS, unit="draw",
-        disable=None if show_progress else True, leave=False,
+        desc="measuring errors over time", total=2 * DRAWS, unit="draw", leave=False,
+        disable=None if show_progress else True,
     ) as bar:  # fmt: skip
-
-        def errors_of(converter: BaseConductanceConverter, what: int) -> WeightErrors:
-            return measure_weight_errors(engine, converter, _seed(problem, what), bar.update)
-
-        optimised = Programming(
-            np.array(strategy.f_lst), np.array(strategy.g_lst),
-            errors_of(strategy.to_converter(), winning_trial + 1),
-        )  # fmt: skip
-        if known is not None:
-            return replace(known, trial_number=winning_trial, optimised=optimised)
-        baseline = Programming(*_curves(problem), errors_of(problem.g_converter_baseline, 0))
+        baseline, optimised = (
+            Programming(
+                f, g_us, measure_weight_errors(engine, converter, _seed(problem, what), bar.update)
+            )
+            for what, converter, (f, g_us) in (
+                (0, problem.g_converter_baseline, _curves(problem)),
+                (winning_trial + 1, strategy.to_converter(), of_winner),
+            )
+        )
     weights = problem.test_weights.double().numpy().ravel() / problem.max_abs_weight
     return Measurements(
         fingerprint=problem.fingerprint,

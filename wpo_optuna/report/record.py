@@ -100,16 +100,15 @@ def read_study(study: Study, folder: Path | None = None) -> StudyRecord:
     Raises:
         InvalidArgument: no trial of weight programming was completed.
     """
-    names = _ATTRIBUTES | {attributes.PHASE}
-    finished = FinishedTrials(study, attributes=names).read_new()
-    complete = [trial for trial in finished if trial.state == TrialState.COMPLETE]
+    reader = FinishedTrials(study, attributes=_ATTRIBUTES | {attributes.PHASE})
+    complete = [trial for trial in reader.read_new() if trial.state == TrialState.COMPLETE]
     own = [t for t in complete if t.user_attrs.keys() >= _ATTRIBUTES and t.value is not None]
     if not own:
-        what = "none of its trials is one of weight programming" if complete else (
-            "it has no completed trial"
-        )  # fmt: skip
+        of_another_kind = "none of its trials is one of weight programming"
         raise InvalidArgument(
-            f"study_name = {study.study_name!r}: {what}; a report needs at least one."
+            f"study_name = {study.study_name!r}: "
+            f"{of_another_kind if complete else 'it has no completed trial'}; a report needs at "
+            "least one."
         )
     settings = study.user_attrs
     stored = settings.get(attributes.SCORES)

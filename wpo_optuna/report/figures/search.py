@@ -18,6 +18,7 @@ from wpo_optuna.report.figures.drawing import LOOKS, FloatArray, legend_above, p
 from wpo_optuna.report.record import are_about_one_problem
 
 if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
     from wpo_optuna.report.record import StudyRecord
@@ -161,7 +162,7 @@ def _importance(trials: list[FrozenTrial], most: int = 20) -> dict[str, float]:
     finally:
         optuna.logging.set_verbosity(level)
     # The study copies each trial with all it holds: no attributes, and one distribution for all.
-    unit = optuna.distributions.FloatDistribution(0.0, 1.0)
+    unit: BaseDistribution = optuna.distributions.FloatDistribution(0.0, 1.0)
     for trial in trials:
         distributions = dict.fromkeys(trial.params, unit)
         study.add_trial(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -120,8 +121,8 @@ def run_study(
     opened = open_storage(storage) if isinstance(storage, str) else storage
     if destination is not None:
         refuse_file_of(opened, destination.tracking_uri)
-    if show_progress_bar:
-        tqdm.write("preparing the loss (the first time on a machine it is compiled)")
+    if show_progress_bar and sys.stderr.isatty():
+        print("preparing the loss (the first time on a machine it is compiled)", file=sys.stderr)
     session = open_session(problem, opened, study_name, settings, sampler_options, parent_study)
     with ExitStack() as stack:
         run = _Run(

@@ -149,14 +149,6 @@ def choose_for_gpu(
     return choose_engine(problem, name, device="cuda", check=False), given
 
 
-def test_a_gpu_is_used_by_the_engine_that_can(
-    problem: WeightProgrammingProblem, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chosen, given = choose_for_gpu(problem, monkeypatch)
-    assert chosen.engine.name == "montecarlo"
-    assert given == [{"device": "cuda"}]
-
-
 @pytest.mark.parametrize("name", ["expected", "aihwkit"])
 def test_a_gpu_given_to_another_engine_is_not_ignored_in_silence(
     problem: WeightProgrammingProblem, monkeypatch: pytest.MonkeyPatch, name: str

@@ -108,16 +108,6 @@ def test_the_seed_decides_and_is_the_problems_unless_given(
     assert np.array_equal(engine.tnmse(x, seed=problem.seed), own)
 
 
-def test_candidates_share_their_noise() -> None:
-    # The spread of the ratio of two alike strategies over seeds is far below that of each.
-    problem = comparison_problem()
-    x = random_points(problem, 1).repeat(2, axis=0)
-    x[1] = np.clip(x[0] + 0.002, 0, 1)
-    engine = MonteCarloEngine(problem)
-    values = np.log([engine.tnmse(x, seed=seed) for seed in range(40)])
-    assert np.diff(values).std() < 0.1 * values.std(axis=0).min()
-
-
 def test_global_generators_stay_as_they_are(problem: WeightProgrammingProblem) -> None:
     before = generator_states()
     engine = MonteCarloEngine(problem)
@@ -209,12 +199,6 @@ def test_what_cannot_be_batched_is_refused_with_the_engine_to_use(case: str) -> 
     assert make_engine("aihwkit", problem).tnmse(random_points(problem, 1))[0] > 0
 
 
-def test_without_compensation_the_forward_pass_does_not_matter() -> None:
-    rpu_config = small_rpu_config(compensation=None, ir_drop=1.0)
-    engine = MonteCarloEngine(small_problem(rpu_config=rpu_config))
-    assert np.isfinite(engine.tnmse_of(SinglePairConductanceConverter(), 2)).all()
-
-
 @pytest.mark.parametrize("engine", ["montecarlo", "aihwkit"])
 def test_what_aihwkits_tile_refuses_is_refused_in_one_sentence(engine: str) -> None:
     # Noise management scales inputs to 1.
@@ -239,15 +223,6 @@ def test_bad_options_are_named(
     with pytest.raises(InvalidArgument) as refused:
         MonteCarloEngine(problem, **options)
     assert named in str(refused.value)
-
-
-@pytest.mark.parametrize("arguments", [{"repeats": 0}, {"repeats": True}, {"seed": -3}])
-def test_bad_arguments_of_draws_are_named(
-    problem: WeightProgrammingProblem, arguments: dict[str, Any]
-) -> None:
-    name, value = next(iter(arguments.items()))
-    with pytest.raises(InvalidArgument, match=f"{name} = {value}"):
-        MonteCarloEngine(problem).tnmse_of(problem.g_converter_baseline, **arguments)
 
 
 MEASURED_MEMORY = """

@@ -27,11 +27,8 @@ from aihwkit.inference import (
 )
 from aihwkit.inference.compensation.drift import PerColumnDriftCompensation
 from aihwkit.inference.converter.conductance import CustomPairConductanceConverter
-from aihwkit.inference.noise.custom import StateIndependentNoiseModel
 from aihwkit.simulator.configs import InferenceRPUConfig, TorchInferenceRPUConfig
 from aihwkit.simulator.parameters.enums import BoundManagementType, WeightNoiseType
-from hypothesis import given
-from hypothesis import strategies as st
 from small_problems import ROWS, gaussian_weights, small_problem, small_rpu_config
 
 from wpo_optuna.problem.fingerprint import describe, differences, fingerprint
@@ -102,13 +99,9 @@ def test_another_process_finds_the_same_fingerprint() -> None:
     "option",
     [
         {"weights": gaussian_weights(seed=1)},
-        {"weights": gaussian_weights() * 1.001},
         {"f_lst": [1.0, 2.0]},
-        {"f_lst": [None, 1.0]},
         {"f_lst": [1.0, None, None]},
-        {"t_steps": [1.0]},
         {"t_steps": [1.0, 3601.0]},
-        {"t_steps": [0.0, 3600.0]},
         {"g_converter_baseline": SinglePairConductanceConverter(g_min=0.0, g_max=25.0)},
         {"g_converter_baseline": dual_pair(g_max=24.0)},
         {"g_converter_baseline": DualPairConductanceConverter([1.0, 2.0], 25.0, 0.0)},
@@ -135,26 +128,14 @@ def test_each_option_changes_the_fingerprint(option: dict[str, Any]) -> None:
     ("path", "value"),
     [
         ("forward.inp_res", 64.0),
-        ("forward.inp_bound", 0.9),
-        ("forward.inp_noise", 0.01),
-        ("forward.out_res", 64.0),
         ("forward.out_bound", 9.0),
-        ("forward.out_noise", 0.01),
-        ("forward.w_noise", 0.01),
         ("forward.w_noise_type", WeightNoiseType.PCM_READ),
         ("forward.bound_management", BoundManagementType.NONE),
-        ("forward.ir_drop", 0.5),
         ("forward.is_perfect", True),
         ("noise_model", ReRamCMONoiseModel(g_max=25.0, g_min=9.0)),
-        ("noise_model", StateIndependentNoiseModel()),
         ("noise_model.prog_noise_scale", 0.9),
         ("noise_model.prog_coeff", [0.26348, 1.965, -1.17]),
-        ("noise_model.prog_coeff_g_max_reference", 24.0),
-        ("noise_model.read_noise_scale", 0.9),
-        ("noise_model.drift_scale", 0.9),
         ("noise_model.g_max", 24.0),
-        ("noise_model.t_0", 10.0),
-        ("noise_model.t_read", 1e-7),
         ("drift_compensation", None),
         ("drift_compensation", PerColumnDriftCompensation()),
         ("mapping.max_input_size", ROWS + 1),
@@ -171,10 +152,7 @@ def test_each_setting_of_the_hardware_changes_the_fingerprint(path: str, value: 
     [
         ("noise_model.g_converter", dual_pair(g_max=40.0)),
         ("backward.out_noise", 0.3),
-        ("backward.is_perfect", False),
         ("update.desired_bl", 17),
-        ("clip.sigma", 3.3),
-        ("modifier.std_dev", 0.2),
         # The evaluation switches these off.
         ("mapping.weight_scaling_omega", 0.5),
         ("mapping.weight_scaling_columnwise", False),
@@ -225,11 +203,6 @@ def test_whole_numbers_and_their_fractional_equals_give_the_same_fingerprint(
     whole: dict[str, Any], fractional: dict[str, Any]
 ) -> None:
     assert small_problem(**whole).fingerprint == small_problem(**fractional).fingerprint
-
-
-def test_only_the_seed_differs_between_problems_that_differ_in_the_seed() -> None:
-    told = differences(small_problem(seed=1).description, small_problem(seed=2).description)
-    assert told == ["seed was 1, now 2"]
 
 
 def test_differences_name_the_setting_and_both_values() -> None:
@@ -299,20 +272,3 @@ class Slotted:
 )
 def test_values_are_described_in_words(value: object, expected: dict[str, str]) -> None:
     assert describe(value, "p") == expected
-
-
-@given(st.floats(allow_nan=False), st.floats(allow_nan=False))
-def test_different_numbers_are_described_differently(one: float, two: float) -> None:
-    assert (describe(one, "p") == describe(two, "p")) == (one == two)
-
-
-@given(st.lists(st.floats(width=32), min_size=1), st.integers(0, 1000), st.floats(1, 2))
-def test_arrays_are_told_apart_by_every_number(
-    numbers: list[float], index: int, change: float
-) -> None:
-    array = np.array(numbers, dtype=np.float32)
-    changed = array.copy()
-    changed[index % len(array)] = change
-    same = array.tobytes() == changed.tobytes()
-    assert (describe(array, "p") == describe(changed, "p")) == same
-    assert describe(torch.from_numpy(array), "p") == describe(array, "p")

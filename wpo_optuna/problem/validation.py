@@ -147,17 +147,12 @@ def checked_times(t_steps: object, noise_model: BaseNoiseModel) -> tuple[float, 
     needed = f"a list that ascends, each time once, e.g. {sorted(set(times))},"
     _need(is_ascending, f"t_steps = {list(given)!r}", needed)
     for t in times:
-        reason = time_refusal(noise_model, t)
-        unsupported = (
-            f"t_steps contains {t:g} s, which {type(noise_model).__name__} does not support"
-        )
-        if reason is not None:
-            raise InvalidArgument(f"{unsupported}: {reason}.")
+        _try_time(noise_model, t)
     return times
 
 
-def time_refusal(noise_model: BaseNoiseModel, t: float) -> str | None:
-    """Why a noise model cannot be evaluated at time t in s, or None: tries it on one device."""
+def _try_time(noise_model: BaseNoiseModel, t: float) -> None:
+    """Evaluates the noise model on one device at a time in s."""
     g_target = torch.full((1,), float(getattr(noise_model, "g_max", None) or 1.0) / 2)
     with torch.random.fork_rng(devices=[]):
         try:
@@ -166,8 +161,10 @@ def time_refusal(noise_model: BaseNoiseModel, t: float) -> str | None:
             noise_model.apply_drift_noise_to_conductance(g_programmed, nu, t)
         # Noise models raise what they like (aihwkit's ReRAM one an ArgumentError).
         except Exception as error:
-            return first_line(error)
-    return None
+            raise InvalidArgument(
+                f"t_steps contains {t:g} s, which {type(noise_model).__name__} does not support: "
+                f"{first_line(error)}."
+            ) from error
 
 
 def _as_sequence(values: object) -> Sequence[Any] | None:

@@ -98,9 +98,12 @@ class Mirror:
         self.objective = objective
         self._storage, self._stored_id = storage, storage.get_study_id_from_name(study.study_name)
         self._memory_storage = InMemoryStorage()
+        verbosity = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would tell of a new study
         self.memory = optuna.create_study(
             storage=self._memory_storage, sampler=sampler, study_name=study.study_name
         )
+        optuna.logging.set_verbosity(verbosity)
         self._memory_id = self._memory_storage.get_study_id_from_name(study.study_name)
         self._sampler_state = storage.get_study_system_attrs(self._stored_id)
         for name, value in self._sampler_state.items():

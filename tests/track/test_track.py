@@ -142,8 +142,7 @@ def test_a_server_that_answers_500_or_not_at_all_gets_every_trial_once(
     """About every twentieth request fails, in three ways; in two of them it is carried out."""
     generator = random.Random(5)
     failing = {
-        n: generator.choice([REFUSE, CARRY_OUT_AND_FAIL, BREAK_OFF])
-        for n in range(5, 1000, 23)
+        n: generator.choice([REFUSE, CARRY_OUT_AND_FAIL, BREAK_OFF]) for n in range(5, 1000, 23)
     }
     proxy = FailingProxy(running_server.port, lambda number: failing.get(number, PASS))
     study = make_study("failing")

@@ -44,11 +44,11 @@ def test_two_samplers_are_two_runs_of_one_experiment_with_series_over_the_same_s
         study.optimize(objective, n_trials=3)
         with MlflowTracker(tags={"network": "digits"}, parameters={"weights": {"n": 3}}) as tracker:
             study.optimize(objective, n_trials=20, n_jobs=n_jobs, callbacks=[tracker])
-            run_id, experiment_id = tracker.run_id, tracker.experiment_id
-            assert str(tracker.page()).startswith("http://127.0.0.1:5000/#/experiments/")
         assert tracker.undelivered is None
-        run = MlflowClient().get_run(run_id)
-        assert (run.info.run_name, run.info.experiment_id) == (study.study_name, experiment_id)
+        run = MlflowClient().get_run(tracker.run_id)
+        assert run.info.run_name == study.study_name
+        assert run.info.experiment_id == tracker.experiment_id
+        assert str(tracker.page()).startswith("http://127.0.0.1:5000/#/experiments/")
     client = MlflowClient()
     for study in studies:
         found = recorded(client, study.study_name)
@@ -138,13 +138,15 @@ def test_a_notebook_whose_kernel_is_killed_loses_nothing_that_was_stored(
 ) -> None:
     """Its whole process group is: at once, or, of a study in memory, when that has been copied."""
     opened = 'open_storage("sqlite:///wpo.db")' if storage == "sqlite" else "None"
-    kernel = start_script(KERNEL.replace("STORAGE", opened).replace("WAIT", str(storage == "memory")))
+    kernel = start_script(
+        KERNEL.replace("STORAGE", opened).replace("WAIT", str(storage == "memory"))
+    )
     assert kernel.stdout is not None
     assert kernel.stdout.readline() == "done\n"
     os.killpg(kernel.pid, number)
     kernel.wait()
     client = MlflowClient(store)
-    wait_until(lambda: [r.info.status for r in all_runs(client) if "kernel" == r.info.run_name])
+    wait_until(lambda: [r.info.status for r in all_runs(client) if r.info.run_name == "kernel"])
     wait_until(lambda: recorded(client, "kernel").run.status == "KILLED")
     found = recorded(client, "kernel")
     assert set(found.trials) == set(range(30))

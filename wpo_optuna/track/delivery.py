@@ -97,7 +97,10 @@ def deliver(
         InvalidArgument: MLflow's store would be the file of the study's storage.
         Exception: whatever MLflow or the storage raises when it is away; nothing is lost then.
     """
-    return Delivery(study, destination).bring(running, on_progress)
+    delivery = Delivery(study, destination)
+    if names.DESTINATION not in study.user_attrs:
+        destination.remember(study)
+    return delivery.bring(running, on_progress)
 
 
 class Delivery:

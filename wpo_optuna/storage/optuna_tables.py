@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
@@ -109,7 +110,7 @@ class DatabaseTrials:
         """The trials finished since the last call, by number."""
         cursor = self._cursor
         query = select(TRIALS).where(TRIALS.c.study_id == self._study_id)
-        with self._connected() as connection:
+        with self._connected() as connection, without_garbage_collection():
             new = connection.execute(query.where(TRIALS.c.trial_id > cursor.last_id)).all()
             rows = [*new]
             for chunk in _chunks(sorted(cursor.open_ids)):
@@ -124,16 +125,20 @@ class DatabaseTrials:
         )
         return sorted(trials.values(), key=lambda trial: trial.number)
 
-    def _fill(self, connection: Connection, trials: dict[int, FrozenTrial]) -> None:
+    def _fill(self, connection: Connection, trials: dict[int, StoredTrial]) -> None:
+        """Reads all that does not stand in the table of trials itself."""
         for part in _PARTS:
             table = part.table
             query = select(table.c.trial_id, *(table.c[name] for name in part.columns))
             query = query.where(table.c.trial_id.in_(trials)).order_by(*table.primary_key)
             if part is _USER_ATTRIBUTES and self._attributes is not None:
                 query = query.where(table.c.key.in_(self._attributes))
-            put = part.put
-            for trial_id, *contents in connection.execute(query):
-                put(trials[trial_id], *contents)
+            result = connection.execute(query)
+            if part is _PARAMS:
+                _fill_params(trials, result.cursor.fetchall())
+                continue
+            for row in result.all():
+                part.put(trials[row[0]], *row[1:])
 
     def write(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """Stores finished trials after all others, which have just been read."""
@@ -208,6 +213,18 @@ class DatabaseTrials:
             raise StorageError(f"storage {url!r}: {reason}; nothing was written") from error
 
 
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Keeps Python from looking through a million new objects again and again: none is garbage."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def _trial(row: Row[Any], contents: FrozenTrial | None = None) -> StoredTrial:
     """A trial by its row in :data:`TRIALS`, and the contents of another one or none."""
     return StoredTrial(
@@ -226,90 +243,72 @@ def _trial(row: Row[Any], contents: FrozenTrial | None = None) -> StoredTrial:
     )
 
 
-def _params(trial: FrozenTrial) -> Iterator[tuple[Any, ...]]:
+def _params(trial: FrozenTrial) -> Iterable[tuple[Any, ...]]:
     for name, value in trial.params.items():
         distribution = trial.distributions[name]
         yield name, distribution.to_internal_repr(value), _json_of(distribution)
 
 
-def _put_param(trial: FrozenTrial, name: str, value: float, text: str) -> None:
-    distribution = _distribution_of(text)
-    trial.distributions[name] = distribution
+def _values(trial: FrozenTrial) -> Iterable[tuple[Any, ...]]:
+    for objective, value in enumerate(trial.values or ()):
+        yield objective, *_Value.value_to_stored_repr(value)
+
+
+def _put_value(trial: StoredTrial, objective: int, value: float | None, kind: Any) -> None:
+    trial.values = [*(trial.values or ()), _Value.stored_repr_to_value(value, kind)]
+
+
+def _steps(trial: FrozenTrial) -> Iterable[tuple[Any, ...]]:
+    for step, value in trial.intermediate_values.items():
+        yield step, *_Step.intermediate_value_to_stored_repr(value)
+
+
+def _put_step(trial: StoredTrial, step: int, value: float | None, kind: Any) -> None:
+    trial.intermediate_values[step] = _Step.stored_repr_to_intermediate_value(value, kind)
+
+
+def _attributes(name: str, model: Any) -> _Part:
+    """The part with a trial's ``user_attrs`` or ``system_attrs``."""
+
+    def rows(trial: FrozenTrial) -> Iterable[tuple[str, str]]:
+        return ((key, json.dumps(value)) for key, value in getattr(trial, name).items())
+
+    def put(trial: StoredTrial, key: str, text: str) -> None:
+        getattr(trial, name)[key] = json.loads(text)
+
+    return _Part(model.__table__, ("key", "value_json"), rows, put)
+
+
+def _put_param(trial: StoredTrial, name: str, value: float, text: str) -> None:
+    trial.distributions[name] = distribution = _distribution_of(text)
     trial.params[name] = distribution.to_external_repr(value)
 
 
-def _values(trial: FrozenTrial) -> Iterator[tuple[Any, ...]]:
-    for objective, value in enumerate(trial.values or ()):
-        yield objective, *models.TrialValueModel.value_to_stored_repr(value)
+def _fill_params(
+    trials: dict[int, StoredTrial], rows: Iterable[tuple[int, str, float, str]]
+) -> None:
+    """As :func:`_put_param` for all rows of several trials, of which there are most by far."""
+    targets = {key: (trial.params, trial.distributions) for key, trial in trials.items()}
+    for trial_id, name, value, text in rows:
+        params, distributions = targets[trial_id]
+        distributions[name] = distribution = _distribution_of(text)
+        params[name] = distribution.to_external_repr(value)
 
 
-def _put_value(trial: FrozenTrial, objective: int, value: float | None, kind: Any) -> None:
-    number = models.TrialValueModel.stored_repr_to_value(value, kind)
-    trial.values = [*(trial.values or ()), number]
-
-
-def _intermediate_values(trial: FrozenTrial) -> Iterator[tuple[Any, ...]]:
-    to_stored = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr
-    for step, value in trial.intermediate_values.items():
-        yield step, *to_stored(value)
-
-
-def _put_intermediate_value(trial: FrozenTrial, step: int, value: float | None, kind: Any) -> None:
-    to_value = models.TrialIntermediateValueModel.stored_repr_to_intermediate_value
-    trial.intermediate_values[step] = to_value(value, kind)
-
-
-def _user_attributes(trial: FrozenTrial) -> Iterator[tuple[str, str]]:
-    return ((key, json.dumps(value)) for key, value in trial.user_attrs.items())
-
-
-def _put_user_attribute(trial: FrozenTrial, key: str, text: str) -> None:
-    trial.user_attrs[key] = json.loads(text)
-
-
-def _system_attributes(trial: FrozenTrial) -> Iterator[tuple[str, str]]:
-    return ((key, json.dumps(value)) for key, value in trial.system_attrs.items())
-
-
-def _put_system_attribute(trial: FrozenTrial, key: str, text: str) -> None:
-    trial.system_attrs[key] = json.loads(text)
-
-
-_USER_ATTRIBUTES = _Part(
-    models.TrialUserAttributeModel.__table__,
-    ("key", "value_json"),
-    _user_attributes,
-    _put_user_attribute,
-)
+_Value, _Step = models.TrialValueModel, models.TrialIntermediateValueModel
+_STEP_COLUMNS = ("step", "intermediate_value", "intermediate_value_type")
+_PARAM_COLUMNS = ("param_name", "param_value", "distribution_json")
+_USER_ATTRIBUTES = _attributes("user_attrs", models.TrialUserAttributeModel)
+_PARAMS = _Part(models.TrialParamModel.__table__, _PARAM_COLUMNS, _params, _put_param)
 _PARTS = (
-    _Part(
-        models.TrialParamModel.__table__,
-        ("param_name", "param_value", "distribution_json"),
-        _params,
-        _put_param,
-    ),
-    _Part(
-        models.TrialValueModel.__table__,
-        ("objective", "value", "value_type"),
-        _values,
-        _put_value,
-    ),
+    _PARAMS,
+    _Part(_Value.__table__, ("objective", "value", "value_type"), _values, _put_value),
     _USER_ATTRIBUTES,
-    _Part(
-        models.TrialSystemAttributeModel.__table__,
-        ("key", "value_json"),
-        _system_attributes,
-        _put_system_attribute,
-    ),
-    _Part(
-        models.TrialIntermediateValueModel.__table__,
-        ("step", "intermediate_value", "intermediate_value_type"),
-        _intermediate_values,
-        _put_intermediate_value,
-    ),
+    _attributes("system_attrs", models.TrialSystemAttributeModel),
+    _Part(_Step.__table__, _STEP_COLUMNS, _steps, _put_step),
 )
 
-_distribution_of = functools.lru_cache(maxsize=4096)(json_to_distribution)
+_distribution_of = functools.lru_cache(maxsize=_MOST_TEXTS)(json_to_distribution)
 # The distribution is held beside its text, which keeps its id its own. (Equality will not do: a
 # choice of 0 or 1 equals one of False or True.)
 _texts: dict[int, tuple[BaseDistribution, str]] = {}
@@ -334,4 +333,13 @@ def _utc(local: datetime | None) -> datetime | None:
 
 
 def _local(utc: datetime | None) -> datetime | None:
-    return None if utc is None else utc.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
+    if utc is None:
+        return None
+    # Asking the system for each time would take a tenth of all reading.
+    quarter = utc.replace(minute=utc.minute // 15 * 15, second=0, microsecond=0)
+    return utc + _local_offset(quarter)
+
+
+@functools.lru_cache(maxsize=4096)
+def _local_offset(utc: datetime) -> timedelta:
+    return utc.replace(tzinfo=UTC).astimezone().replace(tzinfo=None) - utc

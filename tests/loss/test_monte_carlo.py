@@ -76,6 +76,8 @@ def test_draws_of_a_converter_begin_with_that_of_its_point(
     assert len(set(draws)) == 900
     assert draws[0] == engine.tnmse(x, seed=11)[0]
     assert np.array_equal(engine.tnmse_of(converter, 5, seed=11), draws[:5])
+    averaging = MonteCarloEngine(problem, draws=5)
+    assert averaging.tnmse(x, seed=11)[0] == pytest.approx(draws[:5].mean(), rel=1e-12)
 
 
 @pytest.mark.parametrize("engine_name", ["montecarlo", "aihwkit"])
@@ -210,6 +212,7 @@ def test_what_aihwkits_tile_refuses_is_refused_in_one_sentence(engine: str) -> N
 @pytest.mark.parametrize(
     ("options", "named"),
     [
+        ({"draws": 0}, "draws = 0"),
         ({"seed": -1}, "seed = -1"),
         ({"seed": "x"}, "seed = 'x'"),
         ({"device": "gpu"}, "device = 'gpu'"),

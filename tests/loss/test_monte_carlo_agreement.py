@@ -84,7 +84,7 @@ class NumberedNoiseModel(BaseNoiseModel):
 def assert_same_draw(problem: WeightProgrammingProblem, rtol: float) -> None:
     """Asserts that engine and tile give the same values where they meet the same numbers."""
     engine, n_devices = MonteCarloEngine(problem), 2 * len(problem.f_lst)
-    x = good_and_bad_points(engine)
+    x = np.random.default_rng(0).random((4, problem.hypercube.dimension))
     rpu_config = problem.evaluation_rpu_config()
     rpu_config.noise_model = NumberedNoiseModel(rpu_config.noise_model, n_devices)
     # Already checked, the times would be tried on a single device.
@@ -162,14 +162,14 @@ SPREAD = (
 
 
 def test_a_spread_of_hardware_agrees_with_aihwkit() -> None:
-    # 7 cells of 5 strategies, 40 draws each; false-alarm rate 10^-4. Torch's noise is seeded on
+    # 7 cells of 4 strategies, 40 draws each; false-alarm rate 10^-4. Torch's noise is seeded on
     # both sides, that of the reference's compiled tile is not: the rate is one of repeated runs.
     compared: list[Means] = []
     for seed, (devices, compensation, n_pairs, symmetric) in enumerate(SPREAD):
         problem = comparison_problem(devices, compensation, n_pairs, symmetric)
         label = f"{devices}, {compensation}, {n_pairs} pairs"
-        compared += compare_strategies(problem, 40, label, seed)
-    assert len(compared) == 35
+        compared += compare_strategies(problem, 40, label, seed, n_random=1)
+    assert len(compared) == 28
     assert_means_agree(compared)
 
 

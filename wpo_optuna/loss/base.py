@@ -86,7 +86,7 @@ class DrawingEngine(LossEngine):
         Returns:
             ``(draws, T, test_in_features, test_out_features)``, unitless.
         """
-        return torch.cat(self._over_draws(lambda weights: weights.mT, converter, draws, seed))
+        return torch.cat(self._over_draws(lambda weights: weights.mT.cpu(), converter, draws, seed))
 
     def weights_over_time(self, converter: BaseConductanceConverter, seed: int) -> list[Tensor]:
         """One draw of :meth:`draw_weights`: ``(test_in_features, test_out_features)`` per time."""

@@ -117,9 +117,10 @@ class DeviceNoise:
                 try:
                     batched = self._together(trial, CommonNoise(0, range(n_draws)))
                     alone = self._one_by_one(trial, CommonNoise(0, range(n_draws)))
+                    agree = torch.allclose(batched, alone, rtol=1e-4, atol=1e-5, equal_nan=True)
                 except Exception as error:
                     raise self._not_batched(f"failed ({first_line(error)})") from error
-            if not torch.allclose(batched, alone, rtol=1e-4, atol=1e-5, equal_nan=True):
+            if not agree:
                 raise self._not_batched(
                     "does not treat each device alone, or does not draw its random numbers by "
                     "torch.randn_like"

@@ -56,6 +56,7 @@ class MonteCarloEngine(DrawingEngine):
         seed: seed of the noise; None takes the problem's. It stays the same from call to call, so
             that candidates of a whole study meet the same noise (common random numbers).
         device: torch device, such as ``"cpu"`` or ``"cuda"``.
+        draws: number of independent draws that :meth:`tnmse` averages.
 
     Raises:
         InvalidArgument: an argument is out of range, the device is missing, or the hardware has a
@@ -70,9 +71,11 @@ class MonteCarloEngine(DrawingEngine):
         *,
         seed: int | None = None,
         device: str | torch.device = "cpu",
+        draws: int = 1,
     ) -> None:
         super().__init__(problem)
         self.seed = problem.seed if seed is None else _checked_whole("seed", seed, 0)
+        self.draws = _checked_whole("draws", draws, 1)
         self.device = checked_device(device)
         rpu_config = problem.evaluation_rpu_config()
         if rpu_config.tile_class is not InferenceTile:
@@ -91,14 +94,19 @@ class MonteCarloEngine(DrawingEngine):
             _let_allocator_keep_memory()
 
     def tnmse(self, x: ArrayLike, seed: int | None = None) -> NDArray[np.float64]:
-        """See :meth:`LossEngine.tnmse`."""
+        """See :meth:`LossEngine.tnmse`; averages over :attr:`draws` draws."""
         decoded = self.problem.hypercube.decode_arrays(x)
         seed = self.seed if seed is None else _checked_whole("seed", seed, 0)
         f = torch.as_tensor(decoded.f, dtype=torch.float32, device=self.device)
         curves = torch.as_tensor(decoded.g, dtype=torch.float32, device=self.device)
+        drawn = [self._in_draw(f, curves, seed, draw) for draw in range(self.draws)]
+        return np.mean(drawn, axis=0)
+
+    def _in_draw(self, f: Tensor, curves: Tensor, seed: int, draw: int) -> NDArray[np.float64]:
+        """TNMSE (n,) of strategies with factors (n, P) and curves (n, 2P, K)."""
         # The numbers used last are kept for the next call.
-        if self._noise.seed != seed:
-            self._noise = CommonNoise(seed, range(1))
+        if (self._noise.seed, self._noise.draws.start) != (seed, draw):
+            self._noise = CommonNoise(seed, range(draw, draw + 1))
         noise = self._noise
 
         def errors(chunk: slice) -> NDArray[np.float64]:

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from experiments.reference_problem import reference_problem, reference_weights
 from wpo_optuna.loss.expected import ExpectedEngine
-from wpo_optuna.loss.gradient_search import multi_start
 from wpo_optuna.loss.monte_carlo import MonteCarloEngine
 from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 
@@ -163,13 +162,20 @@ def deviations(problem: WeightProgrammingProblem, draws: int, per_range: int) ->
 
 
 def strategies(engine: ExpectedEngine, baseline: float, per_range: int) -> NDArray[np.float64]:
-    """Points (n, d) on ways down to optima, and random ones: as an optimiser meets them."""
+    """Points (n, d) on the way of a differential evolution: as an optimiser meets them."""
     rng = np.random.default_rng(0)
-    dimension = engine.problem.hypercube.dimension
-    way = list(multi_start(engine, rng.random((12, dimension)), 80))
-    random = rng.random((300, dimension))
-    x = np.concatenate([points for points, _ in way] + [random])
-    tnmse = np.concatenate([values for _, values in way] + [engine.tnmse(random)])
+    population = rng.random((100, engine.problem.hypercube.dimension))
+    values = engine.tnmse(population)
+    way = [(population.copy(), values.copy())]
+    for _ in range(80):
+        one, other = population[rng.permuted(np.tile(np.arange(100), (2, 1)), axis=1)]
+        trial = np.clip(population[values.argmin()] + 0.6 * (one - other), 0, 1)
+        trial = np.where(rng.random(trial.shape) < 0.7, trial, population)
+        of_trial = engine.tnmse(trial)
+        better = of_trial < values
+        population[better], values[better] = trial[better], of_trial[better]
+        way.append((trial, of_trial))
+    x, tnmse = (np.concatenate(parts) for parts in zip(*way, strict=True))
     best = float(tnmse.min())
     chosen = [int(tnmse.argmin())]
     for low, high in (

@@ -14,15 +14,12 @@ from wpo_optuna.loss.reference import ReferenceEngine
 # would raise a false alarm with a rate of 3e-5, and all are well inside.
 ALLOWED_ERRORS = 4.0
 
-# A spread of weights, devices, compensations, times and tiles; all of them are under -m slow.
+# A spread of weights, devices, compensations and tiles; all of them are under -m slow.
 SPREAD = (
     "heavy-tailed weights",
-    "skewed weights",
     "ReRAM of Wan",
-    "ReRAM CMO",
     "per column, 64 rows",
     "no compensation",
-    "one second",
     "moments of two terms",
 )
 
@@ -47,7 +44,7 @@ def test_on_other_problems_it_is_within_one_per_cent_of_monte_carlo(name: str) -
     assert not found.beyond(OTHER_BOUNDS, ALLOWED_ERRORS), report(found)
 
 
-@pytest.mark.parametrize("name", ["reference", "Hermes, one device", "state-independent"])
+@pytest.mark.parametrize("name", ["Hermes, one device", "state-independent"])
 def test_however_bad_a_strategy_it_is_within_a_few_per_cent(name: str) -> None:
     problem = PROBLEMS[name]()
     engine, monte_carlo = ExpectedEngine(problem), make_engine("montecarlo", problem, draws=6)

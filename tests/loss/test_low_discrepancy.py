@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from scipy.stats import kstest
 
-from wpo_optuna.loss.low_discrepancy import LowDiscrepancyNoise
+from wpo_optuna.loss.expected.low_discrepancy import LowDiscrepancyNoise
 
 
 def test_served_noise_has_mean_zero_and_variance_one_exactly() -> None:

@@ -14,7 +14,7 @@ from loss_agreement import PERIPHERY
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from wpo_optuna.loss.gamma_excess import (
+from wpo_optuna.loss.expected.gamma_excess import (
     ASYMMETRY_POINTS,
     HALF_SCALE,
     SCALE_POINTS,
@@ -22,7 +22,7 @@ from wpo_optuna.loss.gamma_excess import (
     Z_POINTS,
     gamma_excess_table,
 )
-from wpo_optuna.loss.readout_table import ReadoutTable, tabulate_readout
+from wpo_optuna.loss.expected.readout_table import ReadoutTable, tabulate_readout
 
 FloatArray = NDArray[np.float64]
 

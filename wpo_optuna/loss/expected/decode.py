@@ -72,7 +72,8 @@ def decode(x: Array, bounds: Bounds, layout: Layout) -> tuple[Array, Array]:
     curves: list[Array] = []
     for pair in range(n_pairs):
         left, own = span[pair + 1 :].sum(0), span[pair]
-        low, high = _larger(remainder - left, -own), -_larger(-remainder - left, -own)
+        low = _larger(remainder - left, -own, bounds)
+        high = -_larger(-remainder - left, -own, bounds)
         share = 1.0 if pair == n_pairs - 1 else blocks[2 * pair + 1]
         carried = share * (high - low) + low
         remainder = remainder - carried
@@ -96,13 +97,21 @@ def _pair_curves(place: Array, delta_g: Array, bounds: Bounds, layout: Layout) -
     ]
 
 
-def _larger(a: Array, b: Array) -> Array:
-    """The maximum; of equal ones JAX's own passes half a gradient to each, and many are equal."""
-    return jnp.where(a >= b, a, b)
+def _larger(a: Array, b: Array, bounds: Bounds) -> Array:
+    """The maximum, a where they are equal but for rounding.
+
+    At the faces of the cube many are, and a is the larger one inside; JAX's own maximum would pass
+    half a gradient to each.
+    """
+    return jnp.where(a >= b - _rounding(bounds), a, b)
 
 
 def _clipped(g: Array, bounds: Bounds) -> Array:
     """Passes the whole gradient at the ends, and where rounding leads a little beyond them."""
-    near = 1e-9 * (bounds.g_max - bounds.g_min)
-    low, high = bounds.g_min, bounds.g_max
+    low, high, near = bounds.g_min, bounds.g_max, _rounding(bounds)
     return jnp.where(g < low - near, low, jnp.where(g > high + near, high, g))
+
+
+def _rounding(bounds: Bounds) -> Array:
+    """More than rounding makes of a conductance, in µS."""
+    return 1e-9 * (bounds.g_max - bounds.g_min)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wpo_optuna.errors import InvalidArgument
-from wpo_optuna.loss.moment_tables import DeviceMoments, tabulate_device_moments
+from wpo_optuna.loss.expected.device_moments import DeviceMoments, tabulate_device_moments
 
 FloatArray = NDArray[np.float64]
 

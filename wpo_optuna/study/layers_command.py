@@ -17,7 +17,7 @@ from wpo_optuna.evaluate.accuracy_tracking import record_or_warn
 from wpo_optuna.evaluate.evaluation_setup import NetworkSetup, set_up_network
 from wpo_optuna.hardware import rpu_config
 from wpo_optuna.network.apply import layers_by_parameter
-from wpo_optuna.study.attributes import METRICS
+from wpo_optuna.study.attributes import FINISHED, METRICS
 from wpo_optuna.study.layers import Layer, LayersResult, RunStudy, run_layers
 from wpo_optuna.study.problem_setup import ProblemSetup, make_problem
 from wpo_optuna.study.results_folder import directory_of_study
@@ -135,7 +135,7 @@ def _deliver_again(settings: StudySettings, result: LayersResult, quiet: bool) -
     destination = destination_of(settings)
     if destination is not None:
         with Follower(study, destination, show_progress_bar=not quiet) as follower:
-            follower.finish()
+            follower.finish(FINISHED)
 
 
 def _record_accuracy(

@@ -1,41 +1,38 @@
-"""What it costs to record a trial: the fast SQLite storage, Optuna's own storages, their ratio.
+"""What storing and reading a finished trial costs, in small and in large studies.
 
-``python -m experiments.benchmark_storage`` grows studies to 1 000 and 10 000 trials (with
-``--full`` also to 100 000) and measures, at each size, the next thousand trials in batches of 200:
-20 parameters and the attributes of a weight-programming trial each, committed to the disk. The
-study is grown through the storage alone; "ask, tell" goes through ``Study.ask`` (random sampler),
-``set_user_attr`` and ``Study.tell``, whose own cost is what the same takes in Optuna's memory.
-Medians over batches, because a busy machine only ever makes a batch slower; in brackets the
-processor time, which leaves out the waiting for the disk and for other programs.
+Trials have 20 parameters and 5 attributes, as those of two pairs of devices, and are appended in
+batches of 256, each committed to the disk. Medians over batches, because a busy machine only ever
+makes a batch slower; in brackets the processor time of this process, which leaves out waiting for
+the disk, a database server and other programs.
+
+    python -m experiments.benchmark_storage --full --storage sqlite:///new.db
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
-from optuna.storages import BaseStorage, RDBStorage
-from optuna.study import StudyDirection
-from optuna.trial import TrialState
+from optuna.storages import InMemoryStorage
+from optuna.trial import FrozenTrial, create_trial
 
-from wpo_optuna.sqlite import SQLiteStorage
-from wpo_optuna.storage import transaction
+from wpo_optuna.storage import FinishedTrials, load_study, masked_url, open_storage
 
 SPACE: dict[str, BaseDistribution] = {
     name: FloatDistribution(0, 1) for name in ["f_1", "k_w", *(f"g_0_{knot}" for knot in range(18))]
 }
-BATCH_SIZE = 200
-BATCHES_MEASURED = 5
+BATCH_SIZE = 256
+BATCHES_MEASURED = 9
+STUDY = "benchmark"
 
 
 @dataclass(frozen=True)
@@ -48,162 +45,106 @@ class Cost:
     def __str__(self) -> str:
         return f"{self.wall:.2f} ({self.processor:.2f})"
 
-
-@dataclass(frozen=True)
-class Costs:
-    """What a trial costs at one size of the study.
-
-    Attributes:
-        n_trials: The size of the study.
-        storage: Creating, setting 20 parameters and 5 attributes, and finishing a trial.
-        ask_and_tell: The same through a study.
-        in_memory: Through a study in Optuna's memory: the cost of Optuna's own Python.
-    """
-
-    n_trials: int
-    storage: Cost
-    ask_and_tell: Cost
-    in_memory: Cost
-
-
-def attributes(generator: np.random.Generator) -> dict[str, object]:
-    """The user attributes of a trial with two pairs of devices and 11 knots."""
-    return {
-        "tnmse": generator.random(),
-        "baseline": 0.1524,
-        "f_lst": [1.0, generator.random()],
-        "g_lst": generator.uniform(0, 25, (4, 11)).tolist(),
-        "k_w": generator.random(),
-    }
-
-
-def record_batch(storage: BaseStorage, study_id: int, size: int) -> None:
-    """Record finished trials with the storage's own methods, as a batch where it has batches."""
-    generator = np.random.default_rng(size)
-    points = generator.random((size, len(SPACE)))
-    with _batch(storage, study_id):
-        trial_ids = []
-        for point in points:
-            trial_id = storage.create_new_trial(study_id)
-            for (name, distribution), value in zip(SPACE.items(), point, strict=True):
-                storage.set_trial_param(trial_id, name, float(value), distribution)
-            trial_ids.append(trial_id)
-    with _batch(storage, study_id):
-        for trial_id in trial_ids:
-            for key, attribute in attributes(generator).items():
-                storage.set_trial_user_attr(trial_id, key, attribute)
-            storage.set_trial_state_values(trial_id, TrialState.COMPLETE, [generator.random()])
-
-
-def ask_and_tell_batch(study: optuna.Study, size: int) -> None:
-    """Record finished trials as a study does."""
-    generator = np.random.default_rng(size)
-    with transaction(study):
-        trials = [study.ask(SPACE) for _ in range(size)]
-    with transaction(study):
-        for trial in trials:
-            for key, attribute in attributes(generator).items():
-                trial.set_user_attr(key, attribute)
-            study.tell(trial, generator.random())
-
-
-@contextlib.contextmanager
-def _batch(storage: BaseStorage, study_id: int) -> Iterator[None]:
-    if isinstance(storage, SQLiteStorage):
-        with storage.batch(study_id):
-            yield
-    else:
-        yield
-
-
-def median_cost(run: Callable[[], object], n_trials: int, repeats: int = BATCHES_MEASURED) -> Cost:
-    """The median over ``repeats`` of the cost of ``run``, which records or reads ``n_trials``."""
-    wall, processor = [], []
-    for _ in range(repeats):
+    @classmethod
+    def of(cls, run: Callable[[], object], n_trials: int) -> Cost:
+        """What something costs that stores or reads so many trials."""
         started = time.perf_counter(), time.process_time()
         run()
-        wall.append((time.perf_counter() - started[0]) / n_trials * 1e3)
-        processor.append((time.process_time() - started[1]) / n_trials * 1e3)
-    return Cost(statistics.median(wall), statistics.median(processor))
+        wall, processor = time.perf_counter() - started[0], time.process_time() - started[1]
+        return cls(1e3 * wall / n_trials, 1e3 * processor / n_trials)
+
+    @classmethod
+    def median(cls, costs: Sequence[Cost]) -> Cost:
+        """The median of each."""
+        walls, processors = [cost.wall for cost in costs], [cost.processor for cost in costs]
+        return cls(statistics.median(walls), statistics.median(processors))
 
 
-def measure(sizes: list[int], directory: Path) -> Iterator[Costs]:
-    """The costs at each of the growing sizes."""
-    storage = SQLiteStorage(directory / "fast.db")
-    study_id = storage.create_new_study([StudyDirection.MINIMIZE], "storage")
-    sampler = optuna.samplers.RandomSampler(seed=1)
-    study = optuna.load_study(study_name="storage", storage=storage, sampler=sampler)
-    in_memory = optuna.create_study(sampler=sampler)
-    for size in sizes:
-        while storage.get_n_trials(study_id) < size:
-            record_batch(storage, study_id, BATCH_SIZE)
-        while len(in_memory.get_trials(deepcopy=False)) < min(size, sizes[0]):
-            ask_and_tell_batch(in_memory, BATCH_SIZE)
-        yield Costs(
-            size,
-            median_cost(lambda: record_batch(storage, study_id, BATCH_SIZE), BATCH_SIZE),
-            median_cost(lambda: ask_and_tell_batch(study, BATCH_SIZE), BATCH_SIZE),
-            median_cost(lambda: ask_and_tell_batch(in_memory, BATCH_SIZE), BATCH_SIZE),
+def batch_of_trials(size: int, seed: int) -> list[FrozenTrial]:
+    """Finished trials such as a study has."""
+    rng = np.random.default_rng(seed)
+    return [
+        create_trial(
+            value=rng.random(),
+            params=dict(zip(SPACE, rng.random(len(SPACE)).tolist(), strict=True)),
+            distributions=SPACE,
+            user_attrs={
+                "tnmse": rng.random(),
+                "baseline": 0.1524,
+                "f_lst": [1.0, rng.random()],
+                "g_lst": rng.uniform(0, 25, (4, 11)).tolist(),
+                "k_w": rng.random(),
+            },
+            system_attrs={"de:candidate": {"generation": seed, "index": index}},
         )
+        for index in range(size)
+    ]
 
 
-def measure_plain(directory: Path, n_trials: int) -> Cost:
-    """Optuna's own storage, every write a transaction."""
-    storage = RDBStorage(f"sqlite:///{directory / 'plain.db'}")
-    study_id = storage.create_new_study([StudyDirection.MINIMIZE], "storage")
-    record_batch(storage, study_id, 1)
-    return median_cost(lambda: record_batch(storage, study_id, n_trials), n_trials, repeats=3)
+def _candidate(trial: FrozenTrial) -> tuple[object, ...]:
+    return tuple(trial.system_attrs.get("de:candidate", {"number": trial.number}).values())
 
 
-def measure_reading(directory: Path) -> tuple[int, Cost, Cost]:
-    """The number of trials, and the cost of reading one into a new process: fast, and plain."""
-    path = directory / "fast.db"
-    n_trials = SQLiteStorage(path).get_n_trials(1)
-    fast = median_cost(lambda: SQLiteStorage(path).get_n_trials(1), n_trials, 1)
-    sample = directory / "sample.db"
-    storage = SQLiteStorage(sample)
-    record_batch(storage, storage.create_new_study([StudyDirection.MINIMIZE]), 500)
-    plain = median_cost(lambda: RDBStorage(f"sqlite:///{sample}").get_all_trials(1), 500, 3)
-    return n_trials, fast, plain
+def appending(stored: FinishedTrials, n_trials: int, n_batches: int, first: int) -> Cost:
+    """The cost of a trial once a study has so many; it is brought to that number first."""
+
+    def append(trials: list[FrozenTrial]) -> int:
+        return stored.append(trials, None, _candidate).n_complete
+
+    seed, n_complete, costs = first, append([]), []
+    while n_complete < n_trials or len(costs) < n_batches:
+        trials = batch_of_trials(BATCH_SIZE, seed)
+        costs.append(Cost.of(lambda: append(trials), BATCH_SIZE))  # noqa: B023
+        seed, n_complete = seed + 1, n_complete + BATCH_SIZE
+    return Cost.median(costs[-n_batches:])
 
 
-def main() -> None:
-    """Measure and print."""
+def into_memory(url: str) -> tuple[int, Cost, Cost]:
+    """The number of trials, and the cost of reading one and of adding it to one in memory."""
+    trials: list[FrozenTrial] = []
+    stored = FinishedTrials(load_study(url, STUDY), ["tnmse"])
+    reading = Cost.of(lambda: trials.extend(stored.read_new()), 1)
+    memory = InMemoryStorage()
+    study_id = memory.create_new_study([optuna.study.StudyDirection.MINIMIZE])
+
+    def add() -> None:
+        for trial in trials:
+            memory.create_new_trial(study_id, template_trial=trial)
+
+    n = len(trials)
+    return n, Cost(reading.wall / n, reading.processor / n), Cost.of(add, n)
+
+
+def plain_cost(url: str, n_trials: int) -> Cost:
+    """The cost of storing a trial with Optuna's own calls."""
+    study = load_study(url, STUDY)
+    return Cost.of(lambda: study.add_trials(batch_of_trials(n_trials, 0)), n_trials)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000])
     parser.add_argument("--full", action="store_true", help="grow to 100 000 trials (minutes)")
-    parser.add_argument("--plain-trials", type=int, default=20, help="trials for RDBStorage")
-    parser.add_argument("--directory", type=Path, help="where to write; default: a temporary one")
-    options = parser.parse_args()
+    parser.add_argument("--storage", help="URL of a database; default: a new SQLite file")
+    parser.add_argument("--plain-trials", type=int, default=20, help="trials of Study.add_trials")
+    options = parser.parse_args(arguments)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sizes = [1_000, 10_000, *([100_000] if options.full else [])]
-    with tempfile.TemporaryDirectory(dir=options.directory) as name:
-        directory = Path(name)
-        plain = measure_plain(directory, options.plain_trials)
-        print("ms per trial of 20 parameters and 5 attributes, committed in batches of 200")
-        print(f"{'trials':>8} {'storage':>13} {'ask, tell':>13} {'in memory':>13} {'of plain':>9}")
-        costs = []
-        for cost in measure(sizes, directory):
-            costs.append(cost)
-            ratio = f"1/{plain.wall / cost.storage.wall:.0f}"
-            print(
-                f"{cost.n_trials:>8} {cost.storage!s:>13} {cost.ask_and_tell!s:>13} "
-                f"{cost.in_memory!s:>13} {ratio:>9}",
-                flush=True,
-            )
-        print(f"plain RDBStorage, {options.plain_trials} trials: {plain} ms per trial")
-        first, last = costs[0].storage, costs[-1].storage
-        print(
-            f"storage at {sizes[-1]} trials costs {last.wall / first.wall:.2f} "
-            f"({last.processor / first.processor:.2f}) times what it costs at {sizes[0]}"
-        )
-        size_kb = (directory / "fast.db").stat().st_size / 1e3
-        n_trials, fast, plain_reading = measure_reading(directory)
-        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-        print(
-            f"reading all {n_trials} trials in a new process: {fast} ms per trial (plain "
-            f"RDBStorage, 500 trials: {plain_reading}); file {size_kb / n_trials:.1f} kB per "
-            f"trial; peak memory of this benchmark, with every trial read twice, {peak_mb:.0f} MB"
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        url = options.storage or f"sqlite:///{Path(folder) / 'new.db'}"
+        study = optuna.create_study(storage=open_storage(url), study_name=STUDY)
+        stored = FinishedTrials(study)
+        print(f"{masked_url(url)}: ms per trial of 20 parameters and 5 attributes")
+        seed = 0
+        for size in [*options.sizes, *([100_000] if options.full else [])]:
+            seed += 1_000_000
+            cost = appending(stored, size, BATCHES_MEASURED, seed)
+            print(f"storing, at {size:>7} trials    {cost}", flush=True)
+        print(f"storing, by Study.add_trials   {plain_cost(url, options.plain_trials)}")
+        n, reading, adding = into_memory(url)
+        print(f"reading all {n:>7}             {reading}, {n * reading.wall / 1e3:.1f} s in all")
+        print(f"adding them to a study in memory {adding}, {n * adding.wall / 1e3:.1f} s in all")
+        print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB")
 
 
 if __name__ == "__main__":

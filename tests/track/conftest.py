@@ -20,8 +20,10 @@ def new_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def working_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def working_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """An empty working directory whose fsync costs nothing: these tests are about behaviour."""
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     shared_memory = Path("/dev/shm")
     usable = shared_memory.is_dir() and os.access(shared_memory, os.W_OK)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

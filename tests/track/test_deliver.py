@@ -35,6 +35,17 @@ from wpo_optuna.track.delivery import Delivery
 
 TO_ALL = Destination(trial_runs="all")
 
+
+def examples(n: int) -> settings:
+    """A number of examples that are not made smaller: each takes long."""
+    return settings(
+        max_examples=n,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+    )
+
+
 _names = (f"study-{i}" for i in itertools.count())
 
 
@@ -398,7 +409,7 @@ def parent_of(client: MlflowClient, run_id: str) -> str | None:
 
 
 def test_a_study_is_put_under_the_run_of_its_parent_study(store: str) -> None:
-    """The parent's own trials are not mixed up with it; a parent that is lost may be there later."""
+    """The parent's own trials are not mixed up with it, and it may be there later."""
     client = MlflowClient(store)
     storage = optuna.storages.InMemoryStorage()
     points = random_points(5)

@@ -110,6 +110,9 @@ class Delivery:
         study: the study.
         destination: where it goes.
 
+    Attributes:
+        delivered: what MLflow had last; None before the study's run was found.
+
     Raises:
         InvalidArgument: MLflow's store would be the file of the study's storage.
     """
@@ -127,23 +130,23 @@ class Delivery:
         self._client: MlflowClient | None = None
         self._run: StudyRun | None = None
         self._asked = 0.0
-        self._delivered: Delivered | None = None
+        self.delivered: Delivered | None = None
 
     def bring(self, running: bool, on_progress: OnProgress = _ignore) -> Delivered:
         """Like :func:`deliver`."""
         is_new = self._read(running)
         if running and not is_new and time.monotonic() < self._asked + _ASK_EVERY_S:
-            assert self._delivered is not None
-            return self._delivered
+            assert self.delivered is not None
+            return self.delivered
         self._asked = 0.0
         try:
             with turn(f"{self._destination.uri} {self._identity}"):
-                self._delivered = self._write(running, on_progress)
+                self.delivered = self._write(running, on_progress)
         except BaseException:
             self._run = None  # what failed may have been carried out all the same
             raise
         self._asked = time.monotonic()
-        return self._delivered
+        return self.delivered
 
     def _read(self, running: bool) -> bool:
         """Reads what is new in the storage; returns whether something is."""
@@ -169,8 +172,8 @@ class Delivery:
         while True:
             run = self._opened(running)
             if run is None:
-                assert self._delivered is not None
-                return self._delivered
+                assert self.delivered is not None
+                return self.delivered
             run.describe(self._parameters(), self._tags())
             run.log_metrics(self._metrics())
             if running:
@@ -215,10 +218,10 @@ class Delivery:
 
     def _told(self, run: StudyRun) -> Delivered:
         n_trials = len(self._records) - len(self._lacking)
-        self._delivered = Delivered(
+        self.delivered = Delivered(
             run.run_id, run.experiment_id, n_trials, self._is_recorded_elsewhere
         )
-        return self._delivered
+        return self.delivered
 
     def _write_trials(self, run: StudyRun, on_progress: OnProgress) -> None:
         lacking = [
@@ -227,13 +230,13 @@ class Delivery:
             if record.number in self._lacking
         ]
         for start in range(0, len(lacking), _TRIALS_AT_ONCE):
-            run.deliver_series(lacking[start : start + _TRIALS_AT_ONCE])
             on_progress(len(self._records) - len(self._lacking), len(self._records))
+            run.deliver_series(lacking[start : start + _TRIALS_AT_ONCE])
         which = self._which_trial_runs()
         for record, best in lacking:
             if which == "all" or (which == "best" and record.rank < best):
-                run.deliver_trial(record)
                 on_progress(len(self._records) - len(self._lacking), len(self._records))
+                run.deliver_trial(record)
             self._lacking.discard(record.number)
 
     def _which_trial_runs(self) -> str:

@@ -215,12 +215,10 @@ class Follower:
             self._note_failure(told["away"])
             return
         self._away_since = None
-        if "done" in told:
-            self._progress = (told["done"], told["total"])
-        else:
-            self.delivered = Delivered(**told["delivered"])
-            self._is_complete = told["is_last"]
-            self._has_contact.set()
+        self.delivered = Delivered(**told["delivered"])
+        self._progress = (told.get("done", 0), told.get("total", 0))
+        self._is_complete = told.get("is_last", False)
+        self._has_contact.set()
 
     def _note_failure(self, reason: str) -> None:
         self._reason = reason

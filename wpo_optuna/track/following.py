@@ -18,6 +18,7 @@ import shutil
 import threading
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from wpo_optuna.storage import load_study
@@ -107,7 +108,7 @@ def follow() -> int:
             delivery = delivery or Delivery(
                 load_study(task.storage, task.study_name), task.destination
             )
-            delivered = delivery.bring(running=not is_last, on_progress=_tell_progress)
+            delivered = delivery.bring(not is_last, partial(_tell_progress, delivery))
         except Exception as error:  # MLflow and storages raise what they like
             _tell(away=task.reason(error))
             if end.is_alone:
@@ -129,8 +130,9 @@ def follow() -> int:
     return 0
 
 
-def _tell_progress(n_done: int, n_all: int) -> None:
-    _tell(done=n_done, total=n_all)
+def _tell_progress(delivery: Delivery, n_done: int, n_all: int) -> None:
+    assert delivery.delivered is not None
+    _tell(delivered=asdict(delivery.delivered), done=n_done, total=n_all)
 
 
 def _tell(**what: Any) -> None:

@@ -127,7 +127,8 @@ class StudyRun:
         host, pid, _ = writer.rsplit(":", 2)
         if host != socket.gethostname():
             return True
-        return int(pid) != os.getpid() and Path(f"/proc/{pid}").exists()
+        # Of a process that was killed and not yet cleared away, Linux knows no program any more.
+        return int(pid) != os.getpid() and os.path.exists(f"/proc/{pid}/exe")
 
     def is_still_mine(self) -> bool:
         """Asks MLflow whether the run is there and nobody else has written it."""

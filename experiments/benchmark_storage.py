@@ -91,7 +91,8 @@ def appending(stored: FinishedTrials, n_trials: int, n_batches: int, first: int)
     def append(trials: list[FrozenTrial]) -> int:
         return stored.append(trials, None, _candidate).n_complete
 
-    seed, n_complete, costs = first, append([]), []
+    seed, n_complete = first, append([])
+    costs: list[Cost] = []
     while n_complete < n_trials or len(costs) < n_batches:
         trials = batch_of_trials(BATCH_SIZE, seed)
         costs.append(Cost.of(lambda: append(trials), BATCH_SIZE))  # noqa: B023

@@ -131,7 +131,9 @@ KERNEL = """
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("storage", ["sqlite", "memory"])
 def test_a_notebook_whose_kernel_is_killed_loses_nothing_that_was_stored(
     storage: str, number: int, store: str

@@ -122,7 +122,7 @@ class Delivery:
         self._study = study
         self._destination = destination
         self._writer = new_writer()
-        self._trials = FinishedTrials(study, ATTRIBUTES)
+        self._trials = FinishedTrials(study, ATTRIBUTES, reads_only=True)
         self._waiting: list[TrialRecord] = []
         self._records: list[TrialRecord] = []  # numbers ascend
         self._lacking: set[int] = set()
@@ -181,10 +181,13 @@ class Delivery:
             self._write_trials(run, on_progress)
             if running:
                 return self._told(run)
+            best = best_of(self._records)
+            if best is not None:
+                run.log_metrics({"improvement": best.improvement})
             with tempfile.TemporaryDirectory(prefix="wpo_delivery_") as directory:
                 files = self._files(Path(directory))
                 run.upload(files, lambda: on_progress(len(self._records), len(self._records)))
-            run.set_tags({"mlflow.loggedArtifacts": _TABLES, "mlflow.note.content": self._note()})
+            run.set_tags({"mlflow.loggedArtifacts": _TABLES, "mlflow.note.content": _note(best)})
             if run.is_still_mine():
                 break
             self._run = None
@@ -229,13 +232,18 @@ class Delivery:
             for record, best in zip(self._records, best_before(self._records), strict=True)
             if record.number in self._lacking
         ]
-        for start in range(0, len(lacking), _TRIALS_AT_ONCE):
+
+        def go_on() -> None:
+            run.claim()
             on_progress(len(self._records) - len(self._lacking), len(self._records))
+
+        for start in range(0, len(lacking), _TRIALS_AT_ONCE):
+            go_on()
             run.deliver_series(lacking[start : start + _TRIALS_AT_ONCE])
         which = self._which_trial_runs()
         for record, best in lacking:
             if which == "all" or (which == "best" and record.rank < best):
-                on_progress(len(self._records) - len(self._lacking), len(self._records))
+                go_on()
                 run.deliver_trial(record)
             self._lacking.discard(record.number)
 
@@ -267,25 +275,7 @@ class Delivery:
         for name in ("worst", "mean"):
             if self_check.get(name) is not None:
                 metrics[f"self_check_{name}_percent"] = 100.0 * self_check[name]
-        best = best_of(self._records)
-        if best is not None:
-            metrics["improvement"] = best.improvement
         return {name: float(value) for name, value in metrics.items() if value is not None}
-
-    def _note(self) -> str:
-        best = best_of(self._records)
-        sentence = (
-            ""
-            if best is None
-            else (
-                f"Best trial {best.number}: TNMSE {best.tnmse:.6g}, {best.improvement:.2f} % below "
-                f"the baseline's {best.baseline:.6g}.\n\n"
-            )
-        )
-        return (
-            f"{sentence}All trials: `{TABLE_FILE}`, to be looked at under Artifacts, and "
-            f"`{PARQUET_FILE}` at full precision."
-        )
 
     def _parent(self) -> str | None:
         """Identity of the study under whose run this one's is put."""
@@ -360,6 +350,19 @@ def flatten(value: Any, name: str) -> dict[str, str]:
         return flat
     text = value if isinstance(value, str) else json.dumps(value)
     return {_FORBIDDEN_IN_NAMES.sub("_", name): text}
+
+
+def _note(best: TrialRecord | None) -> str:
+    note = (
+        f"All trials: `{TABLE_FILE}`, to be looked at under Artifacts, and `{PARQUET_FILE}` at "
+        "full precision."
+    )
+    if best is None:
+        return note
+    return (
+        f"Best trial {best.number}: TNMSE {best.tnmse:.6g}, {best.improvement:.2f} % below the "
+        f"baseline's {best.baseline:.6g}.\n\n{note}"
+    )
 
 
 def _document(best: TrialRecord | None) -> dict[str, Any] | None:

@@ -51,10 +51,20 @@ def test_flags_prevail_over_the_configuration_file(tmp_path: Path) -> None:
 def test_a_written_configuration_reads_back_to_the_same_settings(
     tmp_path_factory: pytest.TempPathFactory, values: dict
 ) -> None:
+    if "mutation" in values:
+        values["sampler"] = "de"
     settings = StudySettings(**values)
     path = tmp_path_factory.mktemp("config") / "settings.yaml"
     path.write_text(settings.to_yaml())
     assert read_settings(StudySettings, {}, path) == settings
+
+
+def test_every_setting_that_takes_text_takes_a_url_or_a_path() -> None:
+    words = ("--storage", "postgresql://h/n", "--output", "a/b", "--x-init", "sobol")
+    settings = read_settings(StudySettings, parse(*words, "--tracking-uri", "none"))
+    assert (settings.storage, settings.output) == ("postgresql://h/n", "a/b")
+    assert settings.given == {"init": "sobol"}
+    assert settings.tracking_uri is False
 
 
 def test_every_setting_has_a_flag_with_help() -> None:

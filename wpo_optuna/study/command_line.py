@@ -237,7 +237,7 @@ def _plain_type(annotation: Any) -> Any:
     kind = _alternatives(annotation)[0]
     if get_origin(kind) is Annotated:
         return _plain_type(kind)
-    if get_origin(kind) is Literal:
+    if kind is Any or get_origin(kind) is Literal:
         return str
     return get_origin(kind) or kind
 

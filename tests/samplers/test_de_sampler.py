@@ -301,7 +301,7 @@ def test_a_trial_told_through_another_study_object_is_noticed() -> None:
     [
         ({"seed": 2}, {}, "seed = 2: the study 'one' was begun with seed = 1"),
         ({"strategy": "rand1exp"}, {}, "strategy = rand1exp: .* with strategy = best1bin"),
-        ({"mutation": 0.4}, {}, "mutation = 0.4: .* with mutation = .0.5, 1.0."),
+        ({"mutation": 0.4}, {}, r"mutation = \[0.4\]: .* with mutation = \[0.5, 1.0\]"),
         ({"popsize": 4, "recombination": 0.2}, {}, "popsize = 4, recombination = 0.2: "),
         ({"init": np.zeros((9, 2))}, {}, "init = array .* with init = latinhypercube"),
         ({"max_attempts": 7}, {}, "max_attempts = 7"),

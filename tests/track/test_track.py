@@ -241,7 +241,9 @@ def n_trial_runs(status: str = "FINISHED") -> int:
         return int(database.execute(query, [status]).fetchone()[0])
 
 
-@pytest.mark.parametrize("killed", ["both", "delivering process"])
+@pytest.mark.parametrize(
+    "killed", ["both", pytest.param("delivering process", marks=pytest.mark.slow)]
+)
 def test_processes_killed_while_they_deliver_leave_at_most_one_run_incomplete(
     killed: str, store: str
 ) -> None:

@@ -196,7 +196,7 @@ def _in_own_process(engine: str, quantity: str) -> float:
     with TemporaryDirectory() as cache:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         if quantity == "compilation":
-            environment["NUMBA_CACHE_DIR"] = cache
+            environment["XDG_CACHE_HOME"] = cache
         command = [sys.executable, "-W", "ignore", "-m", "experiments.benchmark_engines"]
         finished = subprocess.run(
             [*command, "--measure", engine, quantity],

@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 import jaxlib
-import numpy as np
 from jax.experimental.serialize_executable import deserialize_and_load, serialize
 
 # Each function runs in the thread that calls it: XLA's own threads cost more than they gain.
@@ -31,7 +30,7 @@ _SOURCES = (
 )  # fmt: skip
 
 _lock = threading.Lock()
-_in_memory: dict[str, Callable[..., Any]] = {}
+_in_memory: dict[Any, Callable[..., Any]] = {}
 
 
 @contextmanager
@@ -42,25 +41,27 @@ def on_cpu() -> Iterator[None]:
 
 
 def compiled(
-    function: Callable[..., Any], statics: Sequence[Any], arguments: Sequence[Any]
+    function: Callable[..., Any], statics: tuple[Any, ...], arguments: Sequence[Any]
 ) -> Callable[..., Any]:
     """A function as compiled for the shapes of its arguments, to be called inside :func:`on_cpu`.
 
     Args:
         function: of ``arguments`` and ``statics``, in this order.
         statics: NamedTuples of plain values that are compiled in.
-        arguments: trees of arrays, of which shapes and types matter.
+        arguments: trees of arrays; shapes and types matter.
     """
-    shapes = [(np.shape(leaf), str(np.asarray(leaf).dtype)) for leaf in jax.tree.leaves(arguments)]
-    key = hashlib.sha256(repr((_origin(), function.__name__, statics, shapes)).encode()).hexdigest()
+    shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(arguments))
+    known = function, statics, shapes
     with _lock:
-        if key not in _in_memory:
-            _in_memory[key] = _from_disk(key) or _compile(key, function, statics, arguments)
-        return _in_memory[key]
+        if known not in _in_memory:
+            told = repr((_origin(), function.__name__, statics, shapes))
+            key = hashlib.sha256(told.encode()).hexdigest()
+            _in_memory[known] = _from_disk(key) or _compile(key, function, statics, arguments)
+        return _in_memory[known]
 
 
 def _compile(
-    key: str, function: Callable[..., Any], statics: Sequence[Any], arguments: Sequence[Any]
+    key: str, function: Callable[..., Any], statics: tuple[Any, ...], arguments: Sequence[Any]
 ) -> Callable[..., Any]:
     with on_cpu():
         jitted = jax.jit(lambda *arrays: function(*arrays, *statics))

@@ -112,6 +112,6 @@ def _clipped(g: Array, bounds: Bounds) -> Array:
     return jnp.where(g < low - near, low, jnp.where(g > high + near, high, g))
 
 
-def _rounding(bounds: Bounds) -> Array:
+def _rounding(bounds: Bounds) -> np.float64:
     """More than rounding makes of a conductance, in µS."""
     return 1e-9 * (bounds.g_max - bounds.g_min)

@@ -77,14 +77,14 @@ def tnmse_and_gradient(
 
 
 def _values(factors: Array, curves: Array, tables: Tables, kind: Kind) -> tuple[Array]:
-    return (expected_tnmse(factors.T, jnp.moveaxis(curves, 0, -1), tables, kind),)
+    return (expected_tnmse(factors, curves, tables, kind),)
 
 
 def _gradients(
     x: Array, bounds: Bounds, tables: Tables, layout: Layout, kind: Kind
 ) -> tuple[Array, Array]:
     def loss(x: Array) -> Array:
-        return expected_tnmse(*decode(x.T, bounds, layout), tables, kind)
+        return expected_tnmse(*decode(x, bounds, layout), tables, kind)
 
     values, pull_back = jax.vjp(loss, x)
     return values, pull_back(jnp.ones_like(values))[0]
@@ -92,7 +92,7 @@ def _gradients(
 
 def _by_chunks(
     function: Callable[..., Any],
-    statics: Sequence[Any],
+    statics: tuple[Any, ...],
     strategies: Sequence[FloatArray],
     shared: Sequence[Any],
     size: int,
@@ -101,7 +101,8 @@ def _by_chunks(
     """Results ``(n, ...)`` of a function of so many strategies at a time.
 
     Args:
-        function: of a chunk of each of the strategies' arrays, then ``shared``, then ``statics``.
+        function: of a chunk of each of the strategies' arrays, then ``shared``, then ``statics``;
+            in its arguments and results, strategies come last.
         statics: see :func:`~wpo_optuna.loss.expected.compiled.compiled`.
         strategies: arrays ``(n, ...)``.
         shared: what all strategies have in common.
@@ -109,20 +110,22 @@ def _by_chunks(
         threads: how many threads share the chunks.
     """
     n = len(strategies[0])
-    starts = range(0, n, size)
     # The last chunk is filled up with copies, so that there is one shape.
-    index = np.minimum(np.arange(len(starts) * size), n - 1)
-    filled = [array[index] for array in strategies]
-    run = compiled(function, statics, (*(array[:size] for array in filled), *shared))
+    rows = np.minimum(np.arange(-(-n // size) * size), n - 1).reshape(-1, size)
+    chunks = [
+        [np.ascontiguousarray(np.moveaxis(array[chunk], 0, -1)) for array in strategies]
+        for chunk in rows
+    ]
+    run = compiled(function, statics, (*chunks[0], *shared))
 
-    def of_chunk(start: int) -> list[FloatArray]:
+    def results(chunk: list[FloatArray]) -> list[FloatArray]:
         with on_cpu():
-            results = run(*(array[start : start + size] for array in filled), *shared)
-            return [np.asarray(result) for result in results]
+            return [np.asarray(result) for result in run(*chunk, *shared)]
 
-    if threads == 1 or len(starts) == 1:
-        parts = [of_chunk(start) for start in starts]
+    if threads == 1 or len(chunks) == 1:
+        parts = list(map(results, chunks))
     else:
-        with ThreadPoolExecutor(min(threads, len(starts))) as pool:
-            parts = list(pool.map(of_chunk, starts))
-    return [np.concatenate(results)[:n] for results in zip(*parts, strict=True)]
+        with ThreadPoolExecutor(min(threads, len(chunks))) as pool:
+            parts = list(pool.map(results, chunks))
+    joined = [np.concatenate(of_all, axis=-1)[..., :n] for of_all in zip(*parts, strict=True)]
+    return [np.moveaxis(array, -1, 0) for array in joined]

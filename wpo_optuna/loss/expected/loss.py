@@ -26,6 +26,7 @@ from wpo_optuna.loss.expected.gamma_excess import (
     Z_LARGEST,
     Z_POINTS,
 )
+from wpo_optuna.loss.expected.readout_table import MOST_ENTRIES
 from wpo_optuna.loss.expected.tables import Kind, Tables
 
 # Nodes for the weight after programming.
@@ -276,12 +277,12 @@ def readout_of_normal(mean: Array, variance: Array, t: Tables) -> tuple[Array, A
     n_columns = t.variance_cells + 1
     corner = i * n_columns + j
 
-    def bilinear(table: Array) -> Array:
-        below = entry(table, corner) * (1 - x) + entry(table, corner + n_columns) * x
-        above = entry(table, corner + 1) * (1 - x) + entry(table, corner + n_columns + 1) * x
+    def bilinear(at: Array) -> Array:
+        below = entry(t.readout, at) * (1 - x) + entry(t.readout, at + n_columns) * x
+        above = entry(t.readout, at + 1) * (1 - x) + entry(t.readout, at + n_columns + 1) * x
         return below * (1 - y) + above * y
 
-    response, slope, square = (bilinear(table) for table in t.readout)
+    response, slope, square = (bilinear(corner + k * MOST_ENTRIES) for k in range(3))
     return size * response, slope, size**2 * square
 
 

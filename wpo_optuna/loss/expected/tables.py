@@ -50,7 +50,7 @@ class Tables(NamedTuple):
         target: factors of the moments at the times that depend on the target
             ``(T, 2, R, 2, C)``: mean, relative second moment; terms; values, rises.
         present: factors that depend on the present conductance, same shape.
-        readout: response, slope, second moment of the read-out ``(3, MOST_ENTRIES)``.
+        readout: response, slope, second moment of the read-out, with MOST_ENTRIES entries each.
         gamma_excess: see :mod:`wpo_optuna.loss.expected.gamma_excess`, its axes in one.
         largest: largest absolute target weight of the tile.
         normalisation: weight that errors are divided by, largest of the whole test matrix.
@@ -124,7 +124,7 @@ def tile_tables(
         programmed=_cells(np.stack([devices.programmed_mean, devices.programmed_variance], 1)),
         target=np.moveaxis(_cells(devices.target), 2, 0),
         present=np.moveaxis(_cells(devices.present), 2, 0),
-        readout=entries,
+        readout=entries.ravel(),
         gamma_excess=gamma_excess_table().ravel(),
         largest=np.float64(nodes.largest),
         normalisation=np.float64(normalisation),

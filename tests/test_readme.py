@@ -99,7 +99,7 @@ def test_the_python_code_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def quick(problem: Any, **options: Any) -> Any:
         given.append(options)
-        short = {"n_trials": 20, "self_check": False, "n_finalists": 1}
+        short = {"n_trials": 20, "self_check": False, "finalists": 1}
         return original(problem, **(options | short))
 
     monkeypatch.setattr(run, "run_study", quick)

@@ -183,6 +183,8 @@ class Follower:
             env=_environment(),
             start_new_session=True,  # what ends this process's group must not end it
         ) as process:
+            if self.delivered is not None:
+                self._away_since = None  # it was the process that failed, and not MLflow
             with self._lock:
                 self._process = process
                 self._tell(

@@ -20,6 +20,7 @@ class TestDESampler(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySam
         return lambda: DESampler(seed=0)
 
 
+@pytest.mark.slow
 class TestDESamplerWithoutSeed(BasicSamplerTestCase, RelativeSamplerTestCase):
     @pytest.fixture
     def sampler(self) -> Callable[[], BaseSampler]:

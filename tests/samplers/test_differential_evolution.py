@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -34,9 +36,15 @@ def candidates(
     return np.array(seen)
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.parametrize("init", [*INITIALISATIONS, "array"])
-@pytest.mark.parametrize("strategy", STRATEGIES)
+def _grid() -> Iterator[Any]:
+    """All combinations, of which every run takes a quarter."""
+    lists = (FUNCTIONS, [*INITIALISATIONS, "array"], STRATEGIES)
+    for places in itertools.product(*(range(len(options)) for options in lists)):
+        names = [list(options)[place] for options, place in zip(lists, places, strict=True)]
+        yield pytest.param(*names, marks=[pytest.mark.slow] if sum(places) % 4 else [])
+
+
+@pytest.mark.parametrize(("name", "init", "strategy"), _grid())
 def test_twenty_generations_are_those_of_scipy(name: str, init: str, strategy: str) -> None:
     options: dict[str, Any] = {
         "strategy": strategy,

@@ -11,14 +11,11 @@ that was drawn at the target. Needed are, for any g, g' in the range of the devi
       E[G_t | g', g] = sum_r present_1r(g', t) target_1r(g, t),
       E[G_t^2 | g', g] / E[G_t | g', g]^2 = sum_r present_2r(g', t) target_2r(g, t).
 
-The sums are skeleton decompositions; one term is exact where drift and read noise multiply
-(PCM-like models: the target decides the drift, the present value the read noise) or where only one
-of the two matters (ReRAM), which is every noise model aihwkit has. More terms are taken for a model
-that needs them. The relative second moment, unlike the second moment, varies slowly with g, so that
-interpolating it does not add to the variance.
-
-The expectations are quasi-Monte Carlo averages over the noise model's own methods, so any noise
-model will do whose methods act on each device by itself; that is checked here.
+One term is exact where drift and read noise multiply (PCM-like models) or where only one of the two
+matters (ReRAM), which is every noise model aihwkit has; more are taken for a model that needs them.
+The relative second moment, unlike the second moment, varies slowly with g, so that interpolating it
+does not add to the variance. The expectations are quasi-Monte Carlo averages over the noise model's
+own methods, so any model will do whose methods act on each device by itself; that is checked here.
 """
 
 from __future__ import annotations
@@ -79,16 +76,6 @@ class DeviceMoments:
     target: FloatArray
     present: FloatArray
 
-    @property
-    def n_terms(self) -> int:
-        """Number R of terms of the decomposition."""
-        return self.target.shape[2]
-
-    @property
-    def n_times(self) -> int:
-        """Number T of times."""
-        return self.target.shape[3]
-
 
 def tabulate_device_moments(
     noise_model: BaseNoiseModel,
@@ -113,14 +100,16 @@ def tabulate_device_moments(
             moments at a time t are no short sum of products.
     """
     sampler = _Sampler(noise_model, seed)
-    grid = _grid(g_low, g_high, _GRID_POINTS)
+    grid = g_low + (g_high - g_low) * torch.linspace(0, 1, _GRID_POINTS, dtype=torch.float64) ** 2
     _refuse_coupled_devices(sampler, t_steps, grid)
     programmed = sampler.programmed(grid)
     factors = [_moments_at(sampler, t, grid) for t in t_steps]
     n_terms = max(target.shape[2] for target, _ in factors)
     target, present = (
-        np.stack([_pad_terms(pair[which], n_terms) for pair in factors], axis=-1)
-        for which in (0, 1)
+        np.stack(
+            [np.pad(f, [(0, 0), (0, 0), (0, n_terms - f.shape[2])]) for f in of_times], axis=-1
+        )
+        for of_times in zip(*factors, strict=True)
     )
     return DeviceMoments(
         g_us=grid.numpy(),
@@ -129,11 +118,6 @@ def tabulate_device_moments(
         target=target,
         present=present,
     )
-
-
-def _grid(low: float, high: float, n_points: int) -> Tensor:
-    """Conductances (n_points,) in µS, denser towards the lowest."""
-    return low + (high - low) * torch.linspace(0, 1, n_points, dtype=torch.float64) ** 2
 
 
 class _Sampler:
@@ -149,25 +133,22 @@ class _Sampler:
         with self._noise as noise, np.errstate(all="ignore"):
             return self._model.apply_programming_noise_to_conductance(_repeated(g, noise))
 
-    def at_time(self, t: float, present: Tensor, target: Tensor) -> Tensor:
+    def at_time(
+        self, t: float, present: Tensor, target: Tensor, noise: LowDiscrepancyNoise | None = None
+    ) -> Tensor:
         """Conductances (S, G) at time t, for the present and target conductances (G,)."""
-        return self._drifted(self._noise, t, present, target)
+        # What comes out undefined is marked, and needs no warning.
+        with noise or self._noise as noise, np.errstate(all="ignore"):
+            nu = self._model.generate_drift_coefficients(_repeated(target, noise))
+            return self._model.apply_drift_noise_to_conductance(_repeated(present, noise), nu, t)
 
     def moments(self, t: float, present: Tensor, target: Tensor) -> Tensor:
         """Mean and relative second moment (2, G); NaN where the noise model can return NaN."""
         sample = self.at_time(t, present, target)
         mean = sample.mean(dim=0)
         relative = torch.where(mean == 0, 1.0, (sample**2).mean(dim=0) / mean**2)
-        undefined = self._drifted(self._tails, t, present, target).isnan().any(dim=0)
+        undefined = self.at_time(t, present, target, self._tails).isnan().any(dim=0)
         return torch.stack([mean, relative]).masked_fill(undefined, torch.nan)
-
-    def _drifted(
-        self, noise: LowDiscrepancyNoise, t: float, present: Tensor, target: Tensor
-    ) -> Tensor:
-        # What comes out undefined is marked, and needs no warning.
-        with noise, np.errstate(all="ignore"):
-            nu = self._model.generate_drift_coefficients(_repeated(target, noise))
-            return self._model.apply_drift_noise_to_conductance(_repeated(present, noise), nu, t)
 
 
 def _repeated(g: Tensor, noise: LowDiscrepancyNoise) -> Tensor:
@@ -195,33 +176,31 @@ def _refuse_coupled_devices(sampler: _Sampler, t_steps: Sequence[float], grid: T
         )
 
 
-@dataclass(frozen=True)
-class _Pivots:
-    """Rows and columns of a coarse table whose outer products make up the whole of it."""
-
-    rows: list[int]
-    columns: list[int]
-
-    def core_inverse(self, table: Tensor) -> Tensor:
-        """Inverse of the entries where the rows and columns of ``table`` cross."""
-        return torch.linalg.pinv(table[self.rows][:, self.columns])
-
-    def approximate(self, table: Tensor) -> Tensor:
-        """What the decomposition makes of ``table``."""
-        return table[:, self.columns] @ self.core_inverse(table) @ table[self.rows]
-
-
 def _moments_at(sampler: _Sampler, t: float, grid: Tensor) -> tuple[FloatArray, FloatArray]:
-    """Factors of the target and of the present conductance at time t, each (G, 2, R)."""
-    n = _COARSE_GRID_POINTS
+    """Factors of the target and of the present conductance at time t, each (G, 2, R).
+
+    Cross approximation with complete pivoting: the rows and columns of some entries of a coarse
+    table make up the whole of it.
+    """
+    n, n_fine = _COARSE_GRID_POINTS, len(grid)
     fine = grid.clamp(min=_LOWEST_FRACTION * float(grid[-1]))
-    coarse = fine[:: (len(grid) - 1) // (n - 1)]
+    coarse = fine[:: (n_fine - 1) // (n - 1)]
     present, target = torch.meshgrid(coarse, coarse, indexing="ij")
     sampled = sampler.moments(t, present.flatten(), target.flatten()).reshape(2, n, n)
-    for n_terms in range(1, _MOST_TERMS + 1):
-        pivots = _pivots(sampled[0], n_terms)
-        if _is_exact_enough(torch.stack([pivots.approximate(table) for table in sampled]), sampled):
-            return _factors(sampler, t, fine, coarse, sampled, pivots)
+    rest, rows, columns = sampled[0], list[int](), list[int]()
+    for _ in range(_MOST_TERMS):
+        # Undefined entries are no pivots.
+        row, column = divmod(int(rest.abs().nan_to_num(0.0).argmax()), n)
+        rows.append(row)
+        columns.append(column)
+        cores = torch.linalg.pinv(sampled[:, rows][:, :, columns])
+        approximated = sampled[:, :, columns] @ cores @ sampled[:, rows]
+        if _is_exact_enough(approximated, sampled):
+            of_target = [sampler.moments(t, coarse[row].expand(n_fine), fine) for row in rows]
+            of_present = [sampler.moments(t, fine, coarse[c].expand(n_fine)) for c in columns]
+            factors = torch.stack(of_target, dim=2), torch.stack(of_present, dim=2) @ cores
+            return factors[0].transpose(0, 1).numpy(), factors[1].transpose(0, 1).numpy()
+        rest = sampled[0] - approximated[0]
     raise InvalidArgument(
         f"rpu_config.noise_model has moments at t = {t:g} s that are no sum of up to {_MOST_TERMS} "
         "products of a function of the target and one of the present conductance, which the "
@@ -229,53 +208,15 @@ def _moments_at(sampler: _Sampler, t: float, grid: Tensor) -> tuple[FloatArray, 
     )
 
 
-def _pivots(table: Tensor, n_terms: int) -> _Pivots:
-    """Complete pivoting; undefined entries (NaN) are no pivots."""
-    rest = table.clone()
-    pivots = _Pivots([], [])
-    for _ in range(n_terms):
-        size = rest.abs().nan_to_num(0.0)
-        row, column = divmod(int(size.argmax()), rest.shape[1])
-        if size[row, column] == 0:
-            break
-        pivots.rows.append(row)
-        pivots.columns.append(column)
-        rest = rest - rest[:, column, None] * rest[row] / rest[row, column]
-    return pivots
-
-
 def _is_exact_enough(approximated: Tensor, sampled: Tensor) -> bool:
     """Whether mean and variance of all entries are met where they are defined."""
-    variance = _variance(sampled)
-    error_of_mean = (approximated[0] - sampled[0]).abs().nan_to_num(0.0).max()
-    error_of_variance = (_variance(approximated) - variance).abs().nan_to_num(0.0).max()
+    mean, approximated_mean = sampled[0], approximated[0]
+    variance, approximated_variance = (m[0] ** 2 * (m[1] - 1) for m in (sampled, approximated))
+    error_of_mean = (approximated_mean - mean).abs().nan_to_num(0.0).max()
+    error_of_variance = (approximated_variance - variance).abs().nan_to_num(0.0).max()
     largest_variance = variance.nan_to_num(0.0).max()
-    rounding = 1e-9 * (sampled[0] ** 2).nan_to_num(0.0).max()
+    rounding = 1e-9 * (mean**2).nan_to_num(0.0).max()
     return bool(
         error_of_mean <= _MEAN_TOLERANCE * largest_variance.sqrt() + rounding.sqrt()
         and error_of_variance <= _VARIANCE_TOLERANCE * largest_variance + rounding
     )
-
-
-def _variance(moments: Tensor) -> Tensor:
-    return moments[0] ** 2 * (moments[1] - 1)
-
-
-def _factors(
-    sampler: _Sampler, t: float, fine: Tensor, coarse: Tensor, sampled: Tensor, pivots: _Pivots
-) -> tuple[FloatArray, FloatArray]:
-    """Factors on the fine grid, (G, 2, R) each, from the rows and columns of the pivots."""
-    n = len(fine)
-    of_target = [sampler.moments(t, coarse[row].expand(n), fine) for row in pivots.rows]
-    of_present = [sampler.moments(t, fine, coarse[column].expand(n)) for column in pivots.columns]
-    if not of_target:
-        return np.zeros((n, 2, 1)), np.zeros((n, 2, 1))
-    target, present = torch.stack(of_target, dim=2), torch.stack(of_present, dim=2)
-    present = torch.stack(
-        [present[k] @ pivots.core_inverse(table) for k, table in enumerate(sampled)]
-    )
-    return target.transpose(0, 1).numpy(), present.transpose(0, 1).numpy()
-
-
-def _pad_terms(factors: FloatArray, n_terms: int) -> FloatArray:
-    return np.pad(factors, [(0, 0), (0, 0), (0, n_terms - factors.shape[2])])

@@ -165,7 +165,7 @@ def _check_hardware(rpu_config: Any) -> None:
     try:
         AnalogReadout(rpu_config.forward)
     except InvalidArgument as error:
-        raise _unknown("rpu_config.forward with properties that couple weights") from error
+        raise _unknown("rpu_config.forward with such settings") from error
 
 
 def _unknown(what: str) -> InvalidArgument:

@@ -1,13 +1,9 @@
 """Noise that is spread evenly instead of drawn: expectations of a noise model without chance.
 
-A noise model calls ``torch.randn_like`` and its kin. Inside :class:`LowDiscrepancyNoise` these
-return the points of a scrambled Sobol sequence (mapped to the normal or uniform distribution)
-along the first axis, one coordinate of the sequence per call. An average over that axis is then a
-quasi-Monte Carlo integral: with 2048 points, means and variances of aihwkit's noise models come
-out to a few parts in 10^4, where 2048 independent draws would give the variance to 3 %.
-
-All other axes receive the same noise, so that what is sampled on a grid of conductances varies
-smoothly along the grid, and whether a value depends on its neighbours can be told exactly.
+Inside :class:`LowDiscrepancyNoise`, ``torch.randn_like`` and its kin return the points of a
+scrambled Sobol sequence along the first axis, one coordinate per call. An average over that axis is
+then a quasi-Monte Carlo integral: with 2048 points, means and variances of aihwkit's noise models
+come out to a few parts in 10^4, where as many independent draws would give the variance to 3 %.
 """
 
 from __future__ import annotations
@@ -19,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import norm, qmc
-from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 # No noise model of aihwkit draws more than three times for one device; a call beyond the last
@@ -30,9 +25,9 @@ _COORDINATES = 16
 class LowDiscrepancyNoise(TorchFunctionMode):
     """Serves torch's random functions from a Sobol sequence while the context is entered.
 
-    Tensors that are to receive noise have the samples along their first axis. What is drawn in
-    any other way (another length of the first axis, another function, numpy) comes from torch's
-    and numpy's generators, seeded inside the context and restored after it.
+    Tensors that are to receive noise have the samples along their first axis; all other axes
+    receive the same noise. What is drawn in any other way comes from torch's and numpy's
+    generators, seeded inside the context and restored after it.
 
     Args:
         log2_samples: the sequence has ``2**log2_samples`` points.
@@ -75,18 +70,13 @@ class LowDiscrepancyNoise(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Answers the random functions; everything else runs unchanged."""
-        kwargs = kwargs or {}
-        if func in (torch.randn_like, torch.rand_like, torch.randn, torch.rand):
-            own = func(*args, **kwargs)
-            return self._serve(own, normal=func in (torch.randn_like, torch.randn))
-        return func(*args, **kwargs)
-
-    def _serve(self, own: Tensor, normal: bool) -> Tensor:
-        """Evenly spread noise like ``own``, or ``own`` itself where its shape does not fit."""
-        fits = own.ndim > 0 and own.shape[0] == self.n_samples
+        result = func(*args, **(kwargs or {}))
+        if func not in (torch.randn_like, torch.rand_like, torch.randn, torch.rand):
+            return result
+        fits = result.ndim > 0 and result.shape[0] == self.n_samples
         if not fits or self._next_coordinate >= _COORDINATES:
-            return own
-        table = self._normal if normal else self._uniform
-        column = table[:, self._next_coordinate].to(own.dtype)
+            return result
+        is_normal = func in (torch.randn_like, torch.randn)
+        points = (self._normal if is_normal else self._uniform)[:, self._next_coordinate]
         self._next_coordinate += 1
-        return own.copy_(column.reshape(-1, *(1,) * (own.ndim - 1)))
+        return result.copy_(points.reshape(-1, *(1,) * (result.ndim - 1)))

@@ -46,6 +46,7 @@ MOST_ENTRIES = _MOST_MEANS * _MOST_DEVIATIONS
 # How many standard deviations of the normal distributions are taken into account.
 _REACH = 4.5
 _LOG2_SAMPLES = 10
+_COORDINATES = 16
 
 
 @dataclass(frozen=True)
@@ -148,23 +149,15 @@ def _read(io: IOParameters, weights: FloatArray) -> tuple[FloatArray, FloatArray
 
 
 class _SpreadNoise:
-    """Stands in for :class:`CommonNoise`, with one coordinate of a Sobol sequence per key."""
+    """Stands in for random numbers, with one coordinate of a Sobol sequence per key."""
 
     def __init__(self, n_samples: int) -> None:
         self.n_samples = n_samples
-        points = qmc.Sobol(16, rng=0).random(n_samples)
-        self._uniform = torch.from_numpy(points).float()
+        points = qmc.Sobol(_COORDINATES, rng=0).random(n_samples)
         normal = norm.ppf(np.clip(points, 0.5 / n_samples, 1 - 0.5 / n_samples))
         self._normal = torch.from_numpy((normal - normal.mean(0)) / normal.std(0)).float()
         self._coordinates: dict[Key, int] = {}
 
     def normal(self, key: Key, shape: tuple[int, ...], device: torch.device) -> Tensor:
-        return self._column(self._normal, key).reshape(shape)
-
-    def uniform(self, key: Key, shape: tuple[int, ...], device: torch.device) -> Tensor:
-        return self._column(self._uniform, key).reshape(shape)
-
-    def _column(self, table: Tensor, key: Key) -> Tensor:
-        n_coordinates = table.shape[1]
-        coordinate = self._coordinates.setdefault(key, len(self._coordinates) % n_coordinates)
-        return table[:, coordinate].clone()
+        coordinate = self._coordinates.setdefault(key, len(self._coordinates) % _COORDINATES)
+        return self._normal[:, coordinate].clone().reshape(shape)

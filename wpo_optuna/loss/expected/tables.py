@@ -107,13 +107,25 @@ def tile_tables(
         readout: the averaged read-out.
         per_column: whether drift is compensated for each column by itself.
     """
-    n_nodes = most_nodes(len(knots))
-    n_extremes = len(nodes.extremes) + (_FEWEST_EXTREMES - len(nodes.extremes)) % _EXTREMES_STEP
-    n_extremes = max(n_extremes, _FEWEST_EXTREMES)
+    n_nodes, found = most_nodes(len(knots)), len(nodes.extremes)
+    n_extremes = max(found + (_FEWEST_EXTREMES - found) % _EXTREMES_STEP, _FEWEST_EXTREMES)
     weights, extremes = _filled(nodes.weights, n_nodes), _filled(nodes.extremes, n_extremes)
+    n_columns = 1 if per_column else nodes.n_columns
     entries = np.zeros((3, MOST_ENTRIES))
     entries[:, : readout.values[..., 0].size] = readout.values.reshape(-1, 3).T
-    n_columns = 1 if per_column else nodes.n_columns
+    numbers = {
+        "largest": nodes.largest,
+        "normalisation": normalisation,
+        "g_low": devices.g_us[0],
+        "g_high": devices.g_us[-1],
+        "largest_mean": readout.largest_mean,
+        "largest_deviation": readout.largest_deviation,
+        "variance_per_square": readout.variance_per_square,
+        "added_variance": readout.added_variance,
+        "exact_reference": nodes.mean_absolute,
+        "group_size": nodes.n_rows * n_columns,
+        "n_columns": n_columns,
+    }
     return Tables(
         knots=knots,
         nodes=_hats(weights, nodes.largest, knots),
@@ -125,20 +137,10 @@ def tile_tables(
         target=np.moveaxis(_cells(devices.target), 2, 0),
         present=np.moveaxis(_cells(devices.present), 2, 0),
         readout=entries.ravel(),
-        gamma_excess=gamma_excess_table().ravel(),
-        largest=np.float64(nodes.largest),
-        normalisation=np.float64(normalisation),
-        g_low=np.float64(devices.g_us[0]),
-        g_high=np.float64(devices.g_us[-1]),
-        largest_mean=np.float64(readout.largest_mean),
-        largest_deviation=np.float64(readout.largest_deviation),
-        variance_per_square=np.float64(readout.variance_per_square),
-        added_variance=np.float64(readout.added_variance),
         mean_cells=np.int32(readout.values.shape[0] - 1),
         variance_cells=np.int32(readout.values.shape[1] - 1),
-        exact_reference=np.float64(nodes.mean_absolute),
-        group_size=np.float64(nodes.n_rows * n_columns),
-        n_columns=np.float64(n_columns),
+        gamma_excess=gamma_excess_table().ravel(),
+        **{name: np.float64(number) for name, number in numbers.items()},
     )
 
 

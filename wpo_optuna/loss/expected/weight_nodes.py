@@ -56,11 +56,6 @@ class WeightNodes:
     n_columns: int
 
     @property
-    def mean_square(self) -> float:
-        """Mean of the squared entries."""
-        return float(np.sum(self.shares * self.weights**2))
-
-    @property
     def mean_absolute(self) -> float:
         """Mean of the absolute entries."""
         return float(np.sum(self.shares * np.abs(self.weights)))

@@ -83,6 +83,7 @@ def start(open_it: Callable[[], BaseStorage], *arguments: Any, **options: Any) -
 
 def killed_at_write(storage: BaseStorage, n_writes: int) -> BaseStorage:
     """A storage whose process is killed after its n-th write."""
+    storage = optuna.storages.get_storage(storage)  # as the study uses it
     remaining = iter(range(n_writes, 0, -1))
 
     def counted(write: Any) -> Any:

@@ -7,6 +7,7 @@ import json
 import math
 import multiprocessing
 import os
+import resource
 import signal
 import sqlite3
 import time
@@ -245,7 +246,7 @@ def test_of_one_identity_only_the_first_completed_trial_is_stored(any_url: str) 
     twins = [trial_of(0), trial_of(1), trial_of(2), trial_of(2), trial_of(0)]
     assert append(stored, twins).kept == [True, False, True, False, False]
     anonymous = [trial_of(5, system_attrs={}), trial_of(5, system_attrs={})]
-    assert append(stored, anonymous).kept == [True, True]
+    assert [trial.number for trial in append(stored, anonymous).stored] == [4, 5]
     # What another process stores in between counts as well.
     append(FinishedTrials(study), [trial_of(7)])
     assert append(stored, [trial_of(7), trial_of(8)]).kept == [False, True]
@@ -356,6 +357,27 @@ def test_a_locked_file_is_waited_for_and_then_reported(
     assert stored.read_new() == []
     other.execute("ROLLBACK")
     assert append(stored, [trial_of(0)]).n_complete == 1
+
+
+def _fill_the_disk(url: str) -> None:
+    stored = FinishedTrials(load_study(url, "one"))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
+    with pytest.raises(StorageError, match=r"^storage '.*studies.db': .*nothing was written$"):
+        for number in range(0, 10_000, 50):
+            append(stored, [trial_of(number + index, **RICH) for index in range(50)])
+
+
+def test_a_full_disk_is_one_sentence_and_costs_the_batch_at_hand_alone(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/studies.db"
+    study = new_study(url)
+    process = start(_fill_the_disk, url)
+    process.join(60)
+    assert process.exitcode == 0
+    stored = FinishedTrials(study)
+    n_stored = len(stored.read_new())
+    assert n_stored % 50 == 0
+    assert append(stored, [trial_of(n_stored)]).n_complete == n_stored + 1
 
 
 def test_ctrl_c_is_heard_while_a_file_is_locked(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import compress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -136,23 +138,24 @@ class _StudyTrials:
         places = [*sorted(self._unread), *range(self._n_read, len(trials))]
         self._n_read = len(trials)
         self._unread = {place for place in places if not trials[place].state.is_finished()}
-        return [trials[place] for place in places if place not in self._unread]
+        # Copies: what a caller sets on one must not reach the storage.
+        return [copy(trials[place]) for place in places if place not in self._unread]
 
     def write(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """Stores finished trials after all others, which have just been read."""
         self._study.add_trials(trials)
         present = self._study.get_trials(deepcopy=False)
         points = [frozenset(trial.params.items()) for trial in trials]
-        places: dict[frozenset[tuple[str, object]], int] = {}
+        places = defaultdict[frozenset[tuple[str, Any]], list[int]](list)
         for place in range(self._n_read, len(present)):
             point = frozenset(present[place].params.items())
             if point in points:
-                places[point] = place
+                places[point].append(place)
             else:
                 # Another process has added it meanwhile.
                 self._unread.add(place)
         self._n_read = len(present)
-        return [present[places[point]] for point in points]
+        return [copy(present[places[point].pop(0)]) for point in points]
 
     def alone(self, work: Callable[[], _Result]) -> _Result:
         """Reads and writes; other writers are not kept away."""

@@ -17,7 +17,6 @@ from aihwkit.inference.converter.conductance import (
     SinglePairConductanceConverter,
 )
 from aihwkit.inference.noise.pcm import PCMLikeNoiseModel
-from aihwkit.inference.noise.reram import ReRamCMONoiseModel
 from aihwkit.simulator.configs import InferenceRPUConfig
 from aihwkit.simulator.parameters.io import IOParametersIRDropT
 from expected_problems import PROBLEMS, device_problem
@@ -82,7 +81,7 @@ def test_nothing_is_drawn_from_the_global_generators() -> None:
     torch.manual_seed(3)
     np.random.seed(3)  # noqa: NPY002
     before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    problem = small_problem()
+    problem = device_problem(rows=24, test_out_features=8)
     engine = ExpectedEngine(problem)
     engine.tnmse_of(problem.g_converter_baseline)
     engine.tnmse(np.zeros(problem.hypercube.dimension))
@@ -92,9 +91,8 @@ def test_nothing_is_drawn_from_the_global_generators() -> None:
 
 def test_undefined_conductances_make_the_loss_infinite() -> None:
     # The model's read noise takes a logarithm, of conductances that may have become negative.
-    model = ReRamCMONoiseModel(g_min=0.0, g_max=88.2)
-    baseline = DualPairConductanceConverter([1.0, 1.0], g_min=0.0, g_max=88.2)
-    problem = small_problem(rpu_config=small_rpu_config(model), g_converter_baseline=baseline)
+    problem = device_problem("ReRAM CMO", rows=24, g_min=0.0, test_out_features=8)
+    baseline = problem.g_converter_baseline
     engine = ExpectedEngine(problem)
     assert engine.tnmse_of(baseline, 2).tolist() == [np.inf, np.inf]
     x = np.random.default_rng(0).random((20, problem.hypercube.dimension))
@@ -160,7 +158,7 @@ def test_self_check_measures_an_engines_deviation() -> None:
         def tnmse(self, x: Any, seed: int | None = None) -> np.ndarray:
             return 1.1 * super().tnmse(x, seed)
 
-    problem = small_problem()
+    problem = device_problem(rows=24, test_out_features=8)
     reference = make_engine("aihwkit", problem)
     x = np.random.default_rng(0).random((3, problem.hypercube.dimension))
     honest = check_engine(ExpectedEngine(problem), reference, x, draws=40)

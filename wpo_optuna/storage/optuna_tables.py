@@ -60,13 +60,13 @@ class _Part:
         table: where it is.
         columns: those with its contents, after the trial's key; the first one is unique.
         rows: the contents that a trial has there.
-        put: gives a trial the contents of one row.
+        put: gives a trial the contents of one row; None for parameters.
     """
 
     table: Table
     columns: tuple[str, ...]
     rows: Callable[[FrozenTrial], Iterable[tuple[Any, ...]]]
-    put: Callable[..., None]
+    put: Callable[..., None] | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class DatabaseTrials:
             if part is _USER_ATTRIBUTES and self._attributes is not None:
                 query = query.where(table.c.key.in_(self._attributes))
             result = connection.execute(query)
-            if part is _PARAMS:
+            if part.put is None:
                 _fill_params(trials, result.cursor.fetchall())
                 continue
             for row in result.all():
@@ -279,15 +279,10 @@ def _attributes(name: str, model: Any) -> _Part:
     return _Part(model.__table__, ("key", "value_json"), rows, put)
 
 
-def _put_param(trial: StoredTrial, name: str, value: float, text: str) -> None:
-    trial.distributions[name] = distribution = _distribution_of(text)
-    trial.params[name] = distribution.to_external_repr(value)
-
-
 def _fill_params(
     trials: dict[int, StoredTrial], rows: Iterable[tuple[int, str, float, str]]
 ) -> None:
-    """As :func:`_put_param` for all rows of several trials, of which there are most by far."""
+    """Gives trials their parameters: nearly all rows are those, so nothing is looked up twice."""
     targets = {key: (trial.params, trial.distributions) for key, trial in trials.items()}
     for trial_id, name, value, text in rows:
         params, distributions = targets[trial_id]
@@ -299,9 +294,8 @@ _Value, _Step = models.TrialValueModel, models.TrialIntermediateValueModel
 _STEP_COLUMNS = ("step", "intermediate_value", "intermediate_value_type")
 _PARAM_COLUMNS = ("param_name", "param_value", "distribution_json")
 _USER_ATTRIBUTES = _attributes("user_attrs", models.TrialUserAttributeModel)
-_PARAMS = _Part(models.TrialParamModel.__table__, _PARAM_COLUMNS, _params, _put_param)
 _PARTS = (
-    _PARAMS,
+    _Part(models.TrialParamModel.__table__, _PARAM_COLUMNS, _params),
     _Part(_Value.__table__, ("objective", "value", "value_type"), _values, _put_value),
     _USER_ATTRIBUTES,
     _attributes("system_attrs", models.TrialSystemAttributeModel),

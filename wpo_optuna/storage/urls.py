@@ -68,7 +68,7 @@ def open_storage(url: str, *, busy_timeout: float = 60.0) -> BaseStorage:
     ``journal:///study.log``    Optuna's journal file, for network file systems
     ``grpc://host:port``        an ``optuna.storages.run_grpc_proxy_server``
     ``postgresql://…``          Optuna's ``RDBStorage``
-    ``mysql://…``               the same
+    ``mysql://…``               the same; one attribute may have 65 535 bytes there
     =========================== ==============================================================
 
     An SQLite file on a local disk gets a write-ahead log: others may read while one writes, and a

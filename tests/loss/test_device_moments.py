@@ -104,20 +104,6 @@ def test_one_term_suffices_for_every_model_of_aihwkit_and_others_take_more() -> 
         assert (n_terms == 1) == (name != "two terms"), name
 
 
-def test_tables_are_the_same_every_time_and_leave_the_global_generators_alone() -> None:
-    torch.manual_seed(5)
-    np.random.seed(5)  # noqa: NPY002
-    first = tabulate_device_moments(PCMLikeNoiseModel(), (1.0, DAY), 0.0, 25.0)
-    drawn = torch.rand(3), np.random.rand(3)  # noqa: NPY002
-    torch.manual_seed(5)
-    np.random.seed(5)  # noqa: NPY002
-    torch.testing.assert_close(drawn[0], torch.rand(3), rtol=0, atol=0)
-    np.testing.assert_array_equal(drawn[1], np.random.rand(3))  # noqa: NPY002
-    second = tabulate_device_moments(PCMLikeNoiseModel(), (1.0, DAY), 0.0, 25.0)
-    for name in ("programmed_mean", "programmed_variance", "target", "present"):
-        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
-
-
 def test_conductances_that_can_come_out_undefined_are_marked() -> None:
     # Its read noise takes the logarithm of a conductance that may have become negative.
     tables = tabulate_device_moments(ReRamCMONoiseModel(), (DAY,), 0.0, 88.2)

@@ -27,7 +27,6 @@ from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.loss import make_engine
 from wpo_optuna.loss.expected import ExpectedEngine
 from wpo_optuna.loss.monte_carlo import MonteCarloEngine
-from wpo_optuna.loss.self_check import check_engine
 
 CONVERTERS: dict[str, Any] = {
     "single pair": SinglePairConductanceConverter(g_min=0.0, g_max=25.0),
@@ -151,24 +150,6 @@ def test_a_converter_that_is_no_sum_of_pairs_is_refused(engine: ExpectedEngine) 
     converter = SingleDeviceConductanceConverter(g_min=0.0, g_max=25.0)
     with pytest.raises(InvalidArgument, match=r"SingleDeviceConductanceConverter.*montecarlo"):
         engine.tnmse_of(converter)
-
-
-def test_self_check_measures_an_engines_deviation() -> None:
-    class TenPerCentOff(ExpectedEngine):
-        def tnmse(self, x: Any, seed: int | None = None) -> np.ndarray:
-            return 1.1 * super().tnmse(x, seed)
-
-    problem = device_problem(rows=24, test_out_features=8)
-    reference = make_engine("aihwkit", problem)
-    x = np.random.default_rng(0).random((3, problem.hypercube.dimension))
-    honest = check_engine(ExpectedEngine(problem), reference, x, draws=40)
-    biased = check_engine(TenPerCentOff(problem), reference, x, draws=40)
-    assert len(honest.deviations) == len(honest.standard_errors) == 3
-    # Two standard errors are forgiven, so that three deviations of chance rarely count.
-    assert honest.worst < 0.02
-    # The same draws: seeded, but for the read-out's noise.
-    assert biased.mean - honest.mean == pytest.approx(0.1, abs=0.03)
-    assert biased.worst > 0.03
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ from wpo_optuna.evaluate.accuracy import (
     compare_over_time,
 )
 from wpo_optuna.hardware import NAMED_RPU_CONFIGS, NamedRPUConfig, format_duration, parse_durations
-from wpo_optuna.network.network_forms import NetworkForms
+from wpo_optuna.network.apply import NetworkForms
 from wpo_optuna.network.weights import read_weights
 
 T_STEPS = parse_durations("1s,1min,1h,1d,30d,1y", "t_steps")

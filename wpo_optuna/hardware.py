@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from aihwkit.inference.converter.base import BaseConductanceConverter
     from aihwkit.inference.noise.base import BaseNoiseModel
     from aihwkit.simulator.configs import InferenceRPUConfig
-    from aihwkit.simulator.presets import PresetIOParameters
 
 # A year of 365 days: what a calendar makes of it is below the resolution of any drift model.
 SECONDS_PER_UNIT = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "y": 365 * 86400.0}
@@ -43,26 +42,113 @@ class NamedRPUConfig:
     Attributes:
         name: what the user types.
         description: one line for the listing of all names.
-        build: makes a fresh configuration.
-        g_min: lowest conductance its noise model was characterised for (µS).
-        g_max: highest conductance its noise model was characterised for (µS).
+        noise_model: module and class of the noise model in ``aihwkit.inference``; empty for
+            aihwkit's ``StandardHWATrainingPreset`` as it is.
+        g_min: lowest conductance the noise model was characterised for (µS).
+        g_max: highest conductance the noise model was characterised for (µS).
+        noise_options: the noise model's options.
+        read_noise: short-term read noise in the forward pass and its kind, a name of
+            ``WeightNoiseType``.
         t_steps: sensible times after programming to optimise over (s).
         only_these_times: whether the noise model knows no other times than ``t_steps``.
     """
 
     name: str
     description: str
-    build: Callable[[], InferenceRPUConfig]
+    noise_model: str
     g_min: float
     g_max: float
+    noise_options: Mapping[str, float] = field(default_factory=dict)
+    read_noise: tuple[float, str] = (0.0175, "PCM_READ")
     t_steps: tuple[float, ...] = SECOND_TO_YEAR
     only_these_times: bool = False
+
+    def build(self) -> InferenceRPUConfig:
+        """A fresh configuration: that of aihwkit's example 33, with these devices."""
+        from aihwkit.inference import GlobalDriftCompensation
+        from aihwkit.simulator import parameters as p
+        from aihwkit.simulator.configs import InferenceRPUConfig
+        from aihwkit.simulator.parameters import enums
+        from aihwkit.simulator.presets import PresetIOParameters, StandardHWATrainingPreset
+
+        if not self.noise_model:
+            return StandardHWATrainingPreset()
+        module, _, noise_model = self.noise_model.rpartition(".")
+        w_noise, w_noise_type = self.read_noise
+        return InferenceRPUConfig(
+            clip=p.WeightClipParameter(type=enums.WeightClipType.FIXED_VALUE, fixed_value=1.0),
+            mapping=p.MappingParameter(
+                digital_bias=True,
+                learn_out_scaling=True,
+                weight_scaling_omega=1.0,
+                out_scaling_columnwise=True,
+                weight_scaling_columnwise=True,
+                max_input_size=512,
+                max_output_size=0,
+            ),
+            forward=PresetIOParameters(
+                inp_res=256,
+                out_res=256,
+                out_bound=10.0,
+                out_noise=0.04,
+                w_noise=w_noise,
+                w_noise_type=enums.WeightNoiseType[w_noise_type],
+                bound_management=enums.BoundManagementType.ITERATIVE,
+                noise_management=enums.NoiseManagementType.ABS_MAX,
+            ),
+            noise_model=getattr(import_module(f"aihwkit.inference.noise.{module}"), noise_model)(
+                **self.noise_options
+            ),
+            drift_compensation=GlobalDriftCompensation(),
+        )
 
     def baseline(self) -> DualPairConductanceConverter:
         """The strategy to beat: two equal pairs, the second used once the first is full."""
         from aihwkit.inference import DualPairConductanceConverter
 
         return DualPairConductanceConverter([1.0, 1.0], g_min=self.g_min, g_max=self.g_max)
+
+
+NAMED_RPU_CONFIGS: dict[str, NamedRPUConfig] = {
+    config.name: config
+    for config in (
+        NamedRPUConfig(
+            "pcm",
+            "phase-change memory of aihwkit's example 33: 0-25 µS, 256-level converters",
+            "pcm.PCMLikeNoiseModel", 0.0, 25.0,
+        ),
+        NamedRPUConfig(
+            "standard-hwa",
+            "phase-change memory of aihwkit's StandardHWATrainingPreset (Rasch et al. 2023): "
+            "0-25 µS, 8-bit converters, IR drop",
+            "", 0.0, 25.0,
+        ),
+        # The fitted polynomials of the first ReRAM are in µS of a 40 µS device. Short-term read
+        # noise is in neither; aihwkit's documentation of both advises 1 % additive noise for it.
+        NamedRPUConfig(
+            "reram-wan",
+            "ReRAM of Wan et al. (Nature 2022): 0-40 µS, measured only 1 s, 1 day and 2 days "
+            "after programming",
+            "reram.ReRamWan2022NoiseModel", 0.0, 40.0, {"g_max": 40.0},
+            read_noise=(0.01, "ADDITIVE_CONSTANT"),
+            t_steps=(1.0, DAY, 2 * DAY), only_these_times=True,
+        ),
+        NamedRPUConfig(
+            "reram-cmo",
+            "conductive-metal-oxide/HfOx ReRAM of IBM Research Zurich: 9-88.2 µS, "
+            "0.2 % programming acceptance range",
+            "reram.ReRamCMONoiseModel", 9.0, 88.2,
+            {"g_min": 9.0, "g_max": 88.2, "acceptance_range": 0.2},
+            read_noise=(0.01, "ADDITIVE_CONSTANT"),
+        ),
+        NamedRPUConfig(
+            "hermes",
+            "phase-change memory of the IBM HERMES chip (Le Gallo et al. 2023), two devices "
+            "per conductance: 0-20.7 µS",
+            "hermes.HermesNoiseModel", 0.0, 20.7, {"num_devices": 2},
+        ),
+    )
+}  # fmt: skip
 
 
 def rpu_config(source: str) -> InferenceRPUConfig:
@@ -129,118 +215,6 @@ def conductance_range(noise_model: BaseNoiseModel) -> tuple[float, float]:
     return lowest, highest
 
 
-def _analog_network(noise_model: BaseNoiseModel, forward: PresetIOParameters) -> InferenceRPUConfig:
-    """The configuration of aihwkit's example 33, for any devices and periphery."""
-    from aihwkit.inference import GlobalDriftCompensation
-    from aihwkit.simulator.configs import InferenceRPUConfig
-    from aihwkit.simulator.parameters import MappingParameter, WeightClipParameter
-    from aihwkit.simulator.parameters.enums import WeightClipType
-
-    return InferenceRPUConfig(
-        clip=WeightClipParameter(type=WeightClipType.FIXED_VALUE, fixed_value=1.0),
-        mapping=MappingParameter(
-            digital_bias=True,
-            learn_out_scaling=True,
-            weight_scaling_omega=1.0,
-            out_scaling_columnwise=True,
-            weight_scaling_columnwise=True,
-            max_input_size=512,
-            max_output_size=0,
-        ),
-        forward=forward,
-        noise_model=noise_model,
-        drift_compensation=GlobalDriftCompensation(),
-    )
-
-
-def _periphery(w_noise: float, w_noise_type: str) -> PresetIOParameters:
-    """Converters of 256 levels, as in aihwkit's example 33, and some short-term read noise."""
-    from aihwkit.simulator.parameters import enums
-    from aihwkit.simulator.presets import PresetIOParameters
-
-    return PresetIOParameters(
-        inp_res=256,
-        out_res=256,
-        out_bound=10.0,
-        out_noise=0.04,
-        w_noise=w_noise,
-        w_noise_type=enums.WeightNoiseType[w_noise_type],
-        bound_management=enums.BoundManagementType.ITERATIVE,
-        noise_management=enums.NoiseManagementType.ABS_MAX,
-    )
-
-
-def _pcm() -> InferenceRPUConfig:
-    from aihwkit.inference import PCMLikeNoiseModel
-
-    return _analog_network(PCMLikeNoiseModel(), _periphery(0.0175, "PCM_READ"))
-
-
-def _standard_hwa() -> InferenceRPUConfig:
-    from aihwkit.simulator.presets import StandardHWATrainingPreset
-
-    return StandardHWATrainingPreset()
-
-
-def _hermes() -> InferenceRPUConfig:
-    from aihwkit.inference.noise.hermes import HermesNoiseModel
-
-    return _analog_network(HermesNoiseModel(num_devices=2), _periphery(0.0175, "PCM_READ"))
-
-
-def _reram_wan() -> InferenceRPUConfig:
-    from aihwkit.inference import ReRamWan2022NoiseModel
-
-    # The fitted polynomials are in µS of a 40 µS device. Short-term read noise is not in them;
-    # aihwkit's documentation of both ReRAM models advises 1 % additive noise for it.
-    return _analog_network(
-        ReRamWan2022NoiseModel(g_max=40.0), _periphery(0.01, "ADDITIVE_CONSTANT")
-    )
-
-
-def _reram_cmo() -> InferenceRPUConfig:
-    from aihwkit.inference import ReRamCMONoiseModel
-
-    noise_model = ReRamCMONoiseModel(g_min=9.0, g_max=88.2, acceptance_range=0.2)
-    return _analog_network(noise_model, _periphery(0.01, "ADDITIVE_CONSTANT"))
-
-
-NAMED_RPU_CONFIGS: dict[str, NamedRPUConfig] = {
-    config.name: config
-    for config in (
-        NamedRPUConfig(
-            "pcm",
-            "phase-change memory of aihwkit's example 33: 0-25 µS, 256-level converters",
-            _pcm, 0.0, 25.0,
-        ),
-        NamedRPUConfig(
-            "standard-hwa",
-            "phase-change memory of aihwkit's StandardHWATrainingPreset (Rasch et al. 2023): "
-            "0-25 µS, 8-bit converters, IR drop",
-            _standard_hwa, 0.0, 25.0,
-        ),
-        NamedRPUConfig(
-            "reram-wan",
-            "ReRAM of Wan et al. (Nature 2022): 0-40 µS, measured only 1 s, 1 day and 2 days "
-            "after programming",
-            _reram_wan, 0.0, 40.0, t_steps=(1.0, DAY, 2 * DAY), only_these_times=True,
-        ),
-        NamedRPUConfig(
-            "reram-cmo",
-            "conductive-metal-oxide/HfOx ReRAM of IBM Research Zurich: 9-88.2 µS, "
-            "0.2 % programming acceptance range",
-            _reram_cmo, 9.0, 88.2,
-        ),
-        NamedRPUConfig(
-            "hermes",
-            "phase-change memory of the IBM HERMES chip (Le Gallo et al. 2023), two devices "
-            "per conductance: 0-20.7 µS",
-            _hermes, 0.0, 20.7,
-        ),
-    )
-}  # fmt: skip
-
-
 # Converters
 
 
@@ -270,31 +244,22 @@ def parse_converter(
         )
     if is_strategy_file(text):
         return _from_strategy(text, g_min, g_max, argument)
-    name, colon, factors_text = text.strip().partition(":")
-    name = name.strip().lower()
-    if name not in ("single", "dual", "npair"):
+    name, colon, listed = text.lower().partition(":")
+    name, factors = name.strip(), _factors(listed)
+    fits = {"single": not colon, "dual": len(factors) == 2, "npair": len(factors) > 0}
+    if not fits.get(name, False):
+        hint = "" if name in fits else did_you_mean(name, fits)
         raise InvalidArgument(
-            f"{argument} = {text!r}: single, dual:F,F, npair:F,F,... or the path of a "
-            f"strategy.json is needed{did_you_mean(name, ('single', 'dual', 'npair'))}."
+            f"{argument} = {text!r}: single, dual:F,F or npair:F,F,... with positive significance "
+            f"factors F, or the path of a strategy.json is needed{hint}."
         )
-
     from aihwkit.inference.converter import conductance
 
     if name == "single":
-        if colon:
-            raise InvalidArgument(
-                f"{argument} = {text!r}: a single pair has no significance factors, write single."
-            )
         return conductance.SinglePairConductanceConverter(g_min=g_min, g_max=g_max)
-    factors = _factors(factors_text, text, argument)
-    if name == "npair":
-        return conductance.NPairConductanceConverter(factors, g_min=g_min, g_max=g_max)
-    if len(factors) != 2:
-        raise InvalidArgument(
-            f"{argument} = {text!r}: dual needs two significance factors, e.g. dual:1,1; for "
-            "another number write npair."
-        )
-    return conductance.DualPairConductanceConverter(factors, g_min=g_min, g_max=g_max)
+    if name == "dual":
+        return conductance.DualPairConductanceConverter(factors, g_min=g_min, g_max=g_max)
+    return conductance.NPairConductanceConverter(factors, g_min=g_min, g_max=g_max)
 
 
 def is_strategy_file(text: str) -> bool:
@@ -302,20 +267,13 @@ def is_strategy_file(text: str) -> bool:
     return text.lower().endswith(".json") or Path(text).is_file()
 
 
-def _factors(factors_text: str, text: str, argument: str) -> list[float]:
-    factors = []
-    for entry in factors_text.split(","):
-        try:
-            factor = float(entry)
-        except ValueError:
-            factor = math.nan
-        if not (math.isfinite(factor) and factor > 0):
-            raise InvalidArgument(
-                f"{argument} = {text!r} contains {entry.strip()!r}: significance factors are "
-                "positive numbers, e.g. dual:1,1 or npair:1,2,4."
-            )
-        factors.append(factor)
-    return factors
+def _factors(listed: str) -> list[float]:
+    """Significance factors; none if they are not all positive numbers."""
+    try:
+        factors = [float(entry) for entry in listed.split(",")]
+    except ValueError:
+        return []
+    return factors if all(0 < factor < math.inf for factor in factors) else []
 
 
 def _from_strategy(
@@ -353,12 +311,12 @@ def parse_durations(text: str, argument: str) -> tuple[float, ...]:
         InvalidArgument: an entry is no duration, or the times do not ascend.
     """
     times = tuple(_parse_duration(entry.strip(), text, argument) for entry in text.split(","))
-    for earlier, later in pairwise(times):
-        if later <= earlier:
-            ascending = ",".join(format_duration(t) for t in sorted(set(times)))
-            raise InvalidArgument(
-                f"{argument} = {text!r}: times must ascend, each one once, e.g. {ascending}."
-            )
+    ascending = tuple(sorted(set(times)))
+    if times != ascending:
+        raise InvalidArgument(
+            f"{argument} = {text!r}: times must ascend, each one once, e.g. "
+            f"{','.join(map(format_duration, ascending))}."
+        )
     return times
 
 

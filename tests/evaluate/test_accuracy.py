@@ -34,8 +34,7 @@ from wpo_optuna.evaluate.accuracy import (
     measure_over_time,
 )
 from wpo_optuna.evaluate.accuracy_figure import draw, save
-from wpo_optuna.network.apply import analog_tiles
-from wpo_optuna.network.network_forms import NetworkForms
+from wpo_optuna.network.apply import NetworkForms, analog_tiles
 from wpo_optuna.strategy import ProgrammingStrategy
 
 ONE_PAIR = ProgrammingStrategy((1.0,), ((0.0, 10.0, 20.0), (20.0, 10.0, 0.0)), 0.0, 25.0)

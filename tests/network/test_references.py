@@ -42,7 +42,7 @@ def test_a_function_in_a_file_is_loaded_once_and_by_its_own_path(tmp_path: Path)
     assert sys.modules[first.__module__].where is first
 
 
-def test_a_module_in_the_current_directory_is_found_and_the_path_left_as_it_was(
+def test_a_module_in_the_current_directory_is_found_behind_all_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "module_of_a_user.py").write_text(
@@ -52,7 +52,7 @@ def test_a_module_in_the_current_directory_is_found_and_the_path_left_as_it_was(
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
     before = list(sys.path)
     assert load_function("module_of_a_user:Nets.make", "weights")() == 7
-    assert sys.path == before
+    assert sys.path == [*before, str(tmp_path)]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_name_that_leads_nowhere_is_answered_with_the_nearest(
 def test_a_file_that_cannot_be_imported_is_named_and_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, expected: str, by_path: bool
 ) -> None:
-    stem = f"broken_{abs(hash(code))}"
+    stem = f"broken_{by_path}_{abs(hash(code))}"
     path = tmp_path / f"{stem}.py"
     path.write_text(code)
     monkeypatch.chdir(tmp_path)

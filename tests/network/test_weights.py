@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from wpo_optuna.hardware import named_rpu_config
-from wpo_optuna.network.stored_tensor import StoredTensor
+from wpo_optuna.network.tensors import StoredTensor
 from wpo_optuna.network.weights import read_weights
 from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 
@@ -213,7 +213,7 @@ def test_include_patterns_replace_the_rule_and_exclude_patterns_restrict_it() ->
     assert [layer.name for layer in excluded.layers] == [
         name for name in TAKEN if not name.startswith("lstm") and name != "lm_head.weight"
     ]
-    both = read_weights(state, include="mlp.*", exclude="*.bias")
+    both = read_weights(state, include=["mlp.*"], exclude=["*.bias"])
     assert [layer.name for layer in both.layers] == ["mlp.0.weight", "mlp.2.weight"]
 
 
@@ -259,7 +259,7 @@ def test_blocks_cover_a_tensor_once_and_stay_below_their_limit(
     tensor = torch.arange(int(np.prod(shape))).reshape(shape)
     stored = StoredTensor("t", tuple(shape), "int64", "", lambda rows: tensor[rows])
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("wpo_optuna.network.stored_tensor.BLOCK", limit)
+        patched.setattr("wpo_optuna.network.tensors.BLOCK", limit)
         blocks = list(stored.blocks())
     row = int(np.prod(shape[1:]))
     assert all(block.numel() <= max(limit, row) for block in blocks)

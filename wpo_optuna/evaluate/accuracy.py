@@ -24,8 +24,7 @@ from tqdm import tqdm
 
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.hardware import format_duration
-from wpo_optuna.network.apply import analog_tiles, apply_converter, apply_strategy
-from wpo_optuna.network.network_forms import NetworkForms
+from wpo_optuna.network.apply import NetworkForms, analog_tiles, apply_converter, apply_strategy
 from wpo_optuna.network.references import raised
 from wpo_optuna.problem.validation import checked_times
 from wpo_optuna.strategy import ProgrammingStrategy

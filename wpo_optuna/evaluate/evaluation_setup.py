@@ -14,8 +14,7 @@ from torch import nn
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.evaluate.accuracy import Metric, accuracy
 from wpo_optuna.hardware import parse_converter, parse_durations, rpu_config
-from wpo_optuna.network.apply import analog_tiles
-from wpo_optuna.network.network_forms import NetworkForms
+from wpo_optuna.network.apply import NetworkForms, analog_tiles
 from wpo_optuna.network.references import call_function, load_function
 from wpo_optuna.strategy import ProgrammingStrategy
 

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from wpo_optuna.errors import InvalidArgument, did_you_mean
-from wpo_optuna.network.stored_tensor import StoredTensor
+from wpo_optuna.network.tensors import StoredTensor
 
 _REAL_TYPES = (
     "float64", "float32", "float16", "bfloat16",

@@ -1,14 +1,18 @@
-"""Programming a network with a strategy: setting the converter of its analog tiles."""
+"""A network on analog tiles: both of its forms, and programming its tiles with a strategy."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
+import torch
 from aihwkit.inference.converter.base import BaseConductanceConverter
 from aihwkit.inference.noise.base import BaseNoiseModel
+from aihwkit.nn.conversion import convert_to_analog, convert_to_digital
 from aihwkit.simulator.configs import InferenceRPUConfig
 from aihwkit.simulator.tiles.module import TileModule
 from torch import nn
@@ -116,8 +120,9 @@ def apply_strategy(
             "takes one ProgrammingStrategy."
         )
     _check_strategies({"*": strategy})
-    _check_devices(strategy, target.noise_model, "the RPU configuration", "strategy")
-    target.noise_model = _with_converter(target.noise_model, strategy.to_converter())
+    converter = strategy.to_converter()
+    _check_devices(converter, target.noise_model, "the RPU configuration", "strategy")
+    target.noise_model = _with_converter(target.noise_model, converter)
     return AppliedStrategy(tiles=())
 
 
@@ -132,11 +137,7 @@ def apply_converter(model: nn.Module, converter: BaseConductanceConverter, argum
     Raises:
         InvalidArgument: a tile is not made for inference, or its devices have another range.
     """
-    tiles = tuple(analog_tiles(model))
-    for tile in tiles:
-        _check_devices(converter, tile.noise_model, f"tile {tile.name!r}", argument)
-    for tile in tiles:
-        tile.set_converter(converter)
+    _program([(tile, converter) for tile in analog_tiles(model)], argument)
 
 
 def layers_by_parameter(parameters: Sequence[str], model: nn.Module) -> dict[str, str]:
@@ -157,27 +158,18 @@ def layers_by_parameter(parameters: Sequence[str], model: nn.Module) -> dict[str
     """
     layers = {tile.layer for tile in analog_tiles(model)}
     names = list(parameters)
-    while True:
-        found = [_layer_of(name, layers) for name in names]
-        if None not in found:
-            return dict(zip(parameters, map(str, found), strict=True))
+    while lost := [n for n in names if not layers & {n, n.rpartition(".")[0]}]:
         prefixes = {name.partition(".")[0] for name in names}
         # What is left must still name a layer and its parameter.
         if len(prefixes) != 1 or not all(name.count(".") >= 2 for name in names):
-            break
+            raise InvalidArgument(
+                f"model: no analog layer of the network holds {lost[0]!r} of the checkpoint; it "
+                f"has {', '.join(sorted(layers))}. Exclude what is not analog, or give the network "
+                "that the checkpoint belongs to."
+            )
         names = [name.partition(".")[2] for name in names]
-    lost = next(name for name in parameters if _layer_of(name, layers) is None)
-    raise InvalidArgument(
-        f"model: no analog layer of the network holds {lost!r} of the checkpoint; it has "
-        f"{', '.join(sorted(layers))}. Exclude what is not analog, or give the network that the "
-        "checkpoint belongs to."
-    )
-
-
-def _layer_of(parameter: str, layers: set[str]) -> str | None:
-    return next(
-        (layer for layer in (parameter, parameter.rpartition(".")[0]) if layer in layers), None
-    )
+    found = [name if name in layers else name.rpartition(".")[0] for name in names]
+    return dict(zip(parameters, found, strict=True))
 
 
 def _apply_to_network(
@@ -191,18 +183,29 @@ def _apply_to_network(
         )
     by_layer = strategy if isinstance(strategy, Mapping) else {"*": strategy}
     _check_strategies(by_layer)
-    _check_patterns(by_layer, tiles)
-    chosen = [(tile, _strategy_of(tile, by_layer)) for tile in tiles]
-    for tile, wanted in chosen:
-        if wanted is not None:
-            _check_devices(wanted, tile.noise_model, f"tile {tile.name!r}", "strategy")
-    for tile, wanted in chosen:
-        if wanted is not None:
-            tile.set_converter(wanted.to_converter())
+    layers = sorted({tile.layer for tile in tiles})
+    for pattern in by_layer:
+        if not any(_matches(pattern, layer) for layer in layers):
+            raise InvalidArgument(
+                f"strategy: no analog layer matches {pattern!r}{did_you_mean(pattern, layers)}; "
+                f"there are {', '.join(layers)}."
+            )
+    chosen = {layer: _strategy_of(layer, by_layer) for layer in layers}
+    converters = {layer: s.to_converter() for layer, s in chosen.items() if s is not None}
+    _program([(t, converters[t.layer]) for t in tiles if t.layer in converters], "strategy")
     return AppliedStrategy(
-        tiles=tuple(tile.name for tile, wanted in chosen if wanted is not None),
-        untouched=tuple(tile.name for tile, wanted in chosen if wanted is None),
+        tiles=tuple(tile.name for tile in tiles if tile.layer in converters),
+        untouched=tuple(tile.name for tile in tiles if tile.layer not in converters),
     )
+
+
+def _program(
+    programmings: Sequence[tuple[AnalogTile, BaseConductanceConverter]], argument: str
+) -> None:
+    for tile, converter in programmings:
+        _check_devices(converter, tile.noise_model, f"tile {tile.name!r}", argument)
+    for tile, converter in programmings:
+        tile.set_converter(converter)
 
 
 def _check_strategies(by_layer: Mapping[str, object]) -> None:
@@ -215,29 +218,13 @@ def _check_strategies(by_layer: Mapping[str, object]) -> None:
                 "ProgrammingStrategy is needed (read a file with ProgrammingStrategy.load), or a "
                 "mapping of layer names to strategies."
             )
-        if not strategy.spans_weights:
-            raise InvalidArgument(
-                "strategy has curves that stand for the weight 0 alone: the sum of f (g+ - g-) "
-                "must differ from 0 at one of the weights."
-            )
-
-
-def _check_patterns(by_layer: Mapping[str, object], tiles: Sequence[AnalogTile]) -> None:
-    layers = sorted({tile.layer for tile in tiles})
-    for pattern in by_layer:
-        if not any(_matches(pattern, layer) for layer in layers):
-            raise InvalidArgument(
-                f"strategy: no analog layer matches {pattern!r}{did_you_mean(pattern, layers)}; "
-                f"there are {', '.join(layers)}."
-            )
 
 
 def _strategy_of(
-    tile: AnalogTile, by_layer: Mapping[str, ProgrammingStrategy]
+    layer: str, by_layer: Mapping[str, ProgrammingStrategy]
 ) -> ProgrammingStrategy | None:
-    if tile.layer in by_layer:
-        return by_layer[tile.layer]
-    return next((s for pattern, s in by_layer.items() if _matches(pattern, tile.layer)), None)
+    matching = (strategy for pattern, strategy in by_layer.items() if _matches(pattern, layer))
+    return by_layer.get(layer) or next(matching, None)
 
 
 def _matches(pattern: str, layer: str) -> bool:
@@ -246,12 +233,9 @@ def _matches(pattern: str, layer: str) -> bool:
 
 
 def _check_devices(
-    programming: ProgrammingStrategy | BaseConductanceConverter,
-    noise_model: object,
-    owner: str,
-    argument: str,
+    converter: BaseConductanceConverter, noise_model: object, owner: str, argument: str
 ) -> None:
-    """Refuses devices that are not described, or that a programming asks too much of.
+    """Refuses devices that are not described, or that a converter asks too much of.
 
     A narrower range than theirs is fine: then a part of it is used.
     """
@@ -261,11 +245,11 @@ def _check_devices(
             "InferenceRPUConfig is needed."
         )
     lowest, highest = conductance_range(noise_model)
-    slack = _SLACK * programming.g_max
-    if programming.g_min < lowest - slack or programming.g_max > highest + slack:
+    slack = _SLACK * converter.g_max
+    if converter.g_min < lowest - slack or converter.g_max > highest + slack:
         raise InvalidArgument(
-            f"{argument} has the range g_min = {programming.g_min:g} to "
-            f"g_max = {programming.g_max:g} µS: the {type(noise_model).__name__} describes devices "
+            f"{argument} has the range g_min = {converter.g_min:g} to "
+            f"g_max = {converter.g_max:g} µS: the {type(noise_model).__name__} describes devices "
             f"of {lowest:g} to {highest:g} µS."
         )
 
@@ -276,3 +260,91 @@ def _with_converter(
     own = copy.deepcopy(noise_model)
     own.g_converter = converter
     return own
+
+
+@dataclass(frozen=True)
+class NetworkForms:
+    """One network in both forms.
+
+    Attributes:
+        digital: the ideal network, without any noise; None where aihwkit cannot convert an analog
+            network back.
+        analog: the network on analog tiles.
+        is_converted: whether the analog form was made here, from the digital one.
+    """
+
+    digital: nn.Module | None
+    analog: nn.Module
+    is_converted: bool = False
+
+    @classmethod
+    def of(cls, model: object, rpu_config: InferenceRPUConfig | None) -> NetworkForms:
+        """Both forms of a model that has one of them; the model itself stays as it is.
+
+        Args:
+            model: a digital network, or one with analog layers.
+            rpu_config: the hardware of a digital network; an analog one has its own.
+
+        Raises:
+            InvalidArgument: the model is no network, has no layer that can be analog, or the
+                hardware is missing or given twice.
+        """
+        if not isinstance(model, nn.Module):
+            raise InvalidArgument(
+                f"model is a {type(model).__name__}: a torch module is needed, digital or "
+                "converted to analog."
+            )
+        if any(analog_tiles(model)):
+            if rpu_config is not None:
+                raise InvalidArgument(
+                    "rpu_config: the model has analog layers, whose hardware is settled already; "
+                    "leave this out, or give the digital model."
+                )
+            return cls(_digital_form(model), copy.deepcopy(model))
+        if rpu_config is None:
+            raise InvalidArgument("rpu_config: a digital model needs the hardware it runs on.")
+        analog = convert_to_analog(model, rpu_config)
+        if not any(analog_tiles(analog)):
+            raise InvalidArgument(
+                f"model is a {type(model).__name__} without a linear or convolutional layer that "
+                "aihwkit converts to analog."
+            )
+        return cls(model, analog, is_converted=True)
+
+    @contextmanager
+    def setting_input_ranges(self) -> Iterator[None]:
+        """Sets the tiles' input ranges to the largest inputs that the digital layers get inside.
+
+        Hardware with input ranges (such as ``StandardHWATrainingPreset``) clips inputs beyond them.
+        Hardware-aware training learns the ranges; after a conversion they are aihwkit's initial
+        guess, which has nothing to do with the network. Networks that came as analog ones, and
+        hardware without input ranges, are left alone.
+        """
+        largest: dict[nn.Module, float] = {}
+
+        def observe(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+            largest[layer] = max(largest.get(layer, 0.0), float(inputs[0].abs().max()))
+
+        places = []
+        with ExitStack() as stack:
+            for tile in analog_tiles(self.analog) if self.is_converted else ():
+                if getattr(tile.tile, "input_range", None) is not None:
+                    assert self.digital is not None
+                    places.append((tile.tile, self.digital.get_submodule(tile.layer)))
+                    stack.callback(places[-1][1].register_forward_pre_hook(observe).remove)
+            yield
+        for tile, layer in places:
+            if largest.get(layer, 0.0) > 0:
+                tile.set_input_range(largest[layer])
+
+
+@torch.no_grad()
+def _digital_form(analog: nn.Module) -> nn.Module | None:
+    unprogrammed = copy.deepcopy(analog)
+    for tile in analog_tiles(unprogrammed):
+        # A network that was programmed before holds noisy weights beside those it was given.
+        reference = getattr(tile.tile, "reference_combined_weights", None)
+        if reference is not None:
+            tile.tile.tile.set_weights(reference)
+    digital = convert_to_digital(unprogrammed, inplace=True)
+    return None if any(analog_tiles(digital)) else digital

@@ -116,17 +116,15 @@ def import_files(files: Mapping[str, Path]) -> None:
         _import_as(name, path)
 
 
+def _make_importable(folder: Path) -> None:
+    # At the end of the path its modules hide nobody else's.
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
 def _import_module(name: str) -> ModuleType:
-    # A console script's sys.path lacks the current directory, where users keep their networks.
-    here = str(Path.cwd())
-    added = here not in sys.path and "" not in sys.path
-    if added:
-        sys.path.insert(0, here)
-    try:
-        return importlib.import_module(name)
-    finally:
-        if added:
-            sys.path.remove(here)
+    _make_importable(Path.cwd())  # which a console script's sys.path lacks
+    return importlib.import_module(name)
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -138,9 +136,7 @@ def _import_file(path: Path) -> ModuleType:
 def _import_as(name: str, path: Path) -> ModuleType:
     if name in sys.modules:
         return sys.modules[name]
-    # Files import their neighbours; at the end of the path these hide nobody else's modules.
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))
+    _make_importable(path.parent)  # files import their neighbours
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None  # a .py file always has a loader
     assert spec.loader is not None

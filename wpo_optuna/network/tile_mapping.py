@@ -16,7 +16,7 @@ import torch
 from aihwkit.simulator.parameters import MappingParameter
 from torch import Tensor
 
-from wpo_optuna.network.stored_tensor import StoredTensor
+from wpo_optuna.network.tensors import StoredTensor
 
 
 def blocks_on_tiles(tensor: StoredTensor, mapping: MappingParameter) -> Iterator[Tensor]:

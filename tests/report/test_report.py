@@ -170,7 +170,7 @@ def test_an_unfinished_study_or_one_without_its_folder_says_what_is_missing(
     strategy = problem.hypercube.decode([0.5] * problem.hypercube.dimension)
     measure(problem, strategy, other, winning_trial=0)
     write_report([stored_study(ALSO_FINISHED)], tmp_path / "report.html", {ALSO_FINISHED: other})
-    assert "The devices are sampled when" in Page(files.page).text
+    assert "Device model: This is measured when" in Page(files.page).text
 
 
 def test_a_study_made_with_plain_optuna_has_a_report(tmp_path: Path) -> None:

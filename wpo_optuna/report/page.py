@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.hardware import format_duration
-from wpo_optuna.report.figures import errors, hardware, search
+from wpo_optuna.report.figures import measured, search
 from wpo_optuna.report.figures.drawing import Drawn, draw
 from wpo_optuna.report.record import StudyRecord, are_about_one_problem, read_study
 from wpo_optuna.study.results_folder import check_directory
@@ -27,10 +27,10 @@ FIGURES = "figures"
 
 # Figures of one study; the names of these functions are those of the files.
 _OF_A_STUDY = (
-    hardware.conductance_curves,
-    errors.tnmse_over_time,
-    errors.weight_errors,
-    errors.weight_correlation,
+    measured.conductance_curves,
+    measured.tnmse_over_time,
+    measured.weight_errors,
+    measured.weight_correlation,
     search.explored_factors,
     search.importance,
 )
@@ -96,7 +96,7 @@ def write_report(
         figures["sampler_comparison"] = draw(search.sampler_comparison, records)
     parts = _parts(records)
     for part in parts:
-        of_study = _OF_A_STUDY if part.same_hardware else (*_OF_A_STUDY, hardware.devices)
+        of_study = _OF_A_STUDY if part.same_hardware else (*_OF_A_STUDY, measured.devices)
         figures |= {part.prefix + f.__name__: draw(f, part.record) for f in of_study}
     text = _template().render(
         parts=parts, figures=figures, is_one_problem=are_about_one_problem(records)

@@ -356,7 +356,7 @@ class _Run:
         try:
             measure(
                 self.session.objective.problem, strategy, results,
-                winning_trial=scores.winning_trial, show_progress=self.show_progress,
+                winning_trial=scores.winning_trial,
             )  # fmt: skip
             return write_report([self.study], results / REPORT_FILE).page
         except Exception as error:  # figures are not worth the loss of a result

@@ -11,7 +11,6 @@ import os
 import pickle
 import platform
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -29,7 +28,6 @@ _SOURCES = (
     "compiled.py", "decode.py", "evaluation.py", "gamma_excess.py", "loss.py", "tables.py"
 )  # fmt: skip
 
-_lock = threading.Lock()
 _in_memory: dict[Any, Callable[..., Any]] = {}
 
 
@@ -52,12 +50,12 @@ def compiled(
     """
     shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(arguments))
     known = function, statics, shapes
-    with _lock:
-        if known not in _in_memory:
-            told = repr((_origin(), function.__name__, statics, shapes))
-            key = hashlib.sha256(told.encode()).hexdigest()
-            _in_memory[known] = _from_disk(key) or _compile(key, function, statics, arguments)
-        return _in_memory[known]
+    # Without a lock: one function may be compiled in a thread while another is in use.
+    if known not in _in_memory:
+        told = repr((_origin(), function.__name__, statics, shapes))
+        key = hashlib.sha256(told.encode()).hexdigest()
+        _in_memory[known] = _from_disk(key) or _compile(key, function, statics, arguments)
+    return _in_memory[known]
 
 
 def _compile(

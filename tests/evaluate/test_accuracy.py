@@ -35,6 +35,7 @@ from wpo_optuna.evaluate.accuracy import (
 )
 from wpo_optuna.evaluate.accuracy_figure import draw, save
 from wpo_optuna.network.apply import NetworkForms, analog_tiles
+from wpo_optuna.report.figures import drawing
 from wpo_optuna.strategy import ProgrammingStrategy
 
 ONE_PAIR = ProgrammingStrategy((1.0,), ((0.0, 10.0, 20.0), (20.0, 10.0, 0.0)), 0.0, 25.0)
@@ -290,8 +291,9 @@ def test_no_text_of_the_figure_overlaps_another_and_none_is_cut_off(
 ) -> None:
     values = np.array([[0.9, 0.9, 0.9], [0.91, 0.9, 0.9]])
     curves = {"baseline": values, "network-wide": values, "per layer": values}
-    figure = draw(MetricOverTime("my_metric", t_steps, 0.9, curves))
-    FigureCanvasAgg(figure).draw()
+    with drawing.style():
+        figure = draw(MetricOverTime("my_metric", t_steps, 0.9, curves))
+        FigureCanvasAgg(figure).draw()
     axes = figure.axes[0]
     texts = [axes.xaxis.label, axes.yaxis.label, axes._left_title]
     texts += figure.legends[0].get_texts()

@@ -29,10 +29,13 @@ from wpo_optuna.report.record import StudyRecord, read_study
 DAY = 86400.0
 OF_ONE_STUDY = {
     figure.__name__: figure
+    for figure in (measured.conductance_curves, search.explored_factors, search.importance)
+}
+OF_MEASUREMENTS = {
+    figure.__name__: figure
     for figure in (
-        measured.conductance_curves, measured.devices, measured.tnmse_over_time,
-        measured.weight_errors, measured.weight_correlation, search.explored_factors,
-        search.importance,
+        measured.tnmse_over_time, measured.weight_errors, measured.weight_correlation,
+        measured.devices,
     )
 }  # fmt: skip
 OF_SEVERAL = {f.__name__: f for f in (search.search_progress, search.sampler_comparison)}
@@ -54,7 +57,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
 }
 DRAWN = [
-    *(("pcm", figure) for figure in (*OF_ONE_STUDY, *OF_SEVERAL)),
+    *(("pcm", figure) for figure in (*OF_ONE_STUDY, *OF_MEASUREMENTS, *OF_SEVERAL)),
     # Where there is least room.
     *((case, figure) for case, figures in {
         "one time, one pair": ("tnmse_over_time", "weight_errors", "conductance_curves"),
@@ -128,6 +131,8 @@ def test_texts_do_not_overlap_or_shrink_and_no_axes_are_empty(case: str, figure:
     record = record_of(case)
     if figure in OF_SEVERAL:
         assert_readable(draw(OF_SEVERAL[figure], [record]))
+    elif figure in OF_MEASUREMENTS:
+        assert_readable(draw(OF_MEASUREMENTS[figure], record.measurements))
     else:
         assert_readable(draw(OF_ONE_STUDY[figure], record))
 

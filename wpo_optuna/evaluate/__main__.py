@@ -6,18 +6,65 @@ import argparse
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wpo_optuna.evaluate.settings import EvaluationSettings
-from wpo_optuna.study.command_line import add_settings, run_command
+from wpo_optuna.study.command_line import (
+    Settings,
+    Text,
+    Texts,
+    Whole,
+    add_settings,
+    run_command,
+    setting,
+)
 
 if TYPE_CHECKING:
     from wpo_optuna.evaluate.accuracy import MetricOverTime
-    from wpo_optuna.evaluate.evaluation_setup import EvaluationSetup
+    from wpo_optuna.evaluate.evaluation_setup import NetworkSetup
+    from wpo_optuna.strategy import ProgrammingStrategy
 
 NO_TRACKING = "none"
+_WHAT, _HOW, _RECORD = "what is measured", "how it is measured", "records"
+
+
+class EvaluationSettings(Settings):
+    """The settings of one evaluation, as the user wrote them, each declared once."""
+
+    model: str = setting(
+        ..., "returns the network: a torch module, or one that aihwkit converted to analog; "
+        "package.module:function or path/file.py:function", _WHAT, "FUNCTION",
+    )  # fmt: skip
+    strategy: Texts = setting(
+        ..., "strategy file; for strategies by layer LAYER=FILE ..., where LAYER may be a pattern "
+        "such as 'encoder.*'; layers without one are programmed like the baseline", _WHAT, "FILE",
+    )  # fmt: skip
+    data: str = setting(
+        ..., "returns batches of (inputs, targets), such as a DataLoader", _WHAT, "FUNCTION"
+    )
+    metric: str | None = setting(
+        None, "takes the network and the data and returns a number; by default the share of right "
+        "classifications", _WHAT, "FUNCTION",
+    )  # fmt: skip
+    rpu_config: str | None = setting(
+        None, "hardware of a digital network: pcm, standard-hwa, reram-wan, reram-cmo, hermes or a "
+        "function that returns an InferenceRPUConfig (pcm)", _WHAT, "NAME",
+    )  # fmt: skip
+    baseline: Text = setting(
+        "dual:1,1", "programming to compare with: single, dual:F,F, npair:F,F,..., or a strategy "
+        "file", _HOW, "SPEC",
+    )  # fmt: skip
+    t_steps: Text = setting("1s,1min,1h,1d,30d,1y", "times after programming", _HOW, "LIST")
+    repeats: Whole = setting(10, "how often the network is programmed anew", _HOW, "N", ge=1)
+    seed: Whole = setting(
+        0, "seed of programming, drift and accumulated read noise", _HOW, "N", ge=0
+    )
+    output: str = setting("wpo_results/accuracy", "directory for tables and figure", _RECORD, "DIR")
+    tracking_uri: str | None = setting(
+        None, "MLflow tracking URI; by default MLflow's own; none for no tracking", _RECORD, "URI"
+    )
+    experiment: str = setting("wpo", "MLflow experiment", _RECORD, "NAME")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,28 +110,43 @@ def _run(settings: EvaluationSettings, quiet: bool) -> int:
         # Refuses an address or a name that MLflow does not take, before anything is done.
         Destination(settings.tracking_uri, settings.experiment)
     from wpo_optuna.evaluate.accuracy import OPTIMISED, compare_over_time
-    from wpo_optuna.evaluate.evaluation_setup import set_up_evaluation
+    from wpo_optuna.evaluate.evaluation_setup import (
+        read_strategies,
+        set_up_network,
+        warn_of_other_hardware,
+    )
+    from wpo_optuna.hardware import parse_converter, parse_durations
 
     started_s, output = time.time(), Path(settings.output)
-    setup = set_up_evaluation(settings)
-    measured = setup.measured
+    t_steps = parse_durations(settings.t_steps, "t_steps")
+    strategies = read_strategies(settings.strategy)
+    # On devices of the range that the strategies were made for.
+    g_min = min(strategy.g_min for strategy in strategies.values())
+    g_max = max(strategy.g_max for strategy in strategies.values())
+    baseline = parse_converter(settings.baseline, g_min, g_max, "baseline")
+    setup = set_up_network(
+        model=settings.model, data=settings.data, metric=settings.metric,
+        rpu_config=settings.rpu_config,
+    )  # fmt: skip
+    warn_of_other_hardware(strategies.values(), setup.network)
     result = compare_over_time(
-        measured.network, {OPTIMISED: setup.strategies}, setup.baseline, measured.data,
-        setup.t_steps, measured.metric, metric_name=measured.metric_name,
-        repeats=settings.repeats, seed=settings.seed, show_progress_bar=not quiet,
+        setup.network, {OPTIMISED: strategies}, baseline, setup.data, t_steps, setup.metric,
+        metric_name=setup.metric_name, repeats=settings.repeats, seed=settings.seed,
+        show_progress_bar=not quiet,
     )  # fmt: skip
     files = result.save(output)
-    for layer, strategy in setup.strategies.items():
+    for layer, strategy in strategies.items():
         suffix = "" if layer == "*" else "-" + re.sub(r"[^\w.-]", "_", layer)
         files.append(strategy.save(output / f"strategy{suffix}.json"))
-    tracked = _track(settings, setup, result, files, started_s)
+    tracked = _track(settings, setup, strategies.values(), result, files, started_s)
     print(f"{result.table()}\n\nresults  {settings.output}\nMLflow   {tracked}")
     return 0
 
 
 def _track(
     settings: EvaluationSettings,
-    setup: EvaluationSetup,
+    setup: NetworkSetup,
+    strategies: Iterable[ProgrammingStrategy],
     result: MetricOverTime,
     files: Sequence[Path],
     started_s: float,
@@ -96,9 +158,9 @@ def _track(
 
     parameters = settings.model_dump(exclude={"output", "tracking_uri", "experiment"})
     parameters["strategy"] = " ".join(settings.strategy)
-    parameters["metric"] = settings.metric or setup.measured.metric_name
-    parameters["rpu_config"] = setup.measured.hardware
-    provenances = [strategy.provenance for strategy in setup.strategies.values()]
+    parameters["metric"] = settings.metric or setup.metric_name
+    parameters["rpu_config"] = setup.hardware
+    provenances = [strategy.provenance for strategy in strategies]
     studies = sorted({str(p["study_name"]) for p in provenances if "study_name" in p})
     run_id = record_or_warn(
         result,

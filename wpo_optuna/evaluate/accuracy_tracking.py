@@ -6,22 +6,15 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from wpo_optuna.evaluate.accuracy import MetricOverTime
 from wpo_optuna.study.environment import versions
 from wpo_optuna.track import store
 from wpo_optuna.track.destination import Destination
 from wpo_optuna.track.follower import TrackingWarning
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Metric
 
 
 def record_or_warn(
@@ -57,22 +50,27 @@ def record_or_warn(
     uri = Destination(tracking_uri, experiment_name).uri
     for name, value in store.REQUEST_SETTINGS.items():
         os.environ.setdefault(name, value)
-    version_tags = {f"version.{name}": version for name, version in versions().items()}
     try:
         client = store.connect(uri)
-        run = client.create_run(
+        run_id = client.create_run(
             store.find_or_create_experiment(client, experiment_name),
             start_time=round(1000 * started_s),
             run_name=run_name,
-            tags={store.KIND_TAG: "accuracy", **version_tags, **tags},
-        )
-        run_id, status = str(run.info.run_id), "FAILED"
-        try:
-            _log(client, run_id, result, files, parameters)
-            status = "FINISHED"
-        finally:
-            client.set_terminated(run_id, status)
-        return run_id
+            tags={
+                store.KIND_TAG: "accuracy",
+                **{f"version.{name}": version for name, version in versions().items()},
+                **tags,
+            },
+        ).info.run_id
+        texts = {name: str(value)[: store.MAX_PARAM_LENGTH] for name, value in parameters.items()}
+        store.log_params(client, run_id, texts)
+        now_ms = round(1000 * time.time())
+        for step, values in enumerate(_metrics(result)):
+            store.log_metrics(client, run_id, store.metrics_of(values, now_ms, step))
+        for path in files:
+            client.log_artifact(run_id, str(path))
+        client.set_terminated(run_id)
+        return str(run_id)
     except Exception as error:  # MLflow's storages raise what they like
         warnings.warn(
             f"MLflow did not take the results, which are in {files[0].parent} "
@@ -83,35 +81,14 @@ def record_or_warn(
         return None
 
 
-def _log(
-    client: MlflowClient,
-    run_id: str,
-    result: MetricOverTime,
-    files: Sequence[Path],
-    parameters: Mapping[str, object],
-) -> None:
-    texts = {name: str(value)[: store.MAX_PARAM_LENGTH] for name, value in parameters.items()}
-    store.log_params(client, run_id, texts)
-    store.log_metrics(client, run_id, _metrics(result))
-    for path in files:
-        client.log_artifact(run_id, str(path))
-
-
-def _metrics(result: MetricOverTime) -> list[Metric]:
+def _metrics(result: MetricOverTime) -> Iterator[dict[str, float]]:
+    """The metrics of each time."""
     # MLflow takes letters, digits and a few signs; names of functions may be <lambda>.
     metric = re.sub(r"[^\w .-]", "_", result.metric)
-    series = {"t_s": np.asarray(result.t_steps)}
-    if result.ideal is not None:
-        series[f"ideal_{metric}"] = np.full(len(result.t_steps), result.ideal)
-    for name in result.curves:
-        series[f"{name}_{metric}"] = result.mean(name)
-        if result.repeats > 1:
-            series[f"{name}_{metric}_std"] = result.spread(name)
-    now_ms = round(1000 * time.time())
-    return [
-        entry
-        for step in range(len(result.t_steps))
-        for entry in store.metrics_of(
-            {name: float(values[step]) for name, values in series.items()}, now_ms, step
-        )
-    ]
+    for step, t in enumerate(result.t_steps):
+        values = {"t_s": t} if result.ideal is None else {"t_s": t, f"ideal_{metric}": result.ideal}
+        for name in result.curves:
+            values[f"{name}_{metric}"] = float(result.mean(name)[step])
+            if result.repeats > 1:
+                values[f"{name}_{metric}_std"] = float(result.spread(name)[step])
+        yield values

@@ -1,25 +1,21 @@
-"""From the settings of an evaluation to what they stand for: network, strategies, data, metric."""
+"""What the settings of an evaluation stand for: network, strategies, data, metric."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from aihwkit.inference.converter.base import BaseConductanceConverter
 from torch import nn
 
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.evaluate.accuracy import Metric, accuracy
-from wpo_optuna.hardware import parse_converter, parse_durations, rpu_config
+from wpo_optuna.hardware import rpu_config
 from wpo_optuna.network.apply import NetworkForms, analog_tiles
 from wpo_optuna.network.references import call_function, load_function
 from wpo_optuna.strategy import ProgrammingStrategy
-
-if TYPE_CHECKING:
-    from wpo_optuna.evaluate.settings import EvaluationSettings
 
 ALL_LAYERS = "*"
 DEFAULT_RPU_CONFIG = "pcm"
@@ -48,46 +44,6 @@ class NetworkSetup:
     metric_name: str
 
 
-@dataclass(frozen=True)
-class EvaluationSetup:
-    """What is evaluated.
-
-    Attributes:
-        measured: the network and how its quality is measured.
-        strategies: the optimised strategies by layer; ``"*"`` for all layers.
-        baseline: the programming to compare with.
-        t_steps: times after programming in s.
-    """
-
-    measured: NetworkSetup
-    strategies: Mapping[str, ProgrammingStrategy]
-    baseline: BaseConductanceConverter
-    t_steps: tuple[float, ...]
-
-
-def set_up_evaluation(settings: EvaluationSettings) -> EvaluationSetup:
-    """Reads files and calls the user's functions.
-
-    Raises:
-        InvalidArgument: a setting cannot be used, or a function of the user's fails.
-    """
-    times = parse_durations(settings.t_steps, "t_steps")
-    strategies = _read_strategies(settings.strategy)
-    # On devices of the range that the strategies were made for.
-    g_min = min(strategy.g_min for strategy in strategies.values())
-    g_max = max(strategy.g_max for strategy in strategies.values())
-    baseline = parse_converter(settings.baseline, g_min, g_max, "baseline")
-    measured = set_up_network(
-        model=settings.model,
-        data=settings.data,
-        metric=settings.metric,
-        rpu_config=settings.rpu_config,
-    )
-    devices = {type(tile.noise_model).__name__ for tile in analog_tiles(measured.network.analog)}
-    _warn_of_other_hardware(strategies, devices)
-    return EvaluationSetup(measured, strategies, baseline, times)
-
-
 def set_up_network(
     *, model: str, data: str, metric: str | None, rpu_config: str | None
 ) -> NetworkSetup:
@@ -101,22 +57,12 @@ def set_up_network(
     return NetworkSetup(network, hardware, _load_data(data), chosen_metric, metric_name)
 
 
-def _warn_of_other_hardware(
-    strategies: Mapping[str, ProgrammingStrategy], devices: set[str]
-) -> None:
-    for strategy in strategies.values():
-        made_for = strategy.provenance.get("noise_model")
-        if made_for is not None and made_for not in devices:
-            warnings.warn(
-                f"The strategy was found for devices of the {made_for}, and is measured on those "
-                f"of the {', '.join(sorted(devices))}; rpu_config chooses the hardware.",
-                HardwareWarning,
-                stacklevel=2,
-            )
+def read_strategies(entries: Sequence[str]) -> dict[str, ProgrammingStrategy]:
+    """Strategies by layer, from ``FILE`` for all layers or ``LAYER=FILE`` for some.
 
-
-def _read_strategies(entries: Sequence[str]) -> dict[str, ProgrammingStrategy]:
-    """Strategies by layer, from ``FILE`` for all layers or ``LAYER=FILE`` for some."""
+    Raises:
+        InvalidArgument: a file cannot be read, or there are two strategies for a layer.
+    """
     strategies: dict[str, ProgrammingStrategy] = {}
     for entry in entries:
         layer, equals, path = entry.partition("=")
@@ -133,6 +79,24 @@ def _read_strategies(entries: Sequence[str]) -> dict[str, ProgrammingStrategy]:
         except InvalidArgument as error:
             raise InvalidArgument(f"strategy = {entry!r}: {error}") from error
     return strategies
+
+
+def warn_of_other_hardware(
+    strategies: Iterable[ProgrammingStrategy], network: NetworkForms
+) -> None:
+    """Warns of strategies that were found for other devices than the network's."""
+    devices = {type(tile.noise_model).__name__ for tile in analog_tiles(network.analog)}
+    made_for = {
+        str(s.provenance["noise_model"]) for s in strategies if "noise_model" in s.provenance
+    }
+    if made_for - devices:
+        warnings.warn(
+            f"The strategy was found for devices of the {', '.join(sorted(made_for - devices))}, and "
+            f"is measured on those of the {', '.join(sorted(devices))}; rpu_config chooses the "
+            "hardware.",
+            HardwareWarning,
+            stacklevel=2,
+        )
 
 
 def _load_network(reference: str, hardware: str | None) -> tuple[NetworkForms, str]:

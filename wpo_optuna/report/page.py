@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.hardware import format_duration
@@ -26,14 +26,14 @@ REPORT_FILE = "report.html"
 FIGURES = "figures"
 
 # Figures of one study; the names of these functions are those of the files.
-_OF_A_STUDY = (
-    measured.conductance_curves,
+_OF_THE_STUDY = (measured.conductance_curves, search.explored_factors, search.importance)
+_OF_MEASUREMENTS = (
     measured.tnmse_over_time,
     measured.weight_errors,
     measured.weight_correlation,
-    search.explored_factors,
-    search.importance,
+    measured.devices,
 )
+_NOT_MEASURED = "This is measured when a study has been scored."
 
 
 @dataclass(frozen=True)
@@ -49,33 +49,19 @@ class ReportFiles:
     figures: tuple[Path, ...]
 
 
-@dataclass(frozen=True)
-class StudyPart:
-    """What the page says of one study.
-
-    Attributes:
-        record: the study.
-        prefix: what the names of its figures begin with.
-        same_hardware: name of an earlier study on the page whose hardware and weights are the same.
-    """
+class StudyPart(NamedTuple):
+    """What the page says of one study, and what the names of its figures begin with."""
 
     record: StudyRecord
     prefix: str
-    same_hardware: str | None
 
 
-def write_report(
-    studies: Sequence[Study],
-    page: str | os.PathLike[str],
-    results: Mapping[str, Path] | None = None,
-) -> ReportFiles:
+def write_report(studies: Sequence[Study], page: str | os.PathLike[str]) -> ReportFiles:
     """Writes a report on a study, or on several side by side.
 
     Args:
         studies: the studies, each with at least one completed trial.
         page: the page's file; figures are written into the directory ``figures`` beside it.
-        results: results folders by name of the study, where its measurements are; without one a
-            study names its own.
 
     Raises:
         InvalidArgument: no study is given, one has no completed trial, or the file cannot be
@@ -83,7 +69,7 @@ def write_report(
     """
     if not studies:
         raise InvalidArgument("studies is empty: at least one study is needed.")
-    records = [read_study(study, (results or {}).get(study.study_name)) for study in studies]
+    records = [read_study(study) for study in studies]
     page = Path(page)
     if page.is_dir():
         raise InvalidArgument(
@@ -94,35 +80,26 @@ def write_report(
     figures = {"search_progress": draw(search.search_progress, records)}
     if len(records) > 1:
         figures["sampler_comparison"] = draw(search.sampler_comparison, records)
-    parts = _parts(records)
-    for part in parts:
-        of_study = _OF_A_STUDY if part.same_hardware else (*_OF_A_STUDY, measured.devices)
-        figures |= {part.prefix + f.__name__: draw(f, part.record) for f in of_study}
+    parts = []
+    for record in records:
+        prefix = re.sub(r"[^\w.-]", "_", record.name) + "-" if len(records) > 1 else ""
+        parts.append(StudyPart(record, prefix))
+        figures |= {prefix + f.__name__: draw(f, record) for f in _OF_THE_STUDY}
+        known = record.measurements
+        for f in _OF_MEASUREMENTS:
+            figures[prefix + f.__name__] = draw(f, known) if known else _NOT_MEASURED
     text = _template().render(
         parts=parts, figures=figures, is_one_problem=are_about_one_problem(records)
     )
     (page.parent / FIGURES).mkdir(parents=True, exist_ok=True)
-    paths = []
+    paths: list[Path] = []
     for name, figure in figures.items():
         if isinstance(figure, Drawn):
-            for ending, content in (("png", figure.png), ("svg", figure.svg)):
-                paths.append(page.parent / FIGURES / f"{name}.{ending}")
-                paths[-1].write_bytes(content)
+            paths += figure.save(page.parent / FIGURES, name)
     partial = page.with_name(page.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(page)
     return ReportFiles(page, tuple(paths))
-
-
-def _parts(records: Sequence[StudyRecord]) -> list[StudyPart]:
-    parts: list[StudyPart] = []
-    shown: dict[str | None, str] = {}  # the study whose hardware is shown, by fingerprint
-    for record in records:
-        of_study = re.sub(r"[^\w.-]", "_", record.name) + "-" if len(records) > 1 else ""
-        parts.append(StudyPart(record, of_study, shown.get(record.fingerprint)))
-        if record.fingerprint is not None and record.measurements is not None:
-            shown.setdefault(record.fingerprint, record.name)
-    return parts
 
 
 def _template() -> Any:

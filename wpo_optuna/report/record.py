@@ -90,12 +90,8 @@ class StudyRecord:
         return np.array([trial.user_attrs[name] for trial in self.trials], dtype=np.float64)
 
 
-def read_study(study: Study, folder: Path | None = None) -> StudyRecord:
-    """Reads what a report says of a study.
-
-    Args:
-        study: the study.
-        folder: its results folder, with the measurements; None takes the one it names itself.
+def read_study(study: Study) -> StudyRecord:
+    """Reads what a report says of a study, from its storage and its results folder.
 
     Raises:
         InvalidArgument: no trial of weight programming was completed.
@@ -116,12 +112,8 @@ def read_study(study: Study, folder: Path | None = None) -> StudyRecord:
     lowest = min(own, key=lambda trial: (trial.value, trial.number))
     number = lowest.number if scores is None else scores.winning_trial
     winner = next((trial for trial in own if trial.number == number), lowest)
-    # Trials of other search spaces (enqueued or added by hand) may have other pairs.
-    n_pairs = len(winner.user_attrs["f_lst"])
-    own = [trial for trial in own if len(trial.user_attrs["f_lst"]) == n_pairs]
-    if folder is None and attributes.RESULTS in settings:
-        folder = Path(settings[attributes.RESULTS])
-    measurements = None if folder is None else Measurements.load(folder)
+    folder = settings.get(attributes.RESULTS)
+    measurements = None if folder is None else Measurements.load(Path(folder))
     if measurements and measurements.fingerprint != settings.get(attributes.FINGERPRINT):
         measurements = None  # of a study that had this folder before
     return StudyRecord(study.study_name, settings, tuple(own), winner, scores, measurements)

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -46,8 +47,7 @@ _STYLE = {
     "font.size": 10,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
-    # With a place of their own, titles and absent labels are not moved about by matplotlib, which
-    # measures all ticks for that each time a figure is drawn.
+    # With a place of its own, a title is not moved about each time a figure is drawn.
     "axes.titley": 1.0,
     "figure.labelsize": 10,
     "legend.fontsize": 9,
@@ -78,6 +78,13 @@ class Drawn:
     svg: bytes
     png: bytes
 
+    def save(self, directory: Path, name: str) -> list[Path]:
+        """Writes ``name.png`` and ``name.svg`` into a directory; returns the paths."""
+        paths = [directory / f"{name}.{ending}" for ending in ("png", "svg")]
+        for path, content in zip(paths, (self.png, self.svg), strict=True):
+            path.write_bytes(content)
+        return paths
+
 
 def draw(figure_of: Callable[..., Figure | str], *arguments: object) -> Drawn | str:
     """Draws a figure once, for both of its files.
@@ -107,17 +114,10 @@ def style() -> Iterator[None]:
 
 def settle_layout(figure: Figure) -> None:
     """Finds the places of everything once, and not again for each file."""
-    for axes in figure.axes:
-        for drawn in (*axes.lines, *axes.collections, *axes.patches):
-            drawn.set_in_layout(False)  # they stay inside their axes
-        for axis in (axes.xaxis, axes.yaxis):
-            if not axis.get_label_text():
-                axis.set_label_coords(0.5, 0.5)
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)
-    # With "none" in place of None, savefig would draw everything twice.
-    figure.set_layout_engine(None)
+    figure.set_layout_engine(None)  # "none" would have savefig draw everything twice
 
 
 def _contents(figure: Figure, kind: str) -> bytes:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 _HISTOGRAM_HEIGHT = 0.55
 # Relative to the largest conductance: a mean below this has no meaningful quotient.
 _SMALLEST_MEAN = 1e-3
-_MISSING = "This is measured when a study has been scored."
 
 
 def conductance_curves(record: StudyRecord) -> Figure:
@@ -68,11 +67,8 @@ def _plot_pair(axes: Axes, curves: FloatArray, line_width: float, name: str) -> 
         )  # fmt: skip
 
 
-def tnmse_over_time(record: StudyRecord) -> Figure | str:
+def tnmse_over_time(measured: Measurements) -> Figure:
     """The error at each time, with 95 % intervals."""
-    measured = record.measurements
-    if measured is None:
-        return _MISSING
     figure, (axes,) = panels(1, 2.9)
     places = drawing.time_axis(axes, measured.t_s.tolist())
     for (errors, look), marker in zip(_both(measured), "so", strict=True):
@@ -86,11 +82,8 @@ def tnmse_over_time(record: StudyRecord) -> Figure | str:
     return figure
 
 
-def weight_errors(record: StudyRecord) -> Figure | str:
+def weight_errors(measured: Measurements) -> Figure:
     """The distribution of the errors at each time."""
-    measured = record.measurements
-    if measured is None:
-        return _MISSING
     figure, panels_by_time = _panel_for_each_time(measured)
     for i, (time, axes) in enumerate(panels_by_time):
         for errors, look in _both(measured):
@@ -108,11 +101,8 @@ def weight_errors(record: StudyRecord) -> Figure | str:
     return figure
 
 
-def weight_correlation(record: StudyRecord) -> Figure | str:
+def weight_correlation(measured: Measurements) -> Figure:
     """How far acting weights lie from wanted ones, and their correlation, at each time."""
-    measured = record.measurements
-    if measured is None:
-        return _MISSING
     figure, panels_by_time = _panel_for_each_time(measured)
     for i, (time, axes) in enumerate(panels_by_time):
         axes.axhline(0, color=drawing.NEUTRAL, linewidth=0.8, label="ideal")
@@ -132,11 +122,9 @@ def weight_correlation(record: StudyRecord) -> Figure | str:
     return figure
 
 
-def devices(record: StudyRecord) -> Figure | str:
+def devices(measured: Measurements) -> Figure | str:
     """Programming error, drift and read noise over the conductance."""
-    if record.measurements is None:
-        return _MISSING
-    model = record.measurements.devices
+    model = measured.devices
     if model is None:
         return "The noise model cannot be sampled apart from a tile."
     figure, (programming, drift, noise) = panels(3, 1.9, share_x=True)

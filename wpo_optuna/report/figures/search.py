@@ -121,7 +121,8 @@ def explored_factors(record: StudyRecord) -> Figure | str:
 
 def importance(record: StudyRecord) -> Figure | str:
     """Which coordinates of the hypercube mattered, by Optuna's PED-ANOVA."""
-    trials = _proposed_trials(record)
+    proposed = ~record.is_polished & np.isfinite([trial.value for trial in record.trials])
+    trials = [record.trials[i] for i in np.flatnonzero(proposed)]
     if len(trials) < LEAST_TRIALS:
         return (
             f"Importance needs at least {LEAST_TRIALS} trials proposed by the sampler; there are "
@@ -137,17 +138,6 @@ def importance(record: StudyRecord) -> Figure | str:
     axes.grid(axis="y", visible=False)
     axes.margins(y=0.02)
     return figure
-
-
-def _proposed_trials(record: StudyRecord) -> list[FrozenTrial]:
-    """Trials of the study's own search space that were not made from others."""
-    space = max((trial.params.keys() for trial in record.trials), key=len)
-    return [
-        trial
-        for trial, is_polished in zip(record.trials, record.is_polished, strict=True)
-        if space and trial.params.keys() == space
-        and math.isfinite(trial.value or 0.0) and not is_polished
-    ]  # fmt: skip
 
 
 def _importance(trials: list[FrozenTrial], most: int = 20) -> dict[str, float]:

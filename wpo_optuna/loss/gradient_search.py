@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 
+from wpo_optuna.loss.threads import in_threads
+
 FloatArray = NDArray[np.float64]
 
 # Adam's step sizes, in units of the cube's edge: large enough to cross it, then fine.
@@ -38,24 +40,27 @@ def polish(
     """
     starts = np.atleast_2d(np.asarray(x0, dtype=np.float64))
     values, _ = engine.value_and_grad(starts)
-    points = starts.copy()
 
     def value_and_grad(x: FloatArray) -> tuple[float, FloatArray]:
         value, gradient = engine.value_and_grad(x[None])
         return float(value[0]), gradient[0]
 
-    for i, start in enumerate(starts):
+    def refined(i: int) -> tuple[FloatArray, float]:
         found = minimize(
             value_and_grad,
-            start,
+            starts[i],
             jac=True,
             method="L-BFGS-B",
-            bounds=[(0.0, 1.0)] * len(start),
+            bounds=[(0.0, 1.0)] * starts.shape[1],
             options={"maxiter": max_iterations, "ftol": 1e-9, "gtol": 1e-9},
         )
         if found.fun < values[i]:
-            points[i], values[i] = np.clip(found.x, 0.0, 1.0), found.fun
-    return points, values
+            return np.clip(found.x, 0.0, 1.0), found.fun
+        return starts[i], values[i]
+
+    # Each start has gradients of its own to wait for, which other threads can compute meanwhile.
+    ends = in_threads(refined, range(len(starts)))
+    return np.array([x for x, _ in ends]), np.array([value for _, value in ends])
 
 
 def multi_start(

@@ -86,14 +86,12 @@ def warn_of_other_hardware(
 ) -> None:
     """Warns of strategies that were found for other devices than the network's."""
     devices = {type(tile.noise_model).__name__ for tile in analog_tiles(network.analog)}
-    made_for = {
-        str(s.provenance["noise_model"]) for s in strategies if "noise_model" in s.provenance
-    }
-    if made_for - devices:
+    made_for = {strategy.provenance.get("noise_model") for strategy in strategies}
+    others = sorted(str(name) for name in made_for - devices - {None})
+    if others:
         warnings.warn(
-            f"The strategy was found for devices of the {', '.join(sorted(made_for - devices))}, and "
-            f"is measured on those of the {', '.join(sorted(devices))}; rpu_config chooses the "
-            "hardware.",
+            f"The strategy was found for devices of the {', '.join(others)}, and is measured on "
+            f"those of the {', '.join(sorted(devices))}; rpu_config chooses the hardware.",
             HardwareWarning,
             stacklevel=2,
         )

@@ -121,8 +121,11 @@ def explored_factors(record: StudyRecord) -> Figure | str:
 
 def importance(record: StudyRecord) -> Figure | str:
     """Which coordinates of the hypercube mattered, by Optuna's PED-ANOVA."""
-    proposed = ~record.is_polished & np.isfinite([trial.value for trial in record.trials])
-    trials = [record.trials[i] for i in np.flatnonzero(proposed)]
+    trials = [
+        trial
+        for trial, is_polished in zip(record.trials, record.is_polished, strict=True)
+        if math.isfinite(trial.value or 0.0) and not is_polished
+    ]
     if len(trials) < LEAST_TRIALS:
         return (
             f"Importance needs at least {LEAST_TRIALS} trials proposed by the sampler; there are "
@@ -147,19 +150,17 @@ def _importance(trials: list[FrozenTrial], most: int = 20) -> dict[str, float]:
 
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        study = optuna.create_study()
-    finally:
-        optuna.logging.set_verbosity(level)
+    study = optuna.create_study()
+    optuna.logging.set_verbosity(level)
     # The study copies each trial with all it holds: no attributes, and one distribution for all.
     unit: BaseDistribution = optuna.distributions.FloatDistribution(0.0, 1.0)
-    for trial in trials:
-        distributions = dict.fromkeys(trial.params, unit)
-        study.add_trial(
-            optuna.trial.create_trial(
-                value=trial.value, params=trial.params, distributions=distributions
-            )
+    study.add_trials(
+        optuna.trial.create_trial(
+            value=trial.value, params=trial.params,
+            distributions=dict.fromkeys(trial.params, unit),
         )
+        for trial in trials
+    )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = get_param_importances(

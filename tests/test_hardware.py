@@ -40,15 +40,6 @@ CURVES = ((20.0, 5.0, 1.0), (1.0, 5.0, 20.0))
 
 
 @pytest.mark.parametrize("name", NAMED_RPU_CONFIGS)
-def test_each_call_gives_a_configuration_of_its_own(name: str) -> None:
-    first, second = rpu_config(name), rpu_config(name)
-    first.noise_model.g_converter = None
-    first.forward.out_noise = 9.0
-    assert second.noise_model.g_converter is not None
-    assert second.forward.out_noise < 1
-
-
-@pytest.mark.parametrize("name", NAMED_RPU_CONFIGS)
 def test_the_range_of_conductance_is_the_one_the_noise_model_was_fitted_to(name: str) -> None:
     named, noise_model = named_rpu_config(name), rpu_config(name).noise_model
     assert noise_model.g_converter.g_min == named.g_min
@@ -56,14 +47,6 @@ def test_the_range_of_conductance_is_the_one_the_noise_model_was_fitted_to(name:
     assert noise_model.g_max == pytest.approx(named.g_max)
     baseline = named.baseline()
     assert (baseline.g_min, baseline.g_max, baseline.f_lst) == (named.g_min, named.g_max, [1.0] * 2)
-
-
-def test_the_times_of_the_measured_reram_are_the_only_ones_it_knows() -> None:
-    wan = named_rpu_config("reram-wan")
-    assert wan.only_these_times
-    assert wan.t_steps == (1.0, DAY, 2 * DAY)
-    assert set(wan.t_steps) == set(wan.build().noise_model.coeff_dic)
-    assert not named_rpu_config("pcm").only_these_times
 
 
 @pytest.mark.parametrize("name", NAMED_RPU_CONFIGS)
@@ -194,16 +177,6 @@ def test_other_texts_are_refused_in_one_sentence_naming_the_argument(
     with pytest.raises(InvalidArgument, match=message) as refused:
         parse_converter(text, 0.0, 25.0, "--baseline")
     assert str(refused.value).startswith("--baseline = ")
-
-
-def test_units_from_seconds_to_years_of_365_days() -> None:
-    assert parse_durations("1s,1min,1h,1d,30d,1y", "t_steps") == (
-        1.0, 60.0, 3600.0, 86400.0, 30 * 86400.0, 365 * 86400.0,
-    )  # fmt: skip
-
-
-def test_numbers_alone_are_seconds_and_spaces_and_capitals_do_not_matter() -> None:
-    assert parse_durations(" 0, .5 ,1e2, 2 Min,1.5H", "t") == (0.0, 0.5, 100.0, 120.0, 5400.0)
 
 
 @given(

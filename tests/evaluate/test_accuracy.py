@@ -18,11 +18,10 @@ from aihwkit.inference import (
     ReRamWan2022NoiseModel,
 )
 from aihwkit.inference.noise.base import BaseNoiseModel
-from aihwkit.nn import AnalogLinear, AnalogLSTMCell, AnalogRNN
+from aihwkit.nn import AnalogLinear
 from aihwkit.nn.conversion import convert_to_analog
 from aihwkit.simulator.configs import InferenceRPUConfig
 from aihwkit.simulator.presets import StandardHWATrainingPreset
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import nn
 
 from wpo_optuna.errors import InvalidArgument
@@ -33,9 +32,8 @@ from wpo_optuna.evaluate.accuracy import (
     compare_over_time,
     measure_over_time,
 )
-from wpo_optuna.evaluate.accuracy_figure import draw, save
+from wpo_optuna.evaluate.accuracy_figure import save
 from wpo_optuna.network.apply import NetworkForms, analog_tiles
-from wpo_optuna.report.figures import drawing
 from wpo_optuna.strategy import ProgrammingStrategy
 
 ONE_PAIR = ProgrammingStrategy((1.0,), ((0.0, 10.0, 20.0), (20.0, 10.0, 0.0)), 0.0, 25.0)
@@ -136,14 +134,6 @@ def test_device_noise_repeats_with_the_seed_whatever_else_draws_random_numbers()
     assert not (other == first).any()
 
 
-def test_both_programmings_start_from_the_networks_own_weights() -> None:
-    network = NetworkForms.of(_classifier(), _hardware(PCMLikeNoiseModel()))
-    before = [tile.tile.tile.get_weights().clone() for tile in analog_tiles(network.analog)]
-    _compare(network, ONE_PAIR, _devices, repeats=2)
-    for tile, weights in zip(analog_tiles(network.analog), before, strict=True):
-        assert torch.equal(tile.tile.reference_combined_weights, weights)
-
-
 @pytest.mark.parametrize(("strategy", "optimised"), [(ONE_PAIR, 22), ({"2": ONE_PAIR}, 42)])
 def test_layers_without_a_strategy_are_programmed_like_the_baseline(
     strategy: Any, optimised: int
@@ -209,19 +199,6 @@ def test_the_digital_form_of_a_programmed_analog_network_has_no_noise() -> None:
     assert not torch.allclose(noisy, digital(inputs), atol=1e-3)
 
 
-def test_recurrent_networks_have_both_forms() -> None:
-    torch.manual_seed(0)
-    analog = AnalogRNN(AnalogLSTMCell, 3, 4, rpu_config=_hardware(PCMLikeNoiseModel(**NOISELESS)))
-    forms = NetworkForms.of(analog, None)
-    inputs = torch.randn(5, 2, 3)
-    assert forms.digital is not None
-    assert not any(analog_tiles(forms.digital))
-    with torch.no_grad():
-        expected, _ = forms.analog.eval()(inputs)
-        found, _ = forms.digital.eval()(inputs)
-    assert torch.allclose(found, expected, atol=1e-5)
-
-
 def test_input_ranges_of_converted_networks_are_the_largest_inputs_and_others_are_kept() -> None:
     torch.manual_seed(0)
     digital = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2)).eval()
@@ -283,31 +260,6 @@ def test_tables_hold_every_measurement_and_its_summary_exactly(tmp_path: Path) -
         assert (float(row["lowest"]), float(row["highest"])) == (values.min(), values.max())
 
 
-@pytest.mark.parametrize(
-    "t_steps", [T_STEPS, (0.0, 1.0, 60.0), (86400.0, 2 * 86400.0, 3 * 86400.0), (5.0, 5.1, 5.2)]
-)
-def test_no_text_of_the_figure_overlaps_another_and_none_is_cut_off(
-    t_steps: tuple[float, ...],
-) -> None:
-    values = np.array([[0.9, 0.9, 0.9], [0.91, 0.9, 0.9]])
-    curves = {"baseline": values, "network-wide": values, "per layer": values}
-    with drawing.style():
-        figure = draw(MetricOverTime("my_metric", t_steps, 0.9, curves))
-        FigureCanvasAgg(figure).draw()
-    axes = figure.axes[0]
-    texts = [axes.xaxis.label, axes.yaxis.label, axes._left_title]
-    texts += figure.legends[0].get_texts()
-    for axis in (axes.xaxis, axes.yaxis):
-        low, high = axis.get_view_interval()  # matplotlib keeps ticks beyond it, and hides them
-        texts += [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
-    boxes = [text.get_window_extent() for text in texts if text.get_text() and text.get_visible()]
-    assert len(figure.legends[0].get_texts()) == 4
-    for i, box in enumerate(boxes):
-        assert not any(box.overlaps(other) for other in boxes[i + 1 :])
-        assert 0 <= box.x0 <= box.x1 <= figure.bbox.width
-        assert 0 <= box.y0 <= box.y1 <= figure.bbox.height
-
-
 def test_the_figure_is_written_as_png_and_as_svg_with_readable_text(tmp_path: Path) -> None:
     png, svg = save(_result(), tmp_path / "new", "over_time")
     assert png.read_bytes().startswith(b"\x89PNG")
@@ -316,11 +268,3 @@ def test_the_figure_is_written_as_png_and_as_svg_with_readable_text(tmp_path: Pa
         assert f">{word}" in text or f"{word}<" in text
     again = save(_result(), tmp_path / "again", "over_time")[1]
     assert again.read_text(encoding="utf-8") == text
-
-
-def test_what_is_no_number_is_left_out_of_the_figure() -> None:
-    assert np.isnan(_result(repeats=1).spread("baseline")).all()
-    FigureCanvasAgg(draw(_result(repeats=1))).draw()
-    result = _result()
-    result.curves["baseline"][:, -1] = np.nan
-    FigureCanvasAgg(draw(result)).draw()

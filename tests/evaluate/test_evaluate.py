@@ -186,16 +186,6 @@ def test_strategies_by_layer_are_written_beside_the_results(here: Path) -> None:
     assert ProgrammingStrategy.load(here / "out" / "strategy-_2-9__.json") == other
 
 
-def test_a_strategy_can_be_the_baseline_and_is_then_as_good_as_itself(here: Path) -> None:
-    assert main(_arguments(baseline="strategy.json", repeats="1")) == 0
-    summary = _summary(here / "out")
-    for time in ("1s", "1d"):
-        baseline, optimised = (summary[name, time] for name in ("baseline", "optimised"))
-        # Same seed, same devices; what differs is the forward pass's own noise: of 64 inputs.
-        assert float(baseline["mean"]) == pytest.approx(float(optimised["mean"]), abs=8 / 64)
-        assert baseline["standard_deviation"] == "nan"
-
-
 def test_quiet_shows_no_progress_and_a_terminal_otherwise_does(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,6 @@ from aihwkit.inference import (
     SinglePairConductanceConverter,
 )
 from aihwkit.inference.noise.base import BaseNoiseModel
-from aihwkit.nn import AnalogLinear, AnalogLSTMCell, AnalogRNN
 from aihwkit.nn.conversion import convert_to_analog
 from aihwkit.simulator.configs import (
     InferenceRPUConfig,
@@ -121,19 +120,6 @@ def test_strategies_by_layer_exact_name_before_first_matching_pattern() -> None:
     }
 
 
-def test_parameter_names_of_a_checkpoint_name_layers_and_others_stay_untouched() -> None:
-    model = convert_to_analog(_network(), _hardware())
-    applied = apply_strategy(model, {"0.0.weight": STRATEGY})
-    assert all(name.startswith("0.0.") for name in applied.tiles)
-    assert applied.untouched == ("1.analog_module.array.0.0", "1.analog_module.array.1.0")
-
-
-def test_recurrent_and_bare_layers_are_networks_too() -> None:
-    lstm = AnalogRNN(AnalogLSTMCell, 3, 4, rpu_config=_hardware())
-    assert len(apply_strategy(lstm, STRATEGY).tiles) == len(list(lstm.analog_tiles())) > 0
-    assert len(apply_strategy(AnalogLinear(3, 2, rpu_config=_hardware()), STRATEGY).tiles) == 1
-
-
 def test_a_network_programmed_before_is_programmed_anew_when_it_drifts() -> None:
     model = convert_to_analog(_network(), _hardware(DeterministicDevices())).eval()
     model.program_analog_weights()
@@ -167,12 +153,6 @@ def test_a_strategy_for_wider_devices_is_refused_and_nothing_changed(
     assert _converters(model) == before
     with pytest.raises(InvalidArgument, match=r"describes devices of"):
         apply_strategy(_hardware(noise_model), STRATEGY)
-
-
-def test_a_strategy_for_a_part_of_the_range_is_accepted() -> None:
-    narrow = ProgrammingStrategy((1.0,), ((10.0, 12.0), (12.0, 10.0)), g_min=9.0, g_max=20.0)
-    for noise_model in (PCMLikeNoiseModel(), ReRamCMONoiseModel(g_min=9.0, g_max=88.2)):
-        apply_strategy(_hardware(noise_model), narrow)
 
 
 def test_one_layer_out_of_range_leaves_all_layers_as_they_were() -> None:

@@ -8,15 +8,11 @@ import torch
 from aihwkit.nn.conversion import convert_to_analog
 from aihwkit.simulator.configs import InferenceRPUConfig
 from aihwkit.simulator.parameters import MappingParameter
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
 from wpo_optuna.hardware import named_rpu_config
-from wpo_optuna.network.tensors import StoredTensor
 from wpo_optuna.network.weights import read_weights
-from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 
 
 class SmallTransformer(nn.Module):
@@ -120,13 +116,6 @@ def test_a_users_function_gives_the_weights_of_its_module_or_state_dict(function
     assert torch.equal(read.weights, expected_weights())
 
 
-def test_objects_can_be_given_instead_of_files() -> None:
-    for network in (SmallTransformer(), small_state_dict()):
-        torch.testing.assert_close(read_weights(network).weights, expected_weights())
-    assert read_weights(torch.tensor([[2.0, 1.0]])).weights.tolist() == [1.0, 2.0]
-    assert read_weights(np.array([2.0, 1.0])).weights.tolist() == [1.0, 2.0]
-
-
 @pytest.mark.parametrize("kind", ["npy", "npz", "pt"])
 def test_a_bare_array_is_taken_whole_whatever_its_shape(tmp_path: Path, kind: str) -> None:
     weights = np.random.default_rng(0).normal(size=300)
@@ -172,11 +161,6 @@ def test_without_patterns_biases_norms_and_embeddings_are_left_out_and_listed() 
                 for line in listing.splitlines()
             )
         assert "embed_tokens.weight" in listing
-
-
-def test_a_linear_layer_of_a_module_counts_whatever_its_name() -> None:
-    module = nn.ModuleDict({"text_embed": nn.Linear(9, 4), "words": nn.Embedding(4, 3)})
-    assert [layer.name for layer in read_weights(module).layers] == ["text_embed.weight"]
 
 
 @pytest.mark.parametrize(
@@ -251,21 +235,6 @@ def test_quantised_tensors_are_skipped_with_the_reason() -> None:
     assert "meta" in reasons["e.weight"]
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(1, 7), min_size=1, max_size=4), st.integers(1, 20))
-def test_blocks_cover_a_tensor_once_and_stay_below_their_limit(
-    shape: list[int], limit: int
-) -> None:
-    tensor = torch.arange(int(np.prod(shape))).reshape(shape)
-    stored = StoredTensor("t", tuple(shape), "int64", "", lambda rows: tensor[rows])
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("wpo_optuna.network.tensors.BLOCK", limit)
-        blocks = list(stored.blocks())
-    row = int(np.prod(shape[1:]))
-    assert all(block.numel() <= max(limit, row) for block in blocks)
-    assert torch.equal(torch.cat(blocks), tensor.float())
-
-
 def test_the_weights_of_an_analog_model_are_its_layers_logical_weights() -> None:
     torch.manual_seed(1)
     model = nn.Sequential(
@@ -305,20 +274,6 @@ def test_weights_with_a_mapping_are_those_on_aihwkits_tiles(
     layer = read.layers[0].weights()
     assert layer.numel() == 70 * 45
     assert float(layer.abs().max()) == pytest.approx(omega or model[0].weight.abs().max().item())
-
-
-def problem_of(weights: torch.Tensor) -> WeightProgrammingProblem:
-    hardware = named_rpu_config("pcm")
-    return WeightProgrammingProblem(
-        weights, [1.0, None], hardware.build(), hardware.t_steps, hardware.baseline()
-    )
-
-
-def test_the_weights_make_the_problem_of_all_weights(tmp_path: Path) -> None:
-    weights = 0.1 * torch.randn(300, 700, generator=torch.Generator().manual_seed(5))
-    save_file({"fc.weight": weights}, tmp_path / "net.safetensors")
-    read = read_weights(tmp_path / "net.safetensors")
-    assert problem_of(read.weights).fingerprint == problem_of(weights).fingerprint
 
 
 # Columns differ in scale, so that a sample that met some of them only would show.

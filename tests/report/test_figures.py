@@ -21,6 +21,8 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from small_problems import small_problem
 
+from wpo_optuna.evaluate import accuracy_figure
+from wpo_optuna.evaluate.accuracy import MetricOverTime
 from wpo_optuna.hardware import named_rpu_config, parse_durations
 from wpo_optuna.report.figures import drawing, measured, search
 from wpo_optuna.report.figures.drawing import Drawn
@@ -137,15 +139,16 @@ def test_texts_do_not_overlap_or_shrink_and_no_axes_are_empty(case: str, figure:
         assert_readable(draw(OF_ONE_STUDY[figure], record))
 
 
-def test_many_studies_with_long_names_are_compared_without_overlaps(record: StudyRecord) -> None:
-    names = [f"a study of a network whose name is long number {i}, {'x' * i}" for i in range(9)]
-    records = [dataclasses.replace(record, name=name) for name in names]
-    for figure in OF_SEVERAL.values():
-        assert_readable(draw(figure, records))
+@pytest.mark.parametrize("t_steps", [(1.0, 3600.0, DAY), (0.0, 1.0, 60.0), (5.0, 5.1, 5.2)])
+def test_accuracy_over_time_can_be_read_as_well(t_steps: tuple[float, ...]) -> None:
+    values = np.array([[0.9, 0.9, np.nan], [0.91, 0.9, 0.9]])
+    curves = {"baseline": values, "network-wide": values, "per layer": values[:, ::-1]}
+    result = MetricOverTime("my_metric", t_steps, 0.9, curves)
+    assert_readable(draw(accuracy_figure.draw, result))
 
 
 def test_any_name_of_a_study_can_be_drawn(record: StudyRecord) -> None:
-    names = ["a$b$c_{x", r"\frac{", "<&>\"'", "Größe 中文", " ", "two\nlines"]
+    names = ["a$b$c_{x", r"\frac{", "<&>\"'", "Größe 中文", " ", "two\nlines", 99 * "long "]
     records = [dataclasses.replace(record, name=name) for name in names]
     drawn = drawing.draw(search.sampler_comparison, records)
     assert isinstance(drawn, Drawn)
@@ -181,13 +184,6 @@ def test_trials_without_a_finite_error_have_no_place_but_break_nothing(
             assert figure(subject) == "No trial has a finite TNMSE."  # type: ignore[operator]
         else:
             assert_readable(draw(figure, subject))
-
-
-def test_a_study_of_a_single_trial_has_figures_or_reasons_why_not(record: StudyRecord) -> None:
-    single = dataclasses.replace(record, trials=record.trials[:1])
-    assert_readable(draw(search.search_progress, [single]))
-    assert "All trials have the same" in search.explored_factors(single)
-    assert "at least 50" in search.importance(single)
 
 
 def test_conductance_curves_are_the_winners_and_the_baselines(record: StudyRecord) -> None:
@@ -252,10 +248,3 @@ def test_names_of_times_are_short_and_near_the_time(seconds: float) -> None:
     assert len(name) <= 9
     (read,) = parse_durations(name, "t_steps")
     assert read == pytest.approx(seconds, rel=0.005)
-
-
-def test_what_differs_in_colour_differs_in_marker_or_line_and_in_lightness_too() -> None:
-    looks = [(look["linestyle"], look["marker"]) for look in drawing.LOOKS]
-    assert len(set(looks)) == len(looks)
-    shades = np.array([drawing.colours_of_times(8)])[0, :, :3] @ [0.2126, 0.7152, 0.0722]
-    assert np.all(np.diff(shades) > 0.02), "later times must be lighter"

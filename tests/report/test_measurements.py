@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import random
 from pathlib import Path
 
 import numpy as np
@@ -108,21 +107,6 @@ def test_the_devices_of_every_named_hardware_can_be_sampled(name: str) -> None:
     assert sampled.g_target_us[[0, -1]] == pytest.approx([named.g_min, named.g_max])
     assert np.all(sampled.read_std_us >= 0)
     assert np.ptp(sampled.programmed_mean_us) > 0.9 * (named.g_max - named.g_min)
-
-
-def test_sampling_devices_leaves_the_global_generators_and_the_model_alone() -> None:
-    problem = small_problem()
-
-    def states() -> tuple[bytes, bytes, object, dict]:
-        of_numpy = np.random.get_state()[1].tobytes()  # noqa: NPY002
-        of_torch = torch.get_rng_state().numpy().tobytes()
-        return of_torch, of_numpy, random.getstate(), dict(vars(problem.noise_model))
-
-    before = states()
-    first = sample_device_model(problem, [1.0], seed=1)
-    assert states() == before
-    again = sample_device_model(problem, [1.0], seed=1)
-    np.testing.assert_array_equal(first.mean_us, again.mean_us)
 
 
 class MappedNoise(PCMLikeNoiseModel):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,7 +27,7 @@ from tracked_studies import (
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.storage import open_storage
 from wpo_optuna.study import attributes
-from wpo_optuna.track import Destination, Follower, MlflowTracker, TrackingWarning, follower
+from wpo_optuna.track import MlflowTracker, TrackingWarning
 
 
 def test_two_samplers_are_two_runs_of_one_experiment_with_series_over_the_same_steps(
@@ -47,8 +46,6 @@ def test_two_samplers_are_two_runs_of_one_experiment_with_series_over_the_same_s
         assert tracker.undelivered is None
         run = MlflowClient().get_run(tracker.run_id)
         assert run.info.run_name == study.study_name
-        assert run.info.experiment_id == tracker.experiment_id
-        assert str(tracker.page()).startswith("http://127.0.0.1:5000/#/experiments/")
     client = MlflowClient()
     for study in studies:
         found = recorded(client, study.study_name)
@@ -161,7 +158,6 @@ def test_a_trial_costs_the_loop_less_than_a_millisecond(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also while MLflow is away. Measured as processor time of the whole process."""
-    monkeypatch.setattr(follower, "AWAY_S", 1.0)
     for uri in (store, "http://127.0.0.1:9"):
         study = make_study()
         study.add_trials([finished_trial(x) for x in random_points(2000)])
@@ -182,34 +178,12 @@ def test_a_trial_costs_the_loop_less_than_a_millisecond(
             assert_complete(recorded(MlflowClient(store), "quadratic"), study, "best")
 
 
-def test_neither_the_package_nor_the_tracker_imports_mlflow_into_the_study() -> None:
-    code = (
-        "import sys, wpo_optuna, wpo_optuna.track.tracker, wpo_optuna.track;"
-        "wpo_optuna.track.MlflowTracker();"
-        "sys.exit('mlflow' in sys.modules or 'torch' in sys.modules)"
-    )
-    environment = {"PYTHONPATH": ":".join(sys.path)}
-    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
-
-
-def test_studies_run_at_the_same_time_in_a_new_directory_are_all_recorded(
+def test_two_processes_on_one_study_record_it_once_in_a_new_store(
     working_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two processes that would both create MLflow's tables, in the place that a variable names."""
+    """Both would create MLflow's tables, in the place that a variable names."""
     uri = f"sqlite:///{working_directory}/elsewhere.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    studies = [make_study(f"study-{i}") for i in range(2)]
-    trackers = [MlflowTracker(experiment_name="other") for _ in studies]
-    for study, tracker in zip(studies, trackers, strict=True):
-        study.optimize(objective, n_trials=3, callbacks=[tracker])
-    for tracker in trackers:
-        assert tracker.close()
-    assert not (working_directory / "mlflow.db").exists()
-    for study in studies:
-        assert_complete(recorded(MlflowClient(uri), study.study_name, "other"), study, "all")
-
-
-def test_two_processes_on_one_study_record_it_once(store: str) -> None:
     script = """
         import time
         from tracked_studies import make_study, objective
@@ -227,27 +201,12 @@ def test_two_processes_on_one_study_record_it_once(store: str) -> None:
     errors = [worker.communicate()[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], errors
     study = optuna.load_study(study_name="quadratic", storage="sqlite:///wpo.db")
-    client = MlflowClient(store)
+    client = MlflowClient(uri)
+    assert not (working_directory / "mlflow.db").exists()
     assert len(study.trials) == 40
     assert set(recorded(client, "quadratic").trials) == set(range(40))
     assert len(recorded(client, "quadratic").run.histories["tnmse"]) == 40
     assert len(all_runs(client)) == 41
-
-
-def test_a_study_is_followed_by_its_attributes(store: str, working_directory: Path) -> None:
-    """As by ``run_study``: the end, the results and the numbers are what the study says."""
-    study = make_study(storage=open_storage("sqlite:///wpo.db"))
-    with Follower(study, Destination()) as recording:
-        assert study.user_attrs[attributes.STATUS] == "RUNNING"
-        study.optimize(objective, n_trials=3)
-        study.set_user_attr(attributes.METRICS, {"winner_tnmse": 0.05})
-        study.set_user_attr(attributes.STATUS, "FINISHED")
-        delivered = recording.finish()
-    assert delivered is not None
-    assert delivered.n_trials == 3
-    found = recorded(MlflowClient(store), "quadratic")
-    assert_complete(found, study, "all")
-    assert float(found.run.histories["winner_tnmse"][0][1]) == 0.05
 
 
 def test_ctrl_c_while_waiting_for_the_end_ends_the_waiting(store: str) -> None:
@@ -272,7 +231,7 @@ def test_ctrl_c_while_waiting_for_the_end_ends_the_waiting(store: str) -> None:
     started = time.monotonic()
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 5, errors
     assert "KeyboardInterrupt" in errors
     assert "-m wpo_optuna.track --study-name quadratic --storage sqlite:///wpo.db" in errors
     wait_until(lambda: not Path(f"/proc/{child}").exists())
@@ -307,11 +266,9 @@ def test_the_file_of_the_optuna_storage_is_refused_before_anything_is_written(
         ({"experiment_name": ""}, "experiment_name = ''"),
         ({"tracking_uri": "htp://127.0.0.1"}, "tracking_uri = 'htp://127.0.0.1': accepted"),
         ({"tracking_uri": "ftp://me:secret@host"}, "ftp://me:***@host"),
-        ({"tracking_uri": "./mlruns"}, "directories no longer"),
-        ({"tracking_uri": "mysql+other://u:secret@host/name"}, "no database that SQLAlchemy"),
-        ({"tracking_uri": "postgresql+pg8000://u:secret@h/n"}, "driver is not installed"),
-        ({"planned_trials": -1}, "planned_trials = -1"),
-        ({"tags": {"note": "x" * 9000}}, "'note' has a name of 4 and a value of 9000"),
+        ({"tracking_uri": "./mlruns"}, "accepted is a database"),
+        ({"tracking_uri": "mysql+other://u:secret@host/name"}, "SQLAlchemy has no driver"),
+        ({"tracking_uri": "postgresql+pg8000://u:secret@h/n"}, "SQLAlchemy has no driver"),
         ({"tracking_uri": None}, "MLFLOW_TRACKING_URI = 'ftp://x': accepted"),
     ],
 )

@@ -49,7 +49,7 @@ def _run(options: argparse.Namespace) -> int:
 
     from wpo_optuna.errors import WeightProgrammingError
     from wpo_optuna.storage import load_study
-    from wpo_optuna.track.delivery import deliver
+    from wpo_optuna.track.delivery import Delivered, deliver
     from wpo_optuna.track.destination import Destination
     from wpo_optuna.track.store import REQUEST_SETTINGS, reason_of
 
@@ -62,9 +62,9 @@ def _run(options: argparse.Namespace) -> int:
     try:
         with tqdm(unit="trial", disable=None, delay=2, leave=False) as bar:
 
-            def show(n_done: int, n_all: int) -> None:
+            def show(done: Delivered, n_all: int) -> None:
                 bar.total = n_all
-                bar.update(n_done - bar.n)
+                bar.update(done.n_trials - bar.n)
 
             delivered = deliver(study, destination, on_progress=show)
     except WeightProgrammingError:
@@ -77,12 +77,9 @@ def _run(options: argparse.Namespace) -> int:
             f"({reason_of(error, destination.uri)}); run the same command again when that is "
             "mended."
         ) from error
-    where = f"run {delivered.run_id} in experiment {destination.experiment_name!r}"
-    if delivered.is_recorded_elsewhere:
-        where += "; another process is recording it still, and will end it"
     print(
-        f"MLflow has all {delivered.n_trials} finished trials of study {study.study_name!r}: "
-        f"{where}."
+        f"MLflow has all {delivered.n_trials} finished trials of study {study.study_name!r}: run "
+        f"{delivered.run_id} in experiment {destination.experiment_name!r}."
     )
     return 0
 

@@ -10,36 +10,33 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import threading
-import time
 import warnings
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import optuna
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from tqdm import tqdm
 
-from wpo_optuna.errors import first_line
-from wpo_optuna.storage import storage_url
-from wpo_optuna.study.attributes import FAILED, KILLED, RUNNING, STATUS
+from wpo_optuna.storage import FinishedTrials, open_storage, storage_url
+from wpo_optuna.study.attributes import KILLED, RUNNING, STATUS
 from wpo_optuna.study.environment import program_here
 from wpo_optuna.track.delivery import Delivered, identity_of, storage_of
 from wpo_optuna.track.destination import Destination, masked, refuse_file_of
 from wpo_optuna.track.following import Task
-from wpo_optuna.track.memory_copy import MemoryCopy
 from wpo_optuna.track.store import REQUEST_SETTINGS
 
 if TYPE_CHECKING:
     from optuna import Study
 
-# How long to wait at the end for an MLflow that takes nothing, and for a sign of anything: one
-# request may take 20 s, and a file may be large.
-AWAY_S = 8.0
-_SILENCE_S = 120.0
 _SHOW_PROGRESS_AFTER_S = 2.0
 _POLL_S = 0.05
-_BEFORE_RESTART_S = 1.0
+_COPY_EVERY_S = 0.5
 
 
 class TrackingWarning(UserWarning):
@@ -70,56 +67,48 @@ class Follower:
     def __init__(
         self, study: Study, destination: Destination, *, show_progress_bar: bool = True
     ) -> None:
-        storage = storage_of(study)
-        refuse_file_of(storage, destination.tracking_uri)
+        refuse_file_of(storage_of(study), destination.tracking_uri)
         self.study = study
         self.delivered: Delivered | None = None
         self.undelivered: str | None = None
-        tags = {**_source(), **dict(destination.tags)}
-        self._destination = replace(destination, tags=tuple(tags.items()))
+        self._destination = replace(destination, tags={**_source(), **destination.tags})
         self._show_progress_bar = show_progress_bar
-        self._working_directory = os.path.realpath(os.curdir)
-        self._url = storage_url(storage)
-        self._is_in_memory = self._url is None
-        self._directory: str | None = None
-        self._process: subprocess.Popen[str] | None = None
-        self._is_complete = False
-        self._progress = (0, 0)
-        self._reason = "stopped before everything was delivered"
-        self._has_warned = False
-        self._away_since: float | None = None
-        self._last_sign = time.monotonic()
         self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._is_over = threading.Event()
-        self._may_end = threading.Event()
-        self._is_abandoned = threading.Event()
-        self._has_ended = threading.Event()
+        self._is_over = False
+        self._is_complete = False
         self._has_contact = threading.Event()
+        self._n_trials = 0
+        self._reason = ""
         self._destination.remember(study)
         identity_of(study)
         _set_status(study, RUNNING)
+        url = storage_url(storage_of(study))
+        self._copy = _MemoryCopy(study) if url is None else None
+        self._url = self._copy.url if self._copy is not None else str(url)
+        self._start()
+        self._listener = threading.Thread(target=self._listen, name="wpo-mlflow", daemon=True)
+        self._listener.start()
         _unfinished.append(self)
-        threading.Thread(target=self._work, name="wpo-mlflow", daemon=True).start()
 
     def wait_for_contact(self, timeout_s: float) -> None:
         """Waits until MLflow has the study's run, or is known to be away."""
         self._has_contact.wait(timeout_s)
 
     def end(self, status: str | None = None) -> None:
-        """Says that nothing more will come, and does not wait.
+        """Says that nothing more will come, and does not wait until that is delivered.
 
         Args:
             status: how the study ended: ``FINISHED``, ``KILLED`` or ``FAILED``; None where the
                 study's attribute says it already.
         """
-        if self._is_over.is_set():
+        if self._is_over:
             return
+        self._is_over = True
         if status is not None:
             _set_status(self.study, status)
-        self._is_over.set()
-        if not self._is_in_memory:  # otherwise the last trials are to be copied first
-            self._say_end()
+        if self._copy is not None:
+            self._copy.finish()
+        self._tell("end\n")
 
     def finish(self, status: str | None = None) -> Delivered | None:
         """Waits until everything is delivered and the study's run is ended.
@@ -133,9 +122,13 @@ class Follower:
         Returns:
             what MLflow has; None if it has not everything.
         """
-        self.end(status)
         try:
+            self.end(status)
             self._wait()
+        except BaseException:
+            self._process.terminate()
+            self._reason = "stopped before everything was delivered"
+            raise
         finally:
             if self in _unfinished:
                 _unfinished.remove(self)
@@ -155,135 +148,128 @@ class Follower:
     ) -> None:
         self.finish()
 
-    def _work(self) -> None:
-        try:
-            if self._is_in_memory:
-                copy = MemoryCopy(self.study, self._is_over)
-                self._url, self._directory = copy.url, copy.directory
-                copy.start(self._say_end)
-            while not (self._is_complete or self._is_abandoned.is_set()):
-                self._serve()
-                if not self._is_complete:
-                    self._note_failure("the delivering process was ended from outside")
-                    self._is_abandoned.wait(_BEFORE_RESTART_S)
-        except Exception as error:  # no process can be started, no file be written
-            self._note_failure(first_line(error))
-        self._has_ended.set()
-
-    def _serve(self) -> None:
-        """Starts the delivering process and listens to it until it ends."""
-        assert self._url is not None
-        with subprocess.Popen(
+    def _start(self) -> None:
+        self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "wpo_optuna.track", "--follow"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            cwd=self._working_directory,
             env=_environment(),
             start_new_session=True,  # what ends this process's group must not end it
-        ) as process:
-            if self.delivered is not None:
-                self._away_since = None  # it was the process that failed, and not MLflow
-            with self._lock:
-                self._process = process
-                self._tell(
-                    Task(
-                        self._url, self.study.study_name, self._destination, self._directory
-                    ).to_line()
-                )
-                if self._may_end.is_set():
-                    self._tell("end\n")
-            assert process.stdout is not None
-            for line in process.stdout:
-                self._take(json.loads(line))
+        )
+        directory = None if self._copy is None else self._copy.directory
+        self._tell(Task(self._url, self.study.study_name, self._destination, directory).to_line())
 
     def _tell(self, line: str) -> None:
-        with contextlib.suppress(OSError):  # it has ended, and is started again
-            assert self._process is not None
-            assert self._process.stdin is not None
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):  # it was killed, which the end tells
             self._process.stdin.write(line)
             self._process.stdin.flush()
 
-    def _say_end(self) -> None:
-        with self._lock:
-            self._may_end.set()
-            if self._process is not None:
-                self._tell("end\n")
+    def _listen(self) -> None:
+        with self._process as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                self._take(json.loads(line))
+                self._has_contact.set()
+        self._reason = self._reason or "the delivering process was ended from outside"
+        self._has_contact.set()
 
     def _take(self, told: dict[str, Any]) -> None:
-        self._last_sign = time.monotonic()
-        if "away" in told:
-            self._note_failure(told["away"])
+        if "delivered" in told:
+            self.delivered = Delivered(**told["delivered"])
+            self._n_trials = told.get("total", self._n_trials)
+            self._is_complete = told.get("is_last", False)
             return
-        self._away_since = None
-        self.delivered = Delivered(**told["delivered"])
-        self._progress = (told.get("done", 0), told.get("total", 0))
-        self._is_complete = told.get("is_last", False)
-        self._has_contact.set()
-
-    def _note_failure(self, reason: str) -> None:
-        self._reason = reason
-        self._away_since = self._away_since or time.monotonic()
-        self._has_contact.set()
-        if not self._has_warned and not self._is_abandoned.is_set():
-            self._has_warned = True
+        is_first, self._reason = not self._reason, told["away"]
+        if is_first:
             # A filter may make an error of it, which nobody in this thread could catch.
             with contextlib.suppress(TrackingWarning):
                 warnings.warn(
-                    f"MLflow does not take the study ({reason}); the study goes on, and what "
+                    f"MLflow does not take the study ({self._reason}); the study goes on, and what "
                     "MLflow lacks is delivered when it is back",
                     TrackingWarning,
                     stacklevel=2,
                 )
 
     def _wait(self) -> None:
-        began = time.monotonic()
-        bar = None
-        try:
-            while not self._has_ended.wait(_POLL_S):
-                now = time.monotonic()
-                if self._is_hopeless(began, now):
-                    self._abandon()
-                if bar is None and now > began + _SHOW_PROGRESS_AFTER_S:
-                    bar = tqdm(
-                        desc="delivering to MLflow",
-                        unit="trial",
-                        disable=None if self._show_progress_bar else True,
-                        leave=False,
-                    )
-                if bar is not None:
-                    done, bar.total = self._progress
-                    bar.update(done - bar.n)
-        except KeyboardInterrupt:
-            self._abandon()
-            raise
-        finally:
-            if bar is not None:
-                bar.close()
-
-    def _is_hopeless(self, began: float, now: float) -> bool:
-        if self._away_since is not None:
-            return now > max(began, self._away_since) + AWAY_S
-        return now > max(began, self._last_sign) + _SILENCE_S
-
-    def _abandon(self) -> None:
-        self._is_abandoned.set()
-        with self._lock:
-            if self._process is not None:
-                self._process.terminate()
+        with tqdm(
+            desc="delivering to MLflow",
+            unit="trial",
+            delay=_SHOW_PROGRESS_AFTER_S,
+            disable=None if self._show_progress_bar else True,
+            leave=False,
+        ) as bar:
+            while self._listener.is_alive():
+                self._listener.join(_POLL_S)
+                if self.delivered is not None:
+                    bar.total = self._n_trials
+                    bar.update(self.delivered.n_trials - bar.n)
 
     def _sentence(self) -> str:
         name = self.study.study_name
         words = [program_here("python"), "-m", "wpo_optuna.track", "--study-name", name]
-        if self._url is not None:
-            words += ["--storage", _from_here(masked(self._url))]
+        words += ["--storage", _from_here(masked(self._url))]
         if self._destination.tracking_uri is not None:
             words += ["--tracking-uri", masked(self._destination.tracking_uri)]
         return (
             f"MLflow lacks a part of study {name!r} ({self._reason}); deliver it with: "
             f"{shlex.join(words)}"
         )
+
+
+class _MemoryCopy:
+    """A study in memory, copied again and again into a file that another process can read.
+
+    Trials keep their numbers: one waits until all earlier ones are finished. Whoever reads the
+    copy removes its directory.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.directory = tempfile.mkdtemp(prefix="wpo_memory_")
+        self.url = f"sqlite:///{self.directory}/study.db"
+        self._study = study
+        self._copy = optuna.create_study(
+            study_name=study.study_name,
+            storage=open_storage(self.url),
+            directions=study.directions,
+        )
+        self._new = FinishedTrials(study, reads_only=True)
+        self._stored = FinishedTrials(self._copy, reads_only=True)
+        self._waiting: dict[int, FrozenTrial] = {}
+        self._n_copied = 0
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="wpo-copy", daemon=True)
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Copies what is new for the last time."""
+        self._is_over.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while not self._is_over.is_set():
+            self._copy_new(is_last=False)
+            self._is_over.wait(_COPY_EVERY_S)
+        self._copy_new(is_last=True)
+
+    def _copy_new(self, is_last: bool) -> None:
+        copied = self._copy.user_attrs
+        for name, value in self._study.user_attrs.items():
+            if name not in copied or copied[name] != value:
+                self._copy.set_user_attr(name, value)
+        self._waiting |= {trial.number: trial for trial in self._new.read_new()}
+        end = next(number for number in count(self._n_copied) if number not in self._waiting)
+        if is_last:
+            end = max(self._waiting, default=end - 1) + 1
+        # A trial that will never finish keeps its number all the same.
+        batch = [
+            self._waiting.pop(number, create_trial(state=TrialState.RUNNING))
+            for number in range(self._n_copied, end)
+        ]
+        self._stored.append(batch, None, lambda trial: None)
+        self._n_copied = end
 
 
 _unfinished: list[Follower] = []
@@ -293,15 +279,8 @@ _unfinished: list[Follower] = []
 def _finish_all() -> None:
     for follower in list(_unfinished):
         if follower._pid == os.getpid():
-            follower.finish(_status_of_failed_program())
-
-
-def _status_of_failed_program() -> str | None:
-    """How the program ended, judged by the exception that ended it; None if there was none."""
-    exception = getattr(sys, "last_value", None)
-    if exception is None:
-        return None
-    return KILLED if isinstance(exception, KeyboardInterrupt) else FAILED
+            is_interrupted = isinstance(getattr(sys, "last_value", None), KeyboardInterrupt)
+            follower.finish(KILLED if is_interrupted else None)
 
 
 def _set_status(study: Study, status: str) -> None:

@@ -2,9 +2,9 @@
 
 A process of its own, because MLflow's client is Python code that computes, 10 ms for each trial
 with a run of its own: in the study's process it would take that from the study. It reads what it is
-to do from its standard input, one line of JSON, and is told of the end there by another one; where
-its input ends before, the study's process was killed, and what there is gets delivered. It tells
-what it has done in lines of JSON.
+to do from its standard input, one line of JSON. The next line there tells the end; so does the
+death of the study's process, and what there is gets delivered all the same. It tells what it has
+done in lines of JSON.
 """
 
 from __future__ import annotations
@@ -14,23 +14,22 @@ import gc
 import io
 import json
 import os
+import select
 import shutil
-import threading
 import time
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 from wpo_optuna.storage import load_study
-from wpo_optuna.track.delivery import Delivery
+from wpo_optuna.track.delivery import Delivered, Delivery
 from wpo_optuna.track.destination import Destination, without_password
 from wpo_optuna.track.store import reason_of
 
 _POLL_S = 0.5
 _LONGEST_WAIT_S = 15.0
 _WAIT_AT_END_S = 1.0
-# How long to try at the end if the study's process is gone and MLflow is away.
-_ALONE_S = 60.0
+# How long to try at the end while MLflow takes nothing: as long as somebody waits, and alone.
+_PATIENCE_S, _PATIENCE_ALONE_S = 8.0, 60.0
 # The study's loop goes first where there are too few cores.
 _NICENESS = 5
 
@@ -59,80 +58,63 @@ class Task:
     def from_line(cls, line: bytes) -> Task:
         """The task that :meth:`to_line` wrote."""
         fields = json.loads(line)
-        return cls(**{**fields, "destination": Destination.from_json(fields["destination"])})
-
-    def reason(self, error: Exception) -> str:
-        """Why it is not done, as a phrase without passwords."""
-        return without_password(reason_of(error, self.destination.uri), self.storage)
+        return cls(**{**fields, "destination": Destination(**fields["destination"])})
 
 
-class _End:
-    """The end of the study, as standard input tells it."""
+class _Following:
+    """One study, and what its process is told about it."""
 
-    def __init__(self, channel: io.FileIO) -> None:
-        self.has_come = threading.Event()
-        self.is_alone = False
-        self._channel = channel
-        self._parent = os.getppid()
-        threading.Thread(target=self._listen, daemon=True).start()
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._delivery: Delivery | None = None
+        self.last_progress = time.monotonic()
 
-    def is_here(self) -> bool:
-        # A forked copy of the study's process may hold the channel open after its death.
-        if os.getppid() != self._parent:
-            self.is_alone = True
-            self.has_come.set()
-        return self.has_come.is_set()
+    def bring(self, is_last: bool) -> bool:
+        """Delivers what there is; returns whether MLflow took it."""
+        task = self._task
+        try:
+            if self._delivery is None:
+                self._delivery = Delivery(
+                    load_study(task.storage, task.study_name), task.destination
+                )
+            delivered = self._delivery.bring(not is_last, self._tell_progress)
+        except Exception as error:  # MLflow and storages raise what they like
+            reason = reason_of(error, task.destination.uri)
+            _tell(away=without_password(reason, task.storage))
+            return False
+        self.last_progress = time.monotonic()
+        _tell(delivered=asdict(delivered), is_last=is_last)
+        return True
 
-    def _listen(self) -> None:
-        while self._channel.readline():
-            self.has_come.set()
-        self.is_alone = True
-        self.has_come.set()
+    def _tell_progress(self, delivered: Delivered, n_all: int) -> None:
+        self.last_progress = time.monotonic()
+        _tell(delivered=asdict(delivered), total=n_all)
 
 
 def follow() -> int:
     """Does the task on standard input; returns the exit status."""
     os.nice(_NICENESS)
-    # Without a buffer, whose lock a waiting thread would keep from the end of the program.
-    channel = io.FileIO(0)
+    parent = os.getppid()
+    channel = io.FileIO(0)  # without a buffer, where the end could hide from select
     task = Task.from_line(channel.readline())
-    end = _End(channel)
+    following = _Following(task)
     import mlflow  # noqa: F401
 
     gc.freeze()  # what was imported stays, and need not be looked through again and again
-    delivery: Delivery | None = None
-    wait, alone_since = _POLL_S, None
-    while True:
-        is_last = end.is_here()
-        try:
-            delivery = delivery or Delivery(
-                load_study(task.storage, task.study_name), task.destination
-            )
-            delivered = delivery.bring(not is_last, partial(_tell_progress, delivery))
-        except Exception as error:  # MLflow and storages raise what they like
-            _tell(away=task.reason(error))
-            if end.is_alone:
-                alone_since = alone_since or time.monotonic()
-                if time.monotonic() > alone_since + _ALONE_S:
-                    return 1
-            wait = min(2 * wait, _LONGEST_WAIT_S)
-        else:
-            _tell(delivered=asdict(delivered), is_last=is_last)
-            if is_last:
-                break
-            wait = _POLL_S
-        if is_last:
-            time.sleep(_WAIT_AT_END_S)
-        else:
-            end.has_come.wait(wait)
+    wait = _POLL_S
+    # A forked copy of the study's process may hold the channel open after its death.
+    while not select.select([channel], [], [], 0)[0] and os.getppid() == parent:
+        wait = _POLL_S if following.bring(is_last=False) else min(2 * wait, _LONGEST_WAIT_S)
+        select.select([channel], [], [], wait)
+    ended = time.monotonic()
+    while not following.bring(is_last=True):
+        patience_s = _PATIENCE_S if os.getppid() == parent else _PATIENCE_ALONE_S
+        if time.monotonic() > max(ended, following.last_progress) + patience_s:
+            return 1
+        time.sleep(_WAIT_AT_END_S)
     if task.directory is not None:
         shutil.rmtree(task.directory, ignore_errors=True)
     return 0
-
-
-def _tell_progress(delivery: Delivery, n_done: int, n_all: int) -> None:
-    assert delivery.delivered is not None
-    _tell(delivered=asdict(delivery.delivered), done=n_done, total=n_all)
 
 
 def _tell(**what: Any) -> None:

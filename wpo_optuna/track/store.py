@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from wpo_optuna.storage import network_file_system
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 KIND_TAG = "wpo.kind"
 STUDIES_FILTER = f"tags.`{KIND_TAG}` = 'study'"
 MAX_PARAM_LENGTH = 6000
-METRICS_PER_REQUEST = 1000
+_METRICS_PER_REQUEST = 1000
 
 # MLflow's client would repeat a request for minutes in silence. Here each is made once; then what
 # MLflow has is asked again before anything is repeated.
@@ -47,8 +47,8 @@ _REQUEST_FAILURES = {
     "NameResolutionError": "cannot be reached: no such host",
     "Connection refused": "cannot be reached: connection refused",
     "NewConnectionError": "cannot be reached",
-    "ConnectTimeoutError": "cannot be reached: no answer",
     "timeout exception": "does not answer in time",
+    "ConnectTimeoutError": "does not answer in time",
     "ReadTimeoutError": "does not answer in time",
     "RemoteDisconnected": "breaks off connections",
     "Connection reset": "breaks off connections",
@@ -56,6 +56,7 @@ _REQUEST_FAILURES = {
 }
 _MOST_CHARACTERS_OF_A_REASON = 300
 
+_Item = TypeVar("_Item")
 _quick_files: set[str] = set()
 
 
@@ -93,12 +94,23 @@ def connect(tracking_uri: str) -> MlflowClient:
 
 
 @contextmanager
-def turn(name: str) -> Iterator[None]:
-    """Lets the processes of this host's user that name the same thing go one after the other."""
+def turn(name: str, who: str = "") -> Iterator[bool]:
+    """Lets the processes of this host's user that name the same thing go one after the other.
+
+    Yields:
+        whether ``who`` had the last turn too, so that nobody on this host has come between.
+    """
     digest = hashlib.sha256(name.encode()).hexdigest()[:16]
-    with Path(tempfile.gettempdir(), f"wpo_mlflow_{os.getuid()}_{digest}.lock").open("w") as lock:
+    path = Path(tempfile.gettempdir(), f"wpo_mlflow_{os.getuid()}_{digest}.lock")
+    with path.open("a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        lock.seek(0)
+        is_again = lock.read() == who
+        if not is_again:
+            lock.truncate(0)
+            lock.write(who)
+            lock.flush()
+        yield is_again
 
 
 def _create(path: Path) -> None:
@@ -202,26 +214,28 @@ def metrics_of(values: Mapping[str, float], timestamp_ms: int, step: int = 0) ->
 
 def log_metrics(client: MlflowClient, run_id: str, metrics: Sequence[Metric]) -> None:
     """Logs any number of metrics to a run; one that is there already is not there twice."""
-    for start in range(0, len(metrics), METRICS_PER_REQUEST):
-        client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_REQUEST])
+    for batch in _batches(metrics, _METRICS_PER_REQUEST):
+        client.log_batch(run_id, metrics=batch)
 
 
 def log_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) -> None:
     """Logs any number of parameters that the run has not got."""
     from mlflow.entities import Param
 
-    items = [Param(*item) for item in params.items()]
-    for start in range(0, len(items), _ITEMS_PER_REQUEST):
-        client.log_batch(run_id, params=items[start : start + _ITEMS_PER_REQUEST])
+    for batch in _batches([Param(*item) for item in params.items()], _ITEMS_PER_REQUEST):
+        client.log_batch(run_id, params=batch)
 
 
 def set_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
     """Sets any number of tags."""
     from mlflow.entities import RunTag
 
-    items = [RunTag(*item) for item in tags.items()]
-    for start in range(0, len(items), _ITEMS_PER_REQUEST):
-        client.log_batch(run_id, tags=items[start : start + _ITEMS_PER_REQUEST])
+    for batch in _batches([RunTag(*item) for item in tags.items()], _ITEMS_PER_REQUEST):
+        client.log_batch(run_id, tags=batch)
+
+
+def _batches(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def reason_of(error: BaseException, tracking_uri: str) -> str:

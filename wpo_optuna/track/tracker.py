@@ -43,16 +43,8 @@ class MlflowTracker:
     """Optuna callback that records a study in MLflow.
 
     One run per study, found again when the study is resumed, with the series ``tnmse``, ``loss``,
-    ``baseline`` and ``best_tnmse`` over the trial number, what the study's user attributes
-    ``problem``, ``sampler`` and ``engine`` say as parameters, and a table of all trials. Under it
-    a run per trial, with ``f_lst``, ``g_lst`` and ``k_w`` as parameters.
-
-    A process of its own delivers what the study's storage has, and outlives the study's: if that
-    is killed, as with a notebook's kernel, what is stored is delivered all the same. A study in
-    memory is copied for it about twice a second; what was finished since then is lost if the
-    process is killed. MLflow may be slow or away: the study goes on, a ``TrackingWarning`` says so
-    once, and what MLflow lacks is delivered when it is back, or later by
-    ``python -m wpo_optuna.track``. Every trial is recorded exactly once.
+    ``baseline`` and ``best_tnmse`` over the trial number and a table of all trials; under it a run
+    per trial. Everything is brought there by a :class:`~wpo_optuna.track.follower.Follower`.
 
     Used as a context manager, or closed with :meth:`close`, it waits until everything is
     delivered; so does the end of the program.
@@ -66,7 +58,6 @@ class MlflowTracker:
         trial_runs: which trials get a run of their own: ``"all"``, ``"best"`` for those that
             improved the best, ``"none"``, or ``"auto"``: all of a study of at most 1000 trials,
             otherwise the best.
-        planned_trials: how many trials the study will have, if that is known.
         parameters: further parameters of the study's run; nested mappings are flattened.
         tags: further tags of the study's run.
         show_progress_bar: whether waiting at the end shows progress on a terminal.
@@ -84,7 +75,6 @@ class MlflowTracker:
         experiment_name: str = "wpo",
         trial_runs: str = "auto",
         *,
-        planned_trials: int | None = None,
         parameters: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
         show_progress_bar: bool = True,
@@ -96,9 +86,8 @@ class MlflowTracker:
             tracking_uri=os.fspath(tracking_uri) if tracking_uri is not None else None,
             experiment_name=experiment_name,
             trial_runs=trial_runs,
-            parameters=tuple(flat.items()),
-            tags=tuple((name, str(value)) for name, value in (tags or {}).items()),
-            planned_trials=planned_trials,
+            parameters=flat,
+            tags={name: str(value) for name, value in (tags or {}).items()},
         )
         self._show_progress_bar = show_progress_bar
         self._lock = threading.Lock()
@@ -112,23 +101,11 @@ class MlflowTracker:
 
         Right after the first trial it waits for MLflow, up to some seconds.
         """
-        follower = self._follower
-        if follower is None:
+        if self._follower is None:
             return None
-        follower.wait_for_contact(_FIRST_CONTACT_S)
-        return None if follower.delivered is None else follower.delivered.run_id
-
-    @property
-    def experiment_id(self) -> str | None:
-        """The experiment of the study's run; None while MLflow is away. Waits like `run_id`."""
-        if self.run_id is None or self._follower is None or self._follower.delivered is None:
-            return None
-        return self._follower.delivered.experiment_id
-
-    def page(self, server: str = "http://127.0.0.1:5000") -> str | None:
-        """Page of MLflow's UI where the experiment's studies are compared; None like `run_id`."""
-        experiment_id = self.experiment_id
-        return None if experiment_id is None else page_of_experiment(server, experiment_id)
+        self._follower.wait_for_contact(_FIRST_CONTACT_S)
+        delivered = self._follower.delivered
+        return None if delivered is None else delivered.run_id
 
     def __call__(self, study: Study, trial: FrozenTrial) -> None:
         """Records a study from its first trial on; the signature is that of Optuna's callbacks.
@@ -137,13 +114,11 @@ class MlflowTracker:
             InvalidArgument: the tracker records another study, or MLflow's store would be the file
                 of the study's storage. Nothing is written then.
         """
-        follower = self._follower
-        if follower is None or self._is_closed:
-            with self._lock:
-                if self._follower is None or self._is_closed:
-                    self._follower = self._begin(study)
-                    self._is_closed = False
-                follower = self._follower
+        with self._lock:
+            if self._follower is None or self._is_closed:
+                self._follower = self._begin(study)
+                self._is_closed = False
+            follower = self._follower
         if follower.study.study_name != study.study_name:
             raise InvalidArgument(
                 f"study = {study.study_name!r}: this tracker records "

@@ -155,14 +155,6 @@ def test_a_strategy_for_wider_devices_is_refused_and_nothing_changed(
         apply_strategy(_hardware(noise_model), STRATEGY)
 
 
-def test_one_layer_out_of_range_leaves_all_layers_as_they_were() -> None:
-    model = convert_to_analog(_network(), _hardware(PCMLikeNoiseModel(g_max=20.0)))
-    fitting = ProgrammingStrategy((1.0,), ((1.0, 5.0), (5.0, 1.0)), 0.0, 20.0)
-    with pytest.raises(InvalidArgument, match="describes devices of 0 to 20 µS"):
-        apply_strategy(model, {"0.0": fitting, "1": STRATEGY})
-    assert set(_converters(model).values()) == {None}
-
-
 def test_what_cannot_be_programmed_is_refused_in_one_sentence() -> None:
     analog = convert_to_analog(_network(), _hardware())
     training = convert_to_analog(_network(), SingleRPUConfig())

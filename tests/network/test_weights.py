@@ -116,20 +116,6 @@ def test_a_users_function_gives_the_weights_of_its_module_or_state_dict(function
     assert torch.equal(read.weights, expected_weights())
 
 
-@pytest.mark.parametrize("kind", ["npy", "npz", "pt"])
-def test_a_bare_array_is_taken_whole_whatever_its_shape(tmp_path: Path, kind: str) -> None:
-    weights = np.random.default_rng(0).normal(size=300)
-    path = tmp_path / f"weights.{kind}"
-    if kind == "npy":
-        np.save(path, weights)
-    elif kind == "npz":
-        np.savez_compressed(path, weights)
-    else:
-        torch.save(torch.from_numpy(weights), path)
-    read = read_weights(path)
-    np.testing.assert_array_equal(read.weights.numpy(), np.sort(weights.astype(np.float32)))
-
-
 def test_arrays_of_an_archive_count_by_their_dimensions_not_by_their_names(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     arrays = {"W1": rng.normal(size=(5, 4)), "b1": rng.normal(size=5), "W2": np.ones((2, 5), "i4")}

@@ -158,15 +158,6 @@ def test_any_name_of_a_study_can_be_drawn(record: StudyRecord) -> None:
     assert drawn.png.startswith(b"\x89PNG")
 
 
-def test_a_style_of_the_users_changes_no_figure_and_is_left_as_it_was(record: StudyRecord) -> None:
-    import matplotlib
-
-    usual = drawing.draw(measured.conductance_curves, record)
-    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "black"}):
-        assert drawing.draw(measured.conductance_curves, record) == usual
-        assert matplotlib.rcParams["font.size"] == 30
-
-
 @pytest.mark.parametrize("n_bad", [1, reported_studies.N_TRIALS])
 def test_trials_without_a_finite_error_have_no_place_but_break_nothing(
     record: StudyRecord, n_bad: int

@@ -265,23 +265,33 @@ def _run_two(directory: Path, engine: str, samplers: list[str]) -> list[optuna.S
     return [optuna.load_study(study_name=sampler, storage=url) for sampler in samplers]
 
 
+@pytest.mark.parametrize(
+    "sampler", ["random", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tpe", "qmc"))]
+)
 def test_two_processes_that_begin_together_share_a_baseline_and_repeat_no_point(
-    tmp_path: Path,
+    tmp_path: Path, sampler: str
 ) -> None:
-    for study in _run_two(tmp_path, "montecarlo", ["random", "tpe"]):
-        trials = study.get_trials(states=(TrialState.COMPLETE,))
-        assert len(trials) == 120
-        baselines = {trial.user_attrs["baseline"] for trial in trials}
-        assert baselines == {study.user_attrs["baseline"]}
-        assert len({tuple(trial.params.values()) for trial in trials}) == 120
+    (study,) = _run_two(tmp_path, "montecarlo", [sampler])
+    trials = study.get_trials(states=(TrialState.COMPLETE,))
+    assert len(trials) == 120
+    baselines = {trial.user_attrs["baseline"] for trial in trials}
+    assert baselines == {study.user_attrs["baseline"]}
+    assert len({tuple(trial.params.values()) for trial in trials}) == 120
 
 
-def test_two_processes_keep_to_the_total_and_polish_or_descend_once(tmp_path: Path) -> None:
-    evolved, descended = _run_two(tmp_path, "expected", ["de", "gradient"])
-    for study in (evolved, descended):
-        assert len(study.get_trials(states=(TrialState.COMPLETE,))) == 120
-    assert Counter(phases(evolved)) == {"sampled": 115, POLISH: 5}
-    assert Counter(phases(descended)) == {GRADIENT_STEP: 99, GRADIENT_START: 21}
+@pytest.mark.parametrize(
+    ("sampler", "expected"),
+    [
+        ("de", {"sampled": 115, POLISH: 5}),
+        pytest.param("gradient", {GRADIENT_STEP: 99, GRADIENT_START: 21}, marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_keep_to_the_total_and_polish_or_descend_once(
+    tmp_path: Path, sampler: str, expected: dict[str, int]
+) -> None:
+    (study,) = _run_two(tmp_path, "expected", [sampler])
+    assert len(study.get_trials(states=(TrialState.COMPLETE,))) == 120
+    assert Counter(phases(study)) == expected
 
 
 @pytest.mark.parametrize("sampler", ["de", "gradient"])

@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from tqdm import tqdm
 
 from wpo_optuna.storage import FinishedTrials, open_storage, storage_url
-from wpo_optuna.study.attributes import KILLED, RUNNING, STATUS
+from wpo_optuna.study.attributes import FAILED, KILLED, RUNNING, STATUS
 from wpo_optuna.study.environment import program_here
 from wpo_optuna.track.delivery import Delivered, identity_of, storage_of
 from wpo_optuna.track.destination import Destination, masked, refuse_file_of
@@ -125,7 +125,7 @@ class Follower:
         try:
             self.end(status)
             self._wait()
-        except BaseException:
+        except KeyboardInterrupt:
             self._process.terminate()
             self._reason = "stopped before everything was delivered"
             raise
@@ -279,8 +279,9 @@ _unfinished: list[Follower] = []
 def _finish_all() -> None:
     for follower in list(_unfinished):
         if follower._pid == os.getpid():
-            is_interrupted = isinstance(getattr(sys, "last_value", None), KeyboardInterrupt)
-            follower.finish(KILLED if is_interrupted else None)
+            error = getattr(sys, "last_value", None)  # what ended the program, if anything
+            status = KILLED if isinstance(error, KeyboardInterrupt) else FAILED
+            follower.finish(None if error is None else status)
 
 
 def _set_status(study: Study, status: str) -> None:

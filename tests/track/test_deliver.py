@@ -29,7 +29,7 @@ from tracked_studies import (
 
 from wpo_optuna.storage import open_storage
 from wpo_optuna.study import attributes
-from wpo_optuna.track import Destination, deliver, delivery
+from wpo_optuna.track import PARENT_TAG, Destination, deliver, delivery
 from wpo_optuna.track.delivery import Delivery
 
 TO_ALL = Destination(trial_runs="all")
@@ -63,6 +63,39 @@ def test_every_trial_is_read_back_whole_and_a_second_time_changes_nothing(store:
     assert deliver(study, TO_ALL) == first
     assert first.n_trials == 12
     assert recorded(client, "quadratic") == before
+
+
+def test_runs_written_at_once_are_those_that_mlflows_client_writes(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, study = MlflowClient(store), small_study()
+    deliver(study, Destination(trial_runs="all", experiment_name="at once"))
+    monkeypatch.setattr(delivery, "is_database", lambda uri: False)
+    deliver(study, Destination(trial_runs="all", experiment_name="by requests"))
+    at_once, by_requests = (
+        sorted(
+            (
+                run
+                for run in client.search_runs([client.get_experiment_by_name(name).experiment_id])
+                if PARENT_TAG in run.data.tags
+            ),
+            key=lambda run: int(run.data.tags["wpo.trial_number"]),
+        )
+        for name in ("at once", "by requests")
+    )
+    assert len(at_once) == len(by_requests) == len(study.trials)
+    for one, other in zip(at_once, by_requests, strict=True):
+        assert one.data.params == other.data.params
+        assert str(one.data.metrics) == str(other.data.metrics)  # NaN equals nothing
+        tags, others = ({**run.data.tags, PARENT_TAG: ""} for run in (one, other))
+        assert tags == others
+        for name in ["run_name", "start_time", "end_time", "status", "lifecycle_stage", "user_id"]:
+            assert getattr(one.info, name) == getattr(other.info, name)
+        assert one.info.artifact_uri.endswith(f"/{one.info.run_id}/artifacts")
+        for metric in one.data.metrics:
+            histories = [client.get_metric_history(r.info.run_id, metric) for r in (one, other)]
+            steps = [[(m.step, m.timestamp, str(m.value)) for m in h] for h in histories]
+            assert steps[0] == steps[1]
 
 
 class CutError(Exception):
@@ -101,9 +134,10 @@ class InterruptedClient:
     cuts=st.lists(st.tuples(st.integers(0, 40), st.booleans()), min_size=1, max_size=4),
     trial_runs=st.sampled_from(["all", "best"]),
     goes_on=st.booleans(),
+    is_at_once=st.booleans(),
 )
 def test_a_delivery_interrupted_at_any_request_is_completed_by_the_next(
-    store: str, cuts: list[tuple[int, bool]], trial_runs: str, goes_on: bool
+    store: str, cuts: list[tuple[int, bool]], trial_runs: str, goes_on: bool, is_at_once: bool
 ) -> None:
     """Whether or not the request without an answer was carried out, by the same process or not."""
     client = MlflowClient(store)
@@ -114,6 +148,7 @@ def test_a_delivery_interrupted_at_any_request_is_completed_by_the_next(
         for n, is_carried_out in cuts:
             cut = InterruptedClient(client, n, is_carried_out)
             patch.setattr(delivery, "connect", lambda uri, cut=cut: cut)
+            patch.setattr(delivery, "is_database", lambda uri: is_at_once)
             try:
                 deliverer.bring(running=False)
             except CutError:

@@ -11,10 +11,12 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, create_engine, insert
+
+from wpo_optuna.track.store import MAX_PARAM_LENGTH
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class TrialRun:
         step: the trial's number, to which its metrics belong.
         tags: by name.
         params: by name.
-        metrics: by name.
+        metrics: by name; what is not finite is kept as NaN.
     """
 
     name: str
@@ -40,6 +42,11 @@ class TrialRun:
     tags: Mapping[str, str]
     params: Mapping[str, str]
     metrics: Mapping[str, float]
+
+    @property
+    def is_long(self) -> bool:
+        """Whether a parameter is too long for MLflow."""
+        return any(len(value) > MAX_PARAM_LENGTH for value in self.params.values())
 
 
 def insert_runs(uri: str, experiment_id: str, runs: Sequence[TrialRun]) -> list[str]:
@@ -58,7 +65,11 @@ def insert_runs(uri: str, experiment_id: str, runs: Sequence[TrialRun]) -> list[
     """
     from mlflow.store.tracking.dbmodels.models import SqlExperiment
 
+    if not runs:
+        return []
     ids = [uuid.uuid4().hex for _ in runs]
+    # MLflow's own client sets this tag, too.
+    runs = [replace(run, tags={**run.tags, "mlflow.runName": run.name}) for run in runs]
     engine = create_engine(uri)
     try:
         with engine.begin() as connection:
@@ -79,13 +90,23 @@ def _insert(
     from mlflow.store.tracking.dbmodels import models
 
     metrics = [
-        {**_metric(name, value), "run_uuid": run_id, "timestamp": run.ended_ms, "step": run.step}
+        {
+            "run_uuid": run_id,
+            "key": name,
+            "value": value if math.isfinite(value) else 0.0,  # as MLflow keeps what is no number
+            "is_nan": not math.isfinite(value),
+            "timestamp": run.ended_ms,
+            "step": run.step,
+        }
         for run_id, run in runs.items()
         for name, value in run.metrics.items()
     ]
     rows: list[tuple[Any, list[dict[str, Any]]]] = [
         (models.SqlRun, [_run(i, run, experiment_id, location) for i, run in runs.items()]),
-        (models.SqlTag, _pairs({i: run.tags | _name(run) for i, run in runs.items()})),
+        (
+            models.SqlTag,
+            _pairs({i: {**run.tags, "mlflow.runName": run.name} for i, run in runs.items()}),
+        ),
         (models.SqlParam, _pairs({i: run.params for i, run in runs.items()})),
         (models.SqlMetric, metrics),
         (models.SqlLatestMetric, metrics),
@@ -113,20 +134,9 @@ def _run(run_id: str, run: TrialRun, experiment_id: str, location: str) -> dict[
     }
 
 
-def _name(run: TrialRun) -> dict[str, str]:
-    return {"mlflow.runName": run.name}
-
-
 def _pairs(of_runs: Mapping[str, Mapping[str, str]]) -> list[dict[str, str]]:
     return [
         {"run_uuid": run_id, "key": key, "value": value}
         for run_id, pairs in of_runs.items()
         for key, value in pairs.items()
     ]
-
-
-def _metric(name: str, value: float) -> dict[str, Any]:
-    """A value as MLflow keeps it: databases know neither NaN nor infinities."""
-    largest = 1.7976931348623157e308
-    kept = 0.0 if math.isnan(value) else max(-largest, min(largest, value))
-    return {"key": name, "value": kept, "is_nan": math.isnan(value)}

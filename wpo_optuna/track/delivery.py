@@ -17,7 +17,13 @@ import optuna
 from wpo_optuna.storage import FinishedTrials
 from wpo_optuna.study import attributes as names
 from wpo_optuna.track.destination import Destination, refuse_file_of
-from wpo_optuna.track.store import connect, find_or_create_experiment, settle, turn
+from wpo_optuna.track.store import (
+    connect,
+    find_or_create_experiment,
+    is_database,
+    settle,
+    turn,
+)
 from wpo_optuna.track.study_run import PARAMETERS_FILE, StudyRun
 from wpo_optuna.track.trials import (
     ATTRIBUTES,
@@ -47,7 +53,7 @@ _DESCRIBING = (
     names.FINGERPRINT, names.PROBLEM, names.SELF_CHECK,
 )  # fmt: skip
 _FORBIDDEN_IN_NAMES = re.compile(r"[^\w\-. :/]", re.ASCII)
-_TRIALS_AT_ONCE = 250
+_TRIALS_AT_ONCE = 100
 OnProgress = Callable[["Delivered", int], None]
 
 
@@ -185,15 +191,20 @@ class Delivery:
             for trial, best in zip(self._trials, best_before(self._trials), strict=True)
             if trial.number in self._lacking
         ]
-        for start in range(0, len(lacking), _TRIALS_AT_ONCE):
-            on_progress(self._delivered(run), len(self._trials))
-            run.deliver_series(lacking[start : start + _TRIALS_AT_ONCE])
         which = self._which_trial_runs()
-        for trial, best in lacking:
-            if which == "all" or (which == "best" and rank(trial) < best):
-                on_progress(self._delivered(run), len(self._trials))
-                run.deliver_trial(trial)
-            self._lacking.discard(trial.number)
+        for start in range(0, len(lacking), _TRIALS_AT_ONCE):
+            part = lacking[start : start + _TRIALS_AT_ONCE]
+            on_progress(self._delivered(run), len(self._trials))
+            run.deliver_series(part)
+            run.deliver_trials(
+                [
+                    trial
+                    for trial, best in part
+                    if which == "all" or (which == "best" and rank(trial) < best)
+                ],
+                self._destination.uri if is_database(self._destination.uri) else None,
+            )
+            self._lacking -= {trial.number for trial, _ in part}
 
     def _which_trial_runs(self) -> str:
         destination = self._destination

@@ -147,11 +147,16 @@ def settle(tracking_uri: str) -> None:
             database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
+def is_database(tracking_uri: str) -> bool:
+    """Whether MLflow's store is a database, and not a server's."""
+    return urlsplit(tracking_uri).scheme.partition("+")[0] in DATABASES
+
+
 def _check_that_it_answers(tracking_uri: str) -> None:
     """Reads a database once: MLflow would try for two minutes before it says anything."""
     from sqlalchemy import create_engine, inspect
 
-    if urlsplit(tracking_uri).scheme.partition("+")[0] not in DATABASES:
+    if not is_database(tracking_uri):
         return
     engine = create_engine(tracking_uri)
     try:

@@ -1,9 +1,9 @@
 """A study's run in MLflow: what is there already is not written again.
 
-MLflow has no transaction over several runs, and a request that failed may have been carried out.
-So nothing is remembered across a failure: :meth:`StudyRun.find` and :meth:`StudyRun.read` ask
-MLflow what it has. Steps, times and values of the series come from the trials alone, so that a
-metric written twice is one and the same row of MLflow's database.
+MLflow's interface has no transaction over several runs, and a request that failed may have been
+carried out. So nothing is remembered across a failure: :meth:`StudyRun.find` and
+:meth:`StudyRun.read` ask MLflow what it has. Steps, times and values of the series come from the
+trials alone, so that a metric written twice is one and the same row of MLflow's database.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wpo_optuna.track.bulk import TrialRun, insert_runs
 from wpo_optuna.track.store import (
     KIND_TAG,
     MAX_PARAM_LENGTH,
@@ -151,19 +152,47 @@ class StudyRun:
         log_metrics(self._client, self.run_id, metrics)
         self._series.update(steps)
 
-    def deliver_trial(self, trial: FrozenTrial) -> None:
-        """Writes a trial's run, or what is missing of it.
+    def deliver_trials(self, trials: Sequence[FrozenTrial], database: str | None) -> None:
+        """Writes the runs of some trials, or what is missing of them.
 
-        In three requests, the fewest that MLflow's interface allows; it has none for several runs.
+        Args:
+            trials: the trials.
+            database: MLflow's own database, where new runs are inserted at once; None if MLflow's
+                store is a server's.
+        """
+        lacking = [trial for trial in trials if not self._has_ended(trial)]
+        new = [(trial, self._run_of(trial)) for trial in lacking]
+        if database is not None:
+            at_once = [
+                (trial, run)
+                for trial, run in new
+                if trial.number not in self._trial_runs and not run.is_long
+            ]
+            ids = insert_runs(database, self.experiment_id, [run for _, run in at_once])
+            for (trial, _), run_id in zip(at_once, ids, strict=True):
+                self._trial_runs[trial.number] = (run_id, True)
+        for trial, run in new:
+            if not self._has_ended(trial):
+                self._write(trial, run)
+
+    def _has_ended(self, trial: FrozenTrial) -> bool:
+        return self._trial_runs.get(trial.number, ("", False))[1]
+
+    def _write(self, trial: FrozenTrial, run: TrialRun) -> None:
+        """Writes a trial's run in three requests, the fewest that MLflow's interface allows.
+
         The last one ends the run: one that is still running was interrupted, and is completed.
         """
-        run_id, has_ended = self._trial_runs.get(trial.number) or (self._create(trial), False)
-        if has_ended:
-            return
-        ended_ms = milliseconds(trial.datetime_complete)
-        if is_complete(trial):
-            self._fill(run_id, trial, ended_ms)
-        self._client.set_terminated(run_id, _ENDED[trial.state.name], ended_ms)
+        from mlflow.entities import Param
+
+        run_id, _ = self._trial_runs.get(trial.number) or (self._create(run), False)
+        params = dict(run.params)
+        for name in [name for name, value in params.items() if len(value) > MAX_PARAM_LENGTH]:
+            self._client.log_text(run_id, params[name], f"{name}.json")
+            params[name] = f"whole in the artifact {name}.json"
+        metrics = metrics_of(run.metrics, run.ended_ms, run.step)
+        self._client.log_batch(run_id, metrics, [Param(*item) for item in params.items()])
+        self._client.set_terminated(run_id, run.status, run.ended_ms)
         self._trial_runs[trial.number] = (run_id, True)
 
     def upload(self, files: Mapping[str, Path]) -> None:
@@ -193,33 +222,32 @@ class StudyRun:
                 self._client.delete_run(run.info.run_id)
         self._client.delete_run(self.run_id)
 
-    def _create(self, trial: FrozenTrial) -> str:
+    def _create(self, run: TrialRun) -> str:
+        created = self._client.create_run(
+            self.experiment_id, run_name=run.name, start_time=run.started_ms, tags=dict(run.tags)
+        )
+        return str(created.info.run_id)
+
+    def _run_of(self, trial: FrozenTrial) -> TrialRun:
+        numbers = numbers_of(trial)
         tags = {PARENT_TAG: self.run_id, _TRIAL_TAG: str(trial.number)}
-        loss = numbers_of(trial)["loss"]
         if not is_complete(trial):
             tags["wpo.state"] = trial.state.name
-        elif not math.isfinite(loss):
-            tags["wpo.loss"] = str(loss)
+        elif not math.isfinite(numbers["loss"]):
+            tags["wpo.loss"] = str(numbers["loss"])
         if "phase" in trial.user_attrs:
             tags["wpo.phase"] = trial.user_attrs["phase"]
-        run = self._client.create_run(
-            self.experiment_id,
-            run_name=f"{self._name} trial {trial.number}",
-            start_time=milliseconds(trial.datetime_start or trial.datetime_complete),
+        names = ("f_lst", "g_lst", "k_w") if is_complete(trial) else ()
+        return TrialRun(
+            name=f"{self._name} trial {trial.number}",
+            started_ms=milliseconds(trial.datetime_start or trial.datetime_complete),
+            ended_ms=milliseconds(trial.datetime_complete),
+            status=_ENDED[trial.state.name],
+            step=trial.number,
             tags=tags,
+            params={n: json.dumps(trial.user_attrs[n]) for n in names if n in trial.user_attrs},
+            metrics=numbers if is_complete(trial) else {},
         )
-        return str(run.info.run_id)
-
-    def _fill(self, run_id: str, trial: FrozenTrial, ended_ms: int) -> None:
-        from mlflow.entities import Param
-
-        metrics = metrics_of(numbers_of(trial), ended_ms, trial.number)
-        names = (name for name in ("f_lst", "g_lst", "k_w") if name in trial.user_attrs)
-        params = {name: json.dumps(trial.user_attrs[name]) for name in names}
-        if len(params.get("g_lst", "")) > MAX_PARAM_LENGTH:
-            self._client.log_text(run_id, params["g_lst"], "g_lst.json")
-            params["g_lst"] = "whole in the artifact g_lst.json"
-        self._client.log_batch(run_id, metrics, [Param(*item) for item in params.items()])
 
 
 def runs_of(client: MlflowClient, experiment_id: str, identity: str) -> list[Run]:

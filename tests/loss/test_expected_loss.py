@@ -30,16 +30,16 @@ def _tiles_of_8_columns() -> WeightProgrammingProblem:
     return device_problem(rows=64, rpu_config=rpu_config)
 
 
-# One of each kind of arithmetic. Those that are compiled for themselves are under -m slow.
+# One of each kind of arithmetic. Most, and all compiled for themselves, are under -m slow.
 KINDS = {
     "reference": PROBLEMS["reference"],
     "per column, 64 rows": PROBLEMS["per column, 64 rows"],
-    "weights beyond the read-out's table": PROBLEMS["Hermes, one device"],
-    "input noise": lambda: device_problem(forward={"inp_noise": 0.01}),
     "tiles of 8 columns": _tiles_of_8_columns,
-    "no compensation": PROBLEMS["no compensation"],
 }
 OTHER_KINDS = {
+    "weights beyond the read-out's table": PROBLEMS["Hermes, one device"],
+    "input noise": lambda: device_problem(forward={"inp_noise": 0.01}),
+    "no compensation": PROBLEMS["no compensation"],
     "ReRAM of Wan": PROBLEMS["ReRAM of Wan"],
     "exact reference": PROBLEMS["exact reference"],
     "three pairs": PROBLEMS["three pairs"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike, NDArray
 
@@ -34,6 +34,7 @@ def test_polishing_finds_the_bottom_of_a_curved_valley() -> None:
     assert values == pytest.approx(0, abs=1e-6)
 
 
+@settings(max_examples=15)
 @given(st.integers(0, 2**32 - 1))
 def test_polishing_never_leaves_the_cube_and_never_makes_a_point_worse(seed: int) -> None:
     rng = np.random.default_rng(seed)

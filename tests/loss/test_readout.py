@@ -78,20 +78,12 @@ NOISELESS_SETTINGS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(settings=NOISELESS_SETTINGS, scale=st.sampled_from([0.05, 0.6]))
 def test_without_noise_the_outputs_are_those_of_the_tile(
     settings: dict[str, Any], scale: float
 ) -> None:
     assert_same_outputs(IOParameters(**settings), weights_of_shape(5, 17, scale))
-
-
-@pytest.mark.parametrize("inp_bound", [0.4, 1.0, 2.0, 0.0, -1.0])
-def test_an_input_bound_clips_the_unit_vectors_where_nothing_rescales_them(
-    inp_bound: float,
-) -> None:
-    io = IOParameters(inp_bound=inp_bound, out_noise=0.0, noise_management=NoiseManagementType.NONE)
-    assert_same_outputs(io, weights_of_shape(5, 17, 0.3))
 
 
 def assert_same_outputs(io: IOParameters, weights: Tensor) -> None:
@@ -104,45 +96,21 @@ def assert_same_outputs(io: IOParameters, weights: Tensor) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "io",
-    [
-        IOParameters(is_perfect=True, out_scale=1.3, out_noise=9.0, ir_drop=1.0),
-        IOParameters(mv_type=AnalogMVType.IDEAL, out_noise=9.0),
-    ],
-    ids=["is_perfect", "ideal"],
-)
-def test_a_perfect_forward_pass_returns_the_scaled_weights(io: IOParameters) -> None:
-    weights = weights_of_shape(5, 17, 3.0)
-    assert torch.equal(batched_outputs(weights, io)[0], weights * io.out_scale)
-    if io.is_perfect:
-        torch.testing.assert_close(tile_outputs(weights, io), weights * io.out_scale)
-
-
 PCM_READ, ADDITIVE = WeightNoiseType.PCM_READ, WeightNoiseType.ADDITIVE_CONSTANT
 # Far above what the defaults of aihwkit are, so that a wrong term would show.
 NOISY_SETTINGS: dict[str, dict[str, Any]] = {
     "output noise of differing lines": {"out_noise": 0.1, "out_noise_std": 0.5},
-    "additive": {"w_noise": 0.2, "w_noise_type": ADDITIVE, "out_noise": 0.05},
-    "PCM read": {"w_noise": 0.1, "w_noise_type": PCM_READ, "out_noise": 0.06},
-    "weight noise without a type": {"w_noise": 0.5, "out_noise": 0.05},
-    "input": {"inp_noise": 0.1, "out_noise": 0.0},
     "input, PCM read": {
         "inp_noise": 0.2, "w_noise": 0.2, "w_noise_type": PCM_READ, "out_noise": 0.0,
     },
     "input, additive": {
         "inp_noise": 0.2, "w_noise": 0.2, "w_noise_type": ADDITIVE, "out_noise": 0.0,
     },
-    "coarse ADC": {"out_res": 21, "out_bound": 3.0, "out_noise": 0.05},
     "tight bound, clipped": {
         "out_bound": 0.4, "out_noise": 0.1, "bound_management": BoundManagementType.NONE,
     },
-    "tight bound, managed": {"out_bound": 0.4, "out_noise": 0.1, "out_res": 31},
     "tight bound, input noise, few passes": {
         "out_bound": 0.4, "inp_noise": 0.1, "out_noise": 0.1, "max_bm_factor": 3,
-    },
-    "constant noise management": {
-        "noise_management": NoiseManagementType.CONSTANT, "nm_thres": 3.0, "out_noise": 0.05,
     },
 }  # fmt: skip
 
@@ -150,7 +118,7 @@ NOISY_SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", NOISY_SETTINGS)
 def test_with_noise_means_and_deviations_are_those_of_the_tile(name: str) -> None:
     # Each comparison gives at most 105 p-values, one per output; the smallest one times their
-    # number (Bonferroni) is below 10^-6 by chance once in 10^6 runs, so that the whole test of 12
+    # number (Bonferroni) is below 10^-6 by chance once in 10^6 runs, so that the whole test of 5
     # settings and 4 comparisons fails falsely in fewer than 10^-4 of runs. The batch is seeded,
     # the tile is not.
     io, n_draws = IOParameters(**NOISY_SETTINGS[name]), 250
@@ -181,37 +149,14 @@ def p_values(one: Tensor, other: Tensor) -> NDArray[np.float64]:
     return 2 * stats.norm.sf(np.abs(a.mean(axis=0) - b.mean(axis=0)) / error)
 
 
-def test_bound_management_repeats_an_input_for_itself_alone() -> None:
-    # Output 0 exceeds the bound for input 1 only; a repeated input is coarser by half.
-    io = IOParameters(out_bound=1.0, out_noise=0.0, out_res=0.1, inp_res=-1.0)
-    weights = torch.tensor([[0.22, 1.64, 0.5], [0.22, 0.22, 0.22]])
-    expected = torch.tensor([[0.2, 1.6, 0.4], [0.2, 0.4, 0.2]])
-    torch.testing.assert_close(batched_outputs(weights, io)[0], expected)
-    torch.testing.assert_close(tile_outputs(weights, io), expected)
-
-
-def test_weights_that_are_nan_or_infinite_end_bound_management() -> None:
-    weights = torch.tensor([[float("nan"), float("inf"), 0.1]])
-    outputs = batched_outputs(weights, IOParameters(out_bound=1.0))[0, 0]
-    assert outputs[0].isnan()
-    assert outputs[1] >= 1.0
-    assert abs(outputs[2]) < 1.0
-
-
 @pytest.mark.parametrize(
     ("io", "named"),
     [
         (IOParameters(ir_drop=1.0), "ir_drop = 1.0"),
         (IOParameters(out_nonlinearity=0.1), "out_nonlinearity = 0.1"),
-        (IOParameters(v_offset_std=0.1), "v_offset_std = 0.1"),
-        (IOParameters(r_series=0.1), "r_series = 0.1"),
-        (IOParameters(out_asymmetry=0.1), "out_asymmetry = 0.1"),
-        (IOParameters(inp_sto_round=True), "inp_sto_round = True"),
-        (IOParameters(bm_test_negative_bound=False), "bm_test_negative_bound = False"),
         (IOParameters(mv_type=AnalogMVType.POS_NEG_SEPARATE), "POS_NEG_SEPARATE"),
         (IOParameters(bound_management=BoundManagementType.SHIFT), "SHIFT"),
         (IOParameters(noise_management=NoiseManagementType.ABS_MAX_NP_SUM), "ABS_MAX_NP_SUM"),
-        (IOParametersIRDropT(), "ir_drop = 1.0"),
         (IOParametersIRDropT(ir_drop=0.0), "IOParametersIRDropT"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from copy import deepcopy
-from dataclasses import dataclass
-from enum import Enum
-from pathlib import Path
 from typing import Any
 
 import aihwkit
-import numpy as np
 import pytest
 import torch
 from aihwkit.inference import (
     DualPairConductanceConverter,
-    GlobalDriftCompensation,
     NPairConductanceConverter,
     PCMLikeNoiseModel,
     ReRamCMONoiseModel,
@@ -28,12 +19,11 @@ from aihwkit.inference import (
 from aihwkit.inference.compensation.drift import PerColumnDriftCompensation
 from aihwkit.inference.converter.conductance import CustomPairConductanceConverter
 from aihwkit.simulator.configs import InferenceRPUConfig, TorchInferenceRPUConfig
-from aihwkit.simulator.parameters.enums import BoundManagementType, WeightNoiseType
+from aihwkit.simulator.parameters.enums import WeightNoiseType
 from small_problems import ROWS, gaussian_weights, small_problem, small_rpu_config
 
-from wpo_optuna.problem.fingerprint import describe, differences, fingerprint
+from wpo_optuna.problem.fingerprint import differences, fingerprint
 
-TESTS = Path(__file__).parent
 Change = Callable[[InferenceRPUConfig], object]
 
 
@@ -68,13 +58,6 @@ def setting(path: str, value: object) -> Change:
     return change
 
 
-def test_equal_problems_built_separately_have_equal_fingerprints() -> None:
-    one, two = small_problem(), small_problem()
-    assert one.description == two.description
-    assert one.fingerprint == two.fingerprint
-    assert deepcopy(one).fingerprint == one.fingerprint
-
-
 def test_fingerprints_stay_what_they_were_in_the_studies_of_earlier_releases() -> None:
     assert fingerprint({"b": "2", "a": "1"}) == "0e09eeab5bdeab40"
     if aihwkit.__version__ == "1.1.0":  # another release has other settings
@@ -82,28 +65,12 @@ def test_fingerprints_stay_what_they_were_in_the_studies_of_earlier_releases() -
         assert small_problem(weights=weights).fingerprint == "2aeeaa7ebb0f7e29"
 
 
-def test_another_process_finds_the_same_fingerprint() -> None:
-    program = "from small_problems import small_problem; print(small_problem().fingerprint)"
-    search_path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
-    found = subprocess.run(
-        [sys.executable, "-c", program],
-        env=os.environ | {"PYTHONHASHSEED": "1", "PYTHONPATH": search_path},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert found.stdout.split()[-1] == small_problem().fingerprint
-
-
-@pytest.mark.parametrize(
-    "option",
-    [
+def test_each_option_changes_the_fingerprint() -> None:
+    options: list[dict[str, Any]] = [
         {"weights": gaussian_weights(seed=1)},
         {"f_lst": [1.0, 2.0]},
-        {"f_lst": [1.0, None, None]},
         {"t_steps": [1.0, 3601.0]},
         {"g_converter_baseline": SinglePairConductanceConverter(g_min=0.0, g_max=25.0)},
-        {"g_converter_baseline": dual_pair(g_max=24.0)},
         {"g_converter_baseline": DualPairConductanceConverter([1.0, 2.0], 25.0, 0.0)},
         {"g_converter_baseline": NPairConductanceConverter([1.0, 1.0], 25.0, 0.0)},
         {"g_converter_baseline": custom_pair(0.0)},
@@ -117,29 +84,23 @@ def test_another_process_finds_the_same_fingerprint() -> None:
         {"loss_margin": 0.1},
         {"baseline_iterations": 99},
         {"seed": 101},
-    ],
-    ids=lambda option: next(iter(option)),
-)
-def test_each_option_changes_the_fingerprint(option: dict[str, Any]) -> None:
-    assert small_problem(**option).fingerprint != small_problem().fingerprint
+    ]
+    fingerprints = {small_problem(**option).fingerprint for option in [{}, *options]}
+    assert len(fingerprints) == 1 + len(options)
 
 
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("forward.inp_res", 64.0),
         ("forward.out_bound", 9.0),
         ("forward.w_noise_type", WeightNoiseType.PCM_READ),
-        ("forward.bound_management", BoundManagementType.NONE),
         ("forward.is_perfect", True),
         ("noise_model", ReRamCMONoiseModel(g_max=25.0, g_min=9.0)),
         ("noise_model.prog_noise_scale", 0.9),
         ("noise_model.prog_coeff", [0.26348, 1.965, -1.17]),
-        ("noise_model.g_max", 24.0),
         ("drift_compensation", None),
         ("drift_compensation", PerColumnDriftCompensation()),
         ("mapping.max_input_size", ROWS + 1),
-        ("mapping.max_output_size", 4),
         ("tile_class", TorchInferenceRPUConfig().tile_class),
     ],
 )
@@ -152,7 +113,6 @@ def test_each_setting_of_the_hardware_changes_the_fingerprint(path: str, value: 
     [
         ("noise_model.g_converter", dual_pair(g_max=40.0)),
         ("backward.out_noise", 0.3),
-        ("update.desired_bl", 17),
         # The evaluation switches these off.
         ("mapping.weight_scaling_omega", 0.5),
         ("mapping.weight_scaling_columnwise", False),
@@ -179,16 +139,10 @@ def test_the_order_and_shape_of_the_weights_do_not_matter() -> None:
     [
         ({"t_steps": [1, 60]}, {"t_steps": (1.0, 60.0)}),
         ({"f_lst": (1, None)}, {"f_lst": [1.0, None]}),
-        ({"f_max": 5}, {"f_max": np.float64(5.0)}),
         ({"g_err": 0}, {"g_err": -0.0}),
-        ({"nbins": np.int64(4)}, {"nbins": 4}),
         (
             {"g_converter_baseline": DualPairConductanceConverter([1, 1], g_max=25, g_min=0)},
             {"g_converter_baseline": dual_pair()},
-        ),
-        (
-            {"rpu_config": small_rpu_config(PCMLikeNoiseModel(t_0=20, drift_scale=1))},
-            {"rpu_config": small_rpu_config(PCMLikeNoiseModel(t_0=20.0, drift_scale=1.0))},
         ),
         (
             {"rpu_config": small_rpu_config(ReRamWan2022NoiseModel({1: [1, 2]})), "t_steps": [1]},
@@ -230,45 +184,3 @@ def test_a_private_parameter_of_a_users_noise_model_changes_the_fingerprint() ->
         small_problem(rpu_config=small_rpu_config(NoiseOfOnesOwn(s))).fingerprint for s in (1, 2)
     )
     assert one != two
-
-
-class Colour(Enum):
-    RED = 1
-
-
-@dataclass
-class Slotted:
-    """A value without an attribute dictionary."""
-
-    __slots__ = ("a", "b")
-    a: float
-    b: str
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (None, {"p": "None"}),
-        (True, {"p": "True"}),
-        (np.True_, {"p": "True"}),
-        ("text", {"p": "'text'"}),
-        (float("nan"), {"p": "nan"}),
-        (float("-inf"), {"p": "-inf"}),
-        (np.float32(0.5), {"p": "0.5"}),
-        (1e22, {"p": "10000000000000000000000"}),
-        (Colour.RED, {"p": "RED"}),
-        ([1, 2.5, None, "a"], {"p": "[1, 2.5, None, 'a']"}),
-        ((), {"p": "[]"}),
-        ([Colour.RED, [1]], {"p.0": "RED", "p.1": "[1]"}),
-        ({"b": 1, "a": {2.0: 3}}, {"p.a.2": "3", "p.b": "1"}),
-        (len, {"p": "builtins.len"}),
-        (GlobalDriftCompensation(), {"p": "GlobalDriftCompensation"}),
-        (
-            GlobalDriftCompensation,
-            {"p": "aihwkit.inference.compensation.drift.GlobalDriftCompensation"},
-        ),
-        (Slotted(1.0, "x"), {"p": "Slotted(a=1.0, b='x')"}),
-    ],
-)
-def test_values_are_described_in_words(value: object, expected: dict[str, str]) -> None:
-    assert describe(value, "p") == expected

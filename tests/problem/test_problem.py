@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Callable
 from copy import deepcopy
@@ -24,31 +23,15 @@ from aihwkit_reference import problem_dictionary, reference_optimizer
 from hypothesis import given
 from hypothesis import strategies as st
 from small_problems import (
-    COLUMNS,
     gaussian_weights,
-    seedable_rpu_config,
     small_problem,
     small_rpu_config,
 )
 
 from wpo_optuna.errors import InvalidArgument
-from wpo_optuna.hypercube import Hypercube
 from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 
 DAY = 86400.0
-
-
-def test_names_and_defaults_of_options_are_those_of_the_reference() -> None:
-    problem = WeightProgrammingProblem(
-        gaussian_weights(), [1.0, None], small_rpu_config(), [1.0], SinglePairConductanceConverter()
-    )
-    optimizer = reference_optimizer(problem)
-    for name in (
-        "symmetric", "nbins", "test_out_features", "f_min", "f_max", "use_max_kw",
-        "loss_margin", "baseline_iterations", "seed", "test_in_features", "g_min", "g_max",
-    ):  # fmt: skip
-        assert getattr(problem, name) == getattr(optimizer, name), name
-    assert problem.g_err * (problem.g_max - problem.g_min) == optimizer.g_err
 
 
 @pytest.mark.parametrize(
@@ -75,50 +58,6 @@ def test_the_references_optimizer_sees_the_same_problem(options: dict[str, Any])
         np.sort(theirs["weights_downsampled_unitless"].numpy().ravel()),
         atol=1e-4,  # the reference's ranks are of single precision
     )
-
-
-def test_the_hypercube_has_all_of_the_problems_settings() -> None:
-    problem = small_problem(
-        f_lst=[None, 2, None],
-        symmetric=False,
-        nbins=5,
-        g_err=0.2,
-        f_min=0.3,
-        f_max=4,
-        use_max_kw=True,
-        g_converter_baseline=SinglePairConductanceConverter(g_min=2, g_max=30),
-    )
-    largest = float(gaussian_weights().abs().max())
-    assert problem.max_abs_weight == largest
-    assert problem.hypercube == Hypercube(
-        (None, 2.0, None), 2.0, 30.0, largest, False, 5, 0.2, 0.3, 4, True
-    )
-
-
-def test_the_same_seed_gives_the_same_test_matrix_unlike_the_reference() -> None:
-    assert torch.equal(small_problem().test_weights, small_problem().test_weights)
-    assert not torch.equal(small_problem(seed=1).test_weights, small_problem(seed=2).test_weights)
-
-    one, two = (reference_optimizer(small_problem(seed=1)) for _ in range(2))
-    assert not torch.equal(one.weights_downsampled_unitless, two.weights_downsampled_unitless)
-
-
-def test_no_global_generator_is_touched() -> None:
-    numpy_before = np.random.get_state()[1].copy()  # noqa: NPY002
-    torch_before, python_before = torch.get_rng_state(), random.getstate()
-    problem = small_problem(rpu_config=small_rpu_config(ReRamWan2022NoiseModel()), t_steps=[1.0])
-    assert problem.fingerprint
-    assert problem.hypercube.dimension
-    assert np.array_equal(numpy_before, np.random.get_state()[1])  # noqa: NPY002
-    assert torch.equal(torch_before, torch.get_rng_state())
-    assert python_before == random.getstate()
-
-
-def test_a_tile_without_a_limit_on_its_inputs_has_512_rows_where_the_reference_fails() -> None:
-    problem = small_problem(rpu_config=small_rpu_config(max_input_size=0))
-    assert problem.test_weights.shape == (512, COLUMNS)
-    with pytest.raises(RuntimeError, match="Input and output sizes should be greater than 0"):
-        reference_optimizer(problem)
 
 
 def test_later_changes_to_what_was_given_change_nothing() -> None:
@@ -179,14 +118,6 @@ def custom_pair(curves: list[list[float]], **g_range: float) -> CustomPairConduc
 UP = [0.0, 0.0, 25.0]
 
 
-@pytest.mark.parametrize("t_steps", [[1.0], [1, DAY], (1.0, DAY, 2 * DAY)])
-def test_times_that_the_noise_model_knows_are_accepted(t_steps: Any) -> None:
-    rpu_config = small_rpu_config(ReRamWan2022NoiseModel())
-    assert small_problem(rpu_config=rpu_config, t_steps=t_steps).t_steps == tuple(
-        float(t) for t in t_steps
-    )
-
-
 def with_attributes(make: Callable[[], Any], **attributes: Any) -> Any:
     changed = make()
     for path, value in attributes.items():
@@ -213,24 +144,13 @@ BAD_INPUT: list[tuple[str, Any, list[str]]] = [
     ("weights", torch.zeros(5), ["all zero", "at least one that differs from zero"]),
     ("weights", torch.tensor([0.1, NAN, INF]), ["2 NaN or infinite", "among 3", "finite"]),
     ("weights", torch.tensor([1, 2, 3]), ["torch.int64", "floating-point"]),
-    ("weights", [0.1, 0.2], ["list", "torch tensor"]),
-    ("weights", torch.tensor([1e-9, -1e-8]), ["1e-08", "1e-07"]),
-    (
-        "weights",
-        torch.tensor([1e300], dtype=torch.float64),
-        ["1 NaN or inf", "single precision"],
-    ),
     ("f_lst", [], ["[]", "one significance factor, or None", "each pair"]),
-    ("f_lst", "1.0", ["'1.0'", "a list with"]),
     ("f_lst", [1.0, -2.0], ["contains -2.0", "positive number, or None"]),
     ("f_lst", [0, None], ["contains 0:", "positive number, or None"]),
-    ("f_lst", [NAN], ["contains nan", "positive number, or None"]),
     ("f_lst", [1.0, "2"], ["contains '2'", "positive number, or None"]),
-    ("f_lst", [True], ["contains True", "positive number, or None"]),
     ("t_steps", [], ["[]", "at least one time", "in s"]),
     ("t_steps", 60.0, ["60.0", "a list of"]),
     ("t_steps", [1.0, -60.0], ["contains -60.0", "not negative"]),
-    ("t_steps", [NAN], ["contains nan", "finite"]),
     ("t_steps", ["1s"], ["contains '1s'", "(s)"]),
     ("t_steps", [60.0, 1.0], ["[60.0, 1.0]", "ascend", "[1.0, 60.0]"]),
     ("t_steps", [1.0, 1.0, 60.0], ["[1.0, 1.0, 60.0]", "each time once", "[1.0, 60.0]"]),
@@ -241,15 +161,7 @@ BAD_INPUT: list[tuple[str, Any, list[str]]] = [
         ["a SingleDeviceConductanceConverter", "SinglePair-, DualPair-, NPair- or CustomPair"],
     ),
     ("g_converter_baseline", single_pair(g_min=25.0), ["g_min = 25.0", "g_max = 25.0", "µS"]),
-    ("g_converter_baseline", single_pair(g_min=-1.0), ["g_min = -1.0", "0 <= g_min < g_max"]),
-    ("g_converter_baseline", single_pair(g_max=INF), ["g_max = inf", "0 <= g_min < g_max"]),
     ("g_converter_baseline", dual_pair(1.0, 0.0), ["f_lst = [1.0, 0.0]", "positive factor"]),
-    ("g_converter_baseline", dual_pair(NAN, 1.0), ["f_lst = [nan, 1.0]", "positive factor"]),
-    (
-        "g_converter_baseline",
-        custom_pair([UP, [25.0, 0.0]]),
-        ["CustomPairConductanceConverter, cannot convert the weights"],
-    ),
     (
         "g_converter_baseline",
         custom_pair([UP, UP]),
@@ -267,27 +179,16 @@ BAD_INPUT: list[tuple[str, Any, list[str]]] = [
         with_attributes(small_rpu_config, mapping__max_input_size=-1),
         ["rpu_config.mapping.max_input_size = -1", "whole number", "0 for no limit"],
     ),
-    (
-        "rpu_config",
-        with_attributes(small_rpu_config, mapping__max_output_size=2.5),
-        ["rpu_config.mapping.max_output_size = 2.5", "whole number", "0 for no limit"],
-    ),
     ("nbins", 1, ["= 1:", "at least 2"]),
-    ("nbins", 6.0, ["= 6.0", "whole number of at least 2"]),
     ("test_out_features", 0, ["= 0:", "at least 1"]),
-    ("test_out_features", True, ["= True", "whole number"]),
     ("baseline_iterations", 0, ["= 0:", "at least 1"]),
     ("g_err", -0.01, ["= -0.01", "at least 0"]),
-    ("g_err", NAN, ["= nan", "finite number"]),
     ("f_min", 0.0, ["= 0.0", "f_max = 5.0", "0 < f_min < f_max"]),
     ("f_max", 0.05, ["= 0.05", "f_min = 0.1", "0 < f_min < f_max"]),
-    ("f_max", INF, ["= inf", "finite number"]),
     ("loss_margin", NAN, ["= nan", "finite number"]),
     ("symmetric", "yes", ["= 'yes'", "True or False"]),
-    ("use_max_kw", 1, ["= 1:", "True or False"]),
     ("seed", -1, ["= -1", "0 to 2^32 - 1"]),
     ("seed", 2**32, ["= 4294967296", "0 to 2^32 - 1"]),
-    ("seed", 1.5, ["= 1.5", "whole number"]),
 ]
 
 
@@ -311,8 +212,3 @@ def test_a_time_that_the_noise_model_does_not_know_is_refused_with_those_it_know
         small_problem(rpu_config=rpu_config, t_steps=[1.0, 60.0])
     for piece in ("t_steps contains 60 s", "ReRamWan2022NoiseModel", "1.0, 86400.0, 172800.0"):
         assert piece in str(caught.value)
-
-
-def test_a_test_matrix_of_one_entry_is_refused() -> None:
-    with pytest.raises(InvalidArgument, match=r"test_out_features = 1 .*max_input_size = 1: .*two"):
-        small_problem(rpu_config=seedable_rpu_config(max_input_size=1), test_out_features=1)

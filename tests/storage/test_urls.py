@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import multiprocessing
 import os
 import re
@@ -108,6 +107,12 @@ def _refusal(url: str) -> str:
         "Memory",
         "journal+x:///a",
         "grpc+x://host:1",
+        "postgres://me:secret@localhost/wpo",
+        "sqlite://wpo.db",
+        "journal://study.log",
+        "grpc://host",
+        "grpc://:1",
+        "grpc://h:1/x",
     ],
 )
 def test_an_unknown_kind_is_refused_with_all_that_are_accepted(url: str) -> None:
@@ -117,97 +122,34 @@ def test_an_unknown_kind_is_refused_with_all_that_are_accepted(url: str) -> None
     assert repr(masked_url(url)) in message
 
 
-@pytest.mark.parametrize("scheme", ["postgres", "postgres+psycopg2"])
-def test_the_old_name_of_postgresql_is_refused_with_the_one_of_today(scheme: str) -> None:
-    message = _refusal(f"{scheme}://me:secret@localhost/wpo")
-    assert "accepted is postgresql://USER:PASSWORD@HOST/NAME" in message
-    assert "secret" not in message
-
-
-@pytest.mark.parametrize("url", ["sqlite://wpo.db", "journal://study.log", "journal:///"])
-def test_a_missing_slash_is_explained(url: str) -> None:
-    assert "three slashes" in _refusal(url)
-
-
-@pytest.mark.parametrize("scheme", ["sqlite", "sqlite+pysqlite", "journal"])
-def test_a_missing_directory_is_refused(scheme: str) -> None:
-    assert "directory" in _refusal(f"{scheme}:///missing/study")
-    assert "does not exist" in _refusal(f"{scheme}:///missing/study")
-
-
-@pytest.mark.parametrize("scheme", ["sqlite", "sqlite+pysqlite", "journal"])
-def test_a_directory_is_refused(scheme: str) -> None:
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("sqlite:///missing/study", "no directory"),
+        ("journal:///missing/study", "No such file or directory"),
+        ("sqlite:///place", "unable to open database file"),
+        ("journal:///place", "Is a directory"),
+        ("sqlite:///notes.txt", "file is not a database"),
+        ("sqlite:///notes.txt?timeout=1", "file is not a database"),
+        ("journal:///notes.txt", "JSON"),
+        ("postgresql+fast://u:secret@h/n", "Can't load plugin"),
+        ("postgresql+psycopg://me:secret@localhost:1/wpo", ""),
+        ("mysql+missing://me:secret@localhost:1/wpo", ""),
+    ],
+)
+def test_what_cannot_be_opened_is_told_in_the_librarys_words(url: str, reason: str) -> None:
     Path("place").mkdir()
-    assert "it is a directory" in _refusal(f"{scheme}:///place")
-
-
-@pytest.mark.parametrize("url", ["sqlite:///notes.txt", "sqlite:///notes.txt?timeout=1"])
-def test_a_text_file_is_no_database(url: str) -> None:
     Path("notes.txt").write_text("not a database, but long enough to be taken for a page\n" * 99)
-    assert "it is not an SQLite database" in _refusal(url)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"plain words\nand more\n", b'{"a": 1}\n{"b": 2}\n', b"[1, 2]\n[3]\n", b"\xff\xfe\n\x00\n"],
-)
-def test_a_file_of_another_kind_is_no_journal(content: bytes) -> None:
-    Path("study.log").write_bytes(content)
-    assert "no Optuna journal" in _refusal("journal:///study.log")
-
-
-@pytest.mark.parametrize(
-    "url", ["grpc://", "grpc://host", "grpc://host:port", "grpc://:1", "grpc://h:1/x"]
-)
-def test_a_grpc_address_needs_host_and_port(url: str) -> None:
-    assert "accepted is grpc://HOST:PORT" in _refusal(url)
+    message = _refusal(url)
+    assert re.search(rf"cannot be opened as an Optuna storage \(\w+: .*{reason}", message)
+    assert "secret" not in message
 
 
 def test_a_grpc_server_that_cannot_be_reached_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("wpo_optuna.storage.urls._GRPC_TIMEOUT_S", 0.2)
-    message = _refusal("grpc://127.0.0.1:1")
-    if importlib.util.find_spec("grpc") is None:
-        assert "run `pip install grpcio protobuf`" in message
-    else:
-        assert "no server answered within 0.2 s" in message
-
-
-def _default_postgresql_driver() -> tuple[str, str]:
-    """SQLAlchemy 2.1 went over from psycopg2 to psycopg."""
-    modern = tuple(map(int, sqlalchemy.__version__.split(".")[:2])) >= (2, 1)
-    return ("psycopg", "psycopg[binary]") if modern else ("psycopg2", "psycopg2-binary")
-
-
-def test_a_missing_database_driver_is_named_with_its_package() -> None:
-    drivers = {
-        "postgresql": _default_postgresql_driver(),
-        "postgresql+psycopg2": ("psycopg2", "psycopg2-binary"),
-        "postgresql+psycopg": ("psycopg", "psycopg[binary]"),
-        "postgresql+pg8000": ("pg8000", "pg8000"),
-        "mysql": ("MySQLdb", "mysqlclient"),
-        "mysql+pymysql": ("pymysql", "PyMySQL"),
-        "mysql+mysqlconnector": ("mysql", "mysql-connector-python"),
-    }
-    missing = {
-        scheme: package
-        for scheme, (module, package) in drivers.items()
-        if importlib.util.find_spec(module) is None
-    }
-    assert missing, "every database driver is installed, so that this tests nothing"
-    for scheme, package in missing.items():
-        message = _refusal(f"{scheme}://me:secret@localhost/wpo")
-        assert f"pip install '{package}'" in message
-        assert "secret" not in message
-
-
-@pytest.mark.parametrize("url", ["postgresql+fast://u:secret@h/n", "mysql+asyncmy://u:secret@h/n"])
-def test_an_unknown_driver_is_refused_with_those_accepted(url: str) -> None:
-    message = _refusal(url)
-    assert "unknown driver" in message
-    assert "accepted is " in message
-    assert "secret" not in message
+    assert "cannot be opened" in _refusal("grpc://127.0.0.1:1")
 
 
 def test_another_version_of_the_tables_is_refused_with_the_remedy() -> None:
@@ -227,26 +169,7 @@ def test_another_programs_database_is_refused(journal_mode: str) -> None:
     connection.execute("CREATE TABLE accounts (name TEXT)")
     connection.commit()
     connection.close()
-    assert "another program (tables accounts)" in _refusal("sqlite:///other.db")
-
-
-def test_what_may_not_be_written_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The user of the tests may be one who may write everything.
-    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK | os.X_OK)
-    assert "no permission to write in its directory" in _refusal("sqlite:///wpo.db")
-    Path("wpo.db").touch()
-    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK | os.W_OK)
-    assert "no permission to read and write it" in _refusal("journal:///wpo.db")
-
-
-@pytest.mark.parametrize(
-    "url", ["postgresql+psycopg://me:secret@localhost:1/wpo", "postgresql+psycopg://me:secret@/x"]
-)
-def test_a_server_that_does_not_answer_is_one_sentence(url: str) -> None:
-    pytest.importorskip("psycopg")
-    message = _refusal(url)
-    assert "cannot be opened" in message
-    assert "secret" not in message
+    assert "another program, with a table accounts" in _refusal("sqlite:///other.db")
 
 
 def test_a_missing_study_is_named_with_those_that_there_are(any_url: str) -> None:
@@ -313,7 +236,7 @@ def test_network_file_systems_are_recognised_by_the_nearest_mount(
     path: str, kind: str | None
 ) -> None:
     mounts = "\n".join(
-        f"1 2 0:1 / {place} rw - {kind} source rw"
+        f"source {place} {kind} rw 0 0"
         for place, kind in (
             ("/", "ext4"),
             ("/home/shared", "nfs4"),

@@ -177,16 +177,15 @@ class DESampler(BaseSampler):
         }
         self._digest = digest(self._definition)
         self._digested: tuple[Space, str] = ({}, "")
+        self._warned_of: set[str] = set()
         self._start_empty()
 
     def _start_empty(self) -> None:
         self._readings: weakref.WeakKeyDictionary[Study, Reading] = weakref.WeakKeyDictionary()
         self._lock = threading.RLock()
-        self._warned_of: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        unpicklable = ("_readings", "_lock", "_warned_of")
-        return {name: value for name, value in self.__dict__.items() if name not in unpicklable}
+        return self.__dict__ | {"_readings": None, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -206,34 +205,20 @@ class DESampler(BaseSampler):
     ) -> dict[str, Any]:
         """Gives the trial a candidate and returns its parameters."""
         with self._lock:
-            claim, params = self._claim(study, trial, evolvable(search_space))
-        if claim is not None:
-            stored = asdict(claim)
-            if claim.generation == 0:
-                stored["definition"] = self._definition
-            study._storage.set_trial_system_attr(trial._trial_id, CANDIDATE_KEY, stored)
-        for name in search_space.keys() - params.keys():
-            params[name] = self._draw(study, trial, claim, name, search_space[name])
+            reading = self._read(study)
+            evolution = self._evolution(reading, evolvable(search_space))
+            reading.own[trial.number] = reading.n_finished + len(reading.own)
+            is_set_by_creator = "fixed_params" in trial.system_attrs or bool(trial.params)
+            if evolution is None or is_set_by_creator:
+                return {}
+            claim = evolution.claim(evolution.choose(reading))
+            evolution.present.running[trial.number] = claim.index
+            params = evolution.params(claim.index)
+        stored = asdict(claim)
+        if claim.generation == 0:
+            stored["definition"] = self._definition
+        study._storage.set_trial_system_attr(trial._trial_id, CANDIDATE_KEY, stored)
         return params
-
-    def _claim(
-        self, study: Study, trial: FrozenTrial, space: Space
-    ) -> tuple[Claim | None, dict[str, Any]]:
-        """A candidate for a trial, and its parameters; none if it cannot evaluate any."""
-        reading = self._read(study)
-        evolution = self._evolution(reading, space)
-        claim = Claim.of(trial)
-        if claim is not None:
-            # Another process began the trial and handed it on half-way.
-            is_present = evolution is not None and claim == evolution.claim(claim.index)
-            return claim, evolution.params(claim.index) if evolution and is_present else {}
-        reading.own[trial.number] = reading.n_finished + len(reading.own)
-        is_set_by_creator = "fixed_params" in trial.system_attrs or bool(trial.params)
-        if evolution is None or is_set_by_creator:
-            return None, {}
-        claim = evolution.claim(evolution.choose(reading))
-        evolution.present.running[trial.number] = claim.index
-        return claim, evolution.params(claim.index)
 
     def sample_independent(
         self,
@@ -251,16 +236,6 @@ class DESampler(BaseSampler):
                 f"{trial.number}, and takes no part in the differential evolution, which knows "
                 "numerical parameters that every trial suggests from the same range."
             )
-        return self._draw(study, trial, claim, param_name, param_distribution)
-
-    def _draw(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        claim: Claim | None,
-        name: str,
-        distribution: BaseDistribution,
-    ) -> Any:
         sampler = self._independent_sampler
         if sampler is None:
             with self._lock:
@@ -269,8 +244,8 @@ class DESampler(BaseSampler):
             draw = reading.own.get(trial.number, trial.number)
             place = [claim.generation, claim.index, claim.space] if claim else [draw]
             seed = claim.seed if claim else self._seed_for(reading)
-            sampler = RandomSampler(seed=int(digest([seed, *place, name])[:8], 16))
-        return sampler.sample_independent(study, trial, name, distribution)
+            sampler = RandomSampler(seed=int(digest([seed, *place, param_name])[:8], 16))
+        return sampler.sample_independent(study, trial, param_name, param_distribution)
 
     def reseed_rng(self) -> None:
         """Reseeds the independent sampler; all threads of a study share one evolution."""
@@ -346,7 +321,7 @@ class DESampler(BaseSampler):
         return reading
 
     def _space(self, reading: Reading) -> Space:
-        return self._search_space or evolvable(reading.common_space)
+        return self._search_space or evolvable(reading.common_space or {})
 
     def _evolution(self, reading: Reading, space: Space) -> Evolution | None:
         if not space:
@@ -365,22 +340,17 @@ class DESampler(BaseSampler):
     def _seed_for(self, reading: Reading) -> int:
         if self._seed is not None:
             return self._seed
-        return reading.first[1].seed if reading.first else self._own_seed
+        return self._own_seed if reading.seed is None else reading.seed
 
-    def _check(self, study: Study, claim: Claim) -> None:
+    def _check(self, study: Study, trial: FrozenTrial, claim: Claim) -> None:
         """Refuses a study that was begun with other settings."""
-        own: dict[str, Any] = dict(self._definition)
-        theirs: dict[str, Any] = {}
-        if self._seed is not None and claim.seed != self._seed:
-            own, theirs = {"seed": self._seed}, {"seed": claim.seed}
-        elif claim.settings == self._digest:
+        if claim.settings == self._digest and self._seed in (None, claim.seed):
             return
-        for trial in study.get_trials(deepcopy=False):
-            stored = trial.system_attrs.get(CANDIDATE_KEY, {})
-            if stored.get("settings") == claim.settings:
-                theirs = stored.get("definition", {}) | theirs
-        names = [name for name in own if name in theirs and own[name] != theirs[name]]
-        here = ", ".join(f"{name} = {own[name]}" for name in names) or "sampler"
+        stored = trial.system_attrs[CANDIDATE_KEY]
+        theirs = {"seed": claim.seed} | stored.get("definition", {})
+        own = {"seed": claim.seed if self._seed is None else self._seed} | self._definition
+        names = [name for name in theirs if own.get(name) != theirs[name]]
+        here = ", ".join(f"{name} = {own.get(name)}" for name in names) or "sampler"
         there = ", ".join(f"{name} = {theirs[name]}" for name in names) or "other settings"
         raise InvalidArgument(
             f"{here}: the study {study.study_name!r} was begun with {there}, and its differential "
@@ -407,8 +377,5 @@ def _check_options(
     check("max_attempts", max_attempts, is_positive, "a positive integer")
     if search_space is None:
         return
-    for name, d in search_space.items():
-        is_right = isinstance(d, BaseDistribution)
-        check(f"search_space[{name!r}]", d, is_right, "an optuna distribution")
     needed = "at least one numerical parameter with more than one value"
     check("search_space", dict(search_space), bool(evolvable(search_space)), needed)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import secrets
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from secrets import choice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -113,14 +113,12 @@ class Reading:
     Attributes:
         generations: what is known of each evolution (seed and space) and generation.
         evolutions: those that were needed, in the state of their last use.
-        common_space: what all completed trials have in common.
-        first: number and claim of the earliest trial that makes one.
+        common_space: what all completed trials have in common; None before the first.
+        seed: of the first claim that was read.
         n_finished: how many trials are finished.
         own: trials that were sampled here and are not finished, by number, and how many were
             before them.
-        leftovers: numbers of the trials that were running at the first reading. As long as nobody
-            else shows a sign of life, their process is taken for dead.
-        has_company: whether others work on the study at the same time.
+        has_company: whether others have been seen to work on the study at the same time.
     """
 
     def __init__(self, sign: int) -> None:
@@ -128,18 +126,16 @@ class Reading:
         self.generations: defaultdict[tuple[int, str], defaultdict[int, Generation]]
         self.generations = defaultdict(lambda: defaultdict(Generation))
         self.evolutions: dict[tuple[int, str], Evolution] = {}
-        self.common_space: dict[str, BaseDistribution] = {}
-        self.first: tuple[int, Claim] | None = None
+        self.common_space: dict[str, BaseDistribution] | None = None
+        self.seed: int | None = None
         self.n_finished = 0
         self.own: dict[int, int] = {}
-        self.leftovers: set[int] = set()
         self.has_company = False
         self._n_read: int | None = None
-        self._n_complete = 0
         # Trials that are not finished, by their place, and whether their claim is noted.
         self._open: dict[int, bool] = {}
 
-    def refresh(self, study: Study, check: Callable[[Study, Claim], None]) -> None:
+    def refresh(self, study: Study, check: Callable[[Study, FrozenTrial, Claim], None]) -> None:
         """Reads what is new, and checks each claim before it is noted."""
         trials = study.get_trials(deepcopy=False)
         for place in [*self._open, *range(self._n_read or 0, len(trials))]:
@@ -149,36 +145,25 @@ class Reading:
                 continue
             claim = Claim.of(trial)
             if claim is not None:
-                check(study, claim)
-                self._note(trial, claim)
+                check(study, trial, claim)
+                self.seed = claim.seed if self.seed is None else self.seed
+                self.generations[claim.seed, claim.space][claim.generation].note(trial, claim.index)
+                is_others = trial.number not in self.own and trial.state != TrialState.FAIL
+                self.has_company |= self._n_read is not None and is_others
+            self._open[place] = claim is not None
             if is_finished:
-                self._open.pop(place, None)
+                del self._open[place]
                 self.own.pop(trial.number, None)
                 self.n_finished += 1
                 self._narrow_space(trial)
-            else:
-                self._open[place] = claim is not None
         self._n_read = len(trials)
 
-    def _note(self, trial: FrozenTrial, claim: Claim) -> None:
-        self.generations[claim.seed, claim.space][claim.generation].note(trial, claim.index)
-        if self.first is None or trial.number < self.first[0]:
-            self.first = (trial.number, claim)
-        if self._n_read is None:
-            if not trial.state.is_finished():
-                self.leftovers.add(trial.number)
-        elif trial.number not in self.own and trial.state != TrialState.FAIL:
-            self.has_company = True
-            self.leftovers.clear()
-
     def _narrow_space(self, trial: FrozenTrial) -> None:
-        if trial.state != TrialState.COMPLETE:
-            return
-        self._n_complete += 1
-        known = trial.distributions if self._n_complete == 1 else self.common_space
-        if self._n_complete == 1 or known != trial.distributions:
-            same = (name for name in sorted(known) if trial.distributions.get(name) == known[name])
-            self.common_space = {name: known[name] for name in same}
+        known, present = self.common_space, trial.distributions
+        if trial.state == TrialState.COMPLETE and known != present:
+            names = sorted(present if known is None else known)
+            same = (n for n in names if known is None or present.get(n) == known[n])
+            self.common_space = {name: present[name] for name in same}
 
 
 class Evolution:
@@ -234,39 +219,24 @@ class Evolution:
             for index, trial in self.present.finished.items():
                 if trial.value is not None:
                     energies[index] = self._sign * trial.value
-                    self._take_over(index, trial)
             del self._generations[self.algorithm.generation]
             self.algorithm.tell(energies)
             self._candidates = self._decoded(self.algorithm.points())
 
-    def _take_over(self, index: int, trial: FrozenTrial) -> None:
-        """Makes what a trial evaluated the candidate.
-
-        It is the same, unless NumPy's random numbers have changed with its version, or another
-        process has counted another trial of an earlier candidate whose value is noisy.
-        """
-        proposed = self._candidates[index]
-        for column, (name, distribution) in enumerate(self._space.items()):
-            is_evaluated = trial.distributions.get(name) == distribution
-            if is_evaluated and not math.isclose(trial.params[name], proposed[name]):
-                low, high = _bounds(distribution)
-                value = trial.params[name]
-                x = math.log(value) if distribution.log else value
-                self.algorithm.candidates[index, column] = (x - low) / (high - low)
-
     def choose(self, reading: Reading) -> int:
         """The candidate to be evaluated next."""
-        if free := self.free(reading):
-            return secrets.choice(free) if reading.has_company else free[0]
-        # All are being evaluated: one of those that the fewest trials evaluate.
-        unsettled, n_running = self._unsettled(), Counter(self.present.running.values())
-        fewest = min(n_running[index] for index in unsettled)
-        return secrets.choice([index for index in unsettled if n_running[index] == fewest])
+        free = self.free(reading)
+        # All are being evaluated: one of them once more.
+        return free[0] if free and not reading.has_company else choice(free or self._unsettled())
 
     def free(self, reading: Reading) -> list[int]:
-        """The candidates that nobody evaluates, nor has finished."""
+        """The candidates that nobody evaluates, nor has finished.
+
+        As long as nobody else has been seen at work, trials begun elsewhere are those of a process
+        that died.
+        """
         running = self.present.running.items()
-        taken = {index for number, index in running if number not in reading.leftovers}
+        taken = {index for n, index in running if reading.has_company or n in reading.own}
         return [index for index in self._unsettled() if index not in taken]
 
     def _unsettled(self) -> list[int]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from wpo_optuna.storage.finished_trials import Appended, FinishedTrials
-from wpo_optuna.storage.sqlite_file import StorageError, network_file_system
+from wpo_optuna.storage.finished_trials import Appended, FinishedTrials, StorageError
+from wpo_optuna.storage.sqlite_file import network_file_system
 from wpo_optuna.storage.urls import (
-    DRIVER_PACKAGES,
     load_study,
     masked_url,
     open_storage,
@@ -13,7 +12,6 @@ from wpo_optuna.storage.urls import (
 )
 
 __all__ = [
-    "DRIVER_PACKAGES",
     "Appended",
     "FinishedTrials",
     "StorageError",

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from copy import copy
 from dataclasses import dataclass
 from itertools import compress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 
+from wpo_optuna.errors import WeightProgrammingError
 from wpo_optuna.storage.urls import relational
 
 if TYPE_CHECKING:
     from optuna import Study
+    from optuna.storages import BaseStorage
 
     from wpo_optuna.storage.optuna_tables import DatabaseTrials
 
 Identity = Callable[[FrozenTrial], Hashable]
-_Result = TypeVar("_Result")
+
+
+class StorageError(WeightProgrammingError, StorageInternalError):
+    """The storage could not be read or written; the message says why in one sentence."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class FinishedTrials:
 
     In relational databases (Optuna's ``RDBStorage``) trials are read and written in bulk, in
     Optuna's own tables, and :meth:`append` is one transaction that only one process at a time
-    enters. Other storages go through ``Study.get_trials`` and ``Study.add_trial``, where several
+    enters. Other storages go through Optuna's own calls, where several
     processes may exceed a total together.
 
     Args:
@@ -93,27 +99,22 @@ class FinishedTrials:
         """
         self._identities.update(map(identity, self._unidentified))
         self._unidentified.clear()
-        appended = self._store.alone(lambda: self._append(trials, total, identity))
-        self._note(appended.others)
-        self._note(appended.stored)
-        return appended
-
-    def _append(
-        self, trials: Sequence[FrozenTrial], total: int | None, identity: Identity
-    ) -> Appended:
-        others = self._store.read_new()
-        present = {identity(trial) for trial in others if _is_complete(trial)}
-        n_complete = self._n_complete + sum(map(_is_complete, others))
-        kept = []
-        for trial in trials:
-            what = identity(trial)
-            is_new = what is None or (what not in self._identities and what not in present)
-            is_too_many = total is not None and n_complete >= total
-            kept.append(is_new and not (_is_complete(trial) and is_too_many))
-            if kept[-1] and _is_complete(trial):
-                n_complete += 1
-                present.add(what)
-        stored = self._store.write(list(compress(trials, kept)))
+        with self._store.alone():
+            others = self._store.read_new()
+            present = {identity(trial) for trial in others if _is_complete(trial)}
+            n_complete = self._n_complete + sum(map(_is_complete, others))
+            kept = []
+            for trial in trials:
+                what = identity(trial)
+                is_new = what is None or (what not in self._identities and what not in present)
+                is_too_many = total is not None and n_complete >= total
+                kept.append(is_new and not (_is_complete(trial) and is_too_many))
+                if kept[-1] and _is_complete(trial):
+                    n_complete += 1
+                    present.add(what)
+            stored = self._store.write(list(compress(trials, kept)))
+        self._note(others)
+        self._note(stored)
         return Appended(stored, others, n_complete, kept)
 
     def _note(self, trials: Sequence[FrozenTrial]) -> None:
@@ -126,52 +127,46 @@ class FinishedTrials:
 class _StudyTrials:
     """The trials of a study in any storage, through the study itself."""
 
-    def __init__(self, study: Study) -> None:
-        self._study = study
+    def __init__(self, study: Study, storage: BaseStorage) -> None:
+        self._study, self._storage = study, storage
+        self._study_id = storage.get_study_id_from_name(study.study_name)
         self._n_read = 0
-        # Where trials are that were not finished yet, or not looked at.
+        # Numbers of trials that were not finished yet, and of those written here.
         self._unread: set[int] = set()
+        self._own: set[int] = set()
 
     def read_new(self) -> list[FrozenTrial]:
         """The trials finished since the last call, by number."""
         trials = self._study.get_trials(deepcopy=False)
-        places = [*sorted(self._unread), *range(self._n_read, len(trials))]
+        numbers = {*self._unread, *range(self._n_read, len(trials))} - self._own
         self._n_read = len(trials)
-        self._unread = {place for place in places if not trials[place].state.is_finished()}
+        self._unread = {number for number in numbers if not trials[number].state.is_finished()}
         # Copies: what a caller sets on one must not reach the storage.
-        return [copy(trials[place]) for place in places if place not in self._unread]
+        return [copy(trials[number]) for number in sorted(numbers - self._unread)]
 
     def write(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-        """Stores finished trials after all others, which have just been read."""
-        self._study.add_trials(trials)
-        present = self._study.get_trials(deepcopy=False)
-        points = [frozenset(trial.params.items()) for trial in trials]
-        places = defaultdict[frozenset[tuple[str, Any]], list[int]](list)
-        for place in range(self._n_read, len(present)):
-            point = frozenset(present[place].params.items())
-            if point in points:
-                places[point].append(place)
-            else:
-                # Another process has added it meanwhile.
-                self._unread.add(place)
-        self._n_read = len(present)
-        return [copy(present[places[point].pop(0)]) for point in points]
+        """Stores finished trials after all others."""
+        create = self._storage.create_new_trial
+        ids = [create(self._study_id, template_trial=trial) for trial in trials]
+        stored = [copy(self._storage.get_trial(trial_id)) for trial_id in ids]
+        self._own.update(trial.number for trial in stored)
+        return stored
 
-    def alone(self, work: Callable[[], _Result]) -> _Result:
-        """Reads and writes; other writers are not kept away."""
-        return work()
+    def alone(self) -> AbstractContextManager[None]:
+        """Does not keep other writers away."""
+        return nullcontext()
 
 
 def _store_of(study: Study, attributes: Collection[str] | None) -> DatabaseTrials | _StudyTrials:
-    # Optuna's study has no public way to its storage.
-    database = relational(study._storage)
-    if database is None:
-        return _StudyTrials(study)
-    try:
-        from wpo_optuna.storage.optuna_tables import DatabaseTrials
-    except ImportError:  # Another Optuna, whose tables are elsewhere.
-        return _StudyTrials(study)
-    return DatabaseTrials(database.engine, study.study_name, attributes)
+    storage = study._storage  # Optuna's study has no public way to it.
+    database = relational(storage)
+    if database is not None:
+        # Another Optuna may have its tables elsewhere.
+        with suppress(ImportError):
+            from wpo_optuna.storage.optuna_tables import DatabaseTrials
+
+            return DatabaseTrials(database.engine, study.study_name, attributes)
+    return _StudyTrials(study, storage)
 
 
 def _is_complete(trial: FrozenTrial) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 
@@ -25,10 +25,9 @@ from optuna.trial import FrozenTrial
 from sqlalchemy import Connection, Engine, Row, Table, insert, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from wpo_optuna.storage.sqlite_file import StorageError, begin_immediate
+from wpo_optuna.errors import first_line
+from wpo_optuna.storage.finished_trials import StorageError
 from wpo_optuna.storage.urls import masked_url
-
-_Result = TypeVar("_Result")
 
 STUDIES: Table = models.StudyModel.__table__
 TRIALS: Table = models.TrialModel.__table__
@@ -69,22 +68,6 @@ class _Part:
     put: Callable[..., None] | None = None
 
 
-@dataclass(frozen=True)
-class _Cursor:
-    """How far a study has been read.
-
-    Attributes:
-        last_id: the key of its last trial. Keys of one study grow with the time of storing: who
-            creates a trial has the study's row, or the whole file, locked.
-        n_trials: how many trials it has.
-        open_ids: the keys of those that were not finished.
-    """
-
-    last_id: int = -1
-    n_trials: int = 0
-    open_ids: frozenset[int] = frozenset()
-
-
 class DatabaseTrials:
     """The trials of one study in a relational database, and how far they have been read.
 
@@ -100,7 +83,11 @@ class DatabaseTrials:
             engine = engine.execution_options(isolation_level="READ COMMITTED")
         self._engine = engine
         self._attributes = attributes
-        self._cursor = _Cursor()
+        # How far the study has been read: the key of its last trial, how many there are, and the
+        # keys of those not finished. Keys grow with the time of storing: who creates a trial has
+        # the study's row, or the whole file, locked.
+        self._last_id, self._n_trials = -1, 0
+        self._open_ids: set[int] = set()
         self._connection: Connection | None = None
         with self._connected() as connection:
             query = select(STUDIES.c.study_id).where(STUDIES.c.study_name == study_name)
@@ -108,21 +95,18 @@ class DatabaseTrials:
 
     def read_new(self) -> list[FrozenTrial]:
         """The trials finished since the last call, by number."""
-        cursor = self._cursor
         query = select(TRIALS).where(TRIALS.c.study_id == self._study_id)
         with self._connected() as connection, without_garbage_collection():
-            new = connection.execute(query.where(TRIALS.c.trial_id > cursor.last_id)).all()
+            new = connection.execute(query.where(TRIALS.c.trial_id > self._last_id)).all()
             rows = [*new]
-            for chunk in _chunks(sorted(cursor.open_ids)):
+            for chunk in _chunks(sorted(self._open_ids)):
                 rows += connection.execute(query.where(TRIALS.c.trial_id.in_(chunk)))
             trials = {row.trial_id: _trial(row) for row in rows if row.state.is_finished()}
             for chunk in _chunks(list(trials)):
                 self._fill(connection, {trial_id: trials[trial_id] for trial_id in chunk})
-        self._cursor = _Cursor(
-            max((row.trial_id for row in new), default=cursor.last_id),
-            cursor.n_trials + len(new),
-            frozenset(row.trial_id for row in rows) - trials.keys(),
-        )
+        self._last_id = max((row.trial_id for row in new), default=self._last_id)
+        self._n_trials += len(new)
+        self._open_ids = {row.trial_id for row in rows} - trials.keys()
         return sorted(trials.values(), key=lambda trial: trial.number)
 
     def _fill(self, connection: Connection, trials: dict[int, StoredTrial]) -> None:
@@ -144,7 +128,6 @@ class DatabaseTrials:
         """Stores finished trials after all others, which have just been read."""
         if not trials:
             return []
-        cursor = self._cursor
         new_rows = [
             {
                 "number": number,
@@ -153,10 +136,10 @@ class DatabaseTrials:
                 "datetime_start": _utc(trial.datetime_start),
                 "datetime_complete": _utc(trial.datetime_complete),
             }
-            for number, trial in enumerate(trials, cursor.n_trials)
+            for number, trial in enumerate(trials, self._n_trials)
         ]
         query = select(TRIALS).where(
-            TRIALS.c.study_id == self._study_id, TRIALS.c.trial_id > cursor.last_id
+            TRIALS.c.study_id == self._study_id, TRIALS.c.trial_id > self._last_id
         )
         with self._connected() as connection:
             connection.execute(insert(TRIALS), new_rows)
@@ -170,30 +153,30 @@ class DatabaseTrials:
                 ]
                 if contents:
                     connection.execute(insert(part.table), contents)
-        last_id = max(row.trial_id for row in rows)
-        self._cursor = _Cursor(last_id, cursor.n_trials + len(rows), cursor.open_ids)
+        self._last_id = max(row.trial_id for row in rows)
+        self._n_trials += len(rows)
         return [_trial(row, trial) for row, trial in zip(rows, trials, strict=True)]
 
-    def alone(self, work: Callable[[], _Result]) -> _Result:
+    @contextmanager
+    def alone(self) -> Iterator[None]:
         """Reads and writes in one transaction that keeps other writers away.
 
         Raises:
             StorageError: the transaction failed, and nothing was written.
         """
-        before = self._cursor
+        before = self._last_id, self._n_trials, self._open_ids
         try:
             with self._connected() as self._connection:
                 if self._engine.dialect.name == "sqlite":
-                    begin_immediate(self._connection)
+                    self._connection.exec_driver_sql("BEGIN IMMEDIATE")
                 else:
                     # As Optuna does when it creates a trial.
                     query = select(STUDIES).where(STUDIES.c.study_id == self._study_id)
                     self._connection.execute(query.with_for_update()).one()
-                result = work()
+                yield
                 self._connection.commit()
-            return result
         except BaseException:
-            self._cursor = before
+            self._last_id, self._n_trials, self._open_ids = before
             raise
         finally:
             self._connection = None
@@ -209,7 +192,7 @@ class DatabaseTrials:
                 yield connection
         except SQLAlchemyError as error:
             url = masked_url(self._engine.url.render_as_string(hide_password=False))
-            reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+            reason = first_line(getattr(error, "orig", None) or error)
             raise StorageError(f"storage {url!r}: {reason}; nothing was written") from error
 
 

@@ -20,13 +20,8 @@ from optuna.storages import (
 )
 from optuna.storages.journal import JournalFileBackend
 
-from wpo_optuna.errors import InvalidArgument, did_you_mean
-from wpo_optuna.storage.sqlite_file import (
-    begin_immediate,
-    check_path,
-    network_file_system,
-    optuna_tables,
-)
+from wpo_optuna.errors import InvalidArgument, did_you_mean, first_line
+from wpo_optuna.storage.sqlite_file import network_file_system, optuna_tables
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -36,23 +31,8 @@ ACCEPTED = (
     "postgresql://USER:PASSWORD@HOST/NAME or mysql://USER:PASSWORD@HOST/NAME"
 )
 
-# The pip package of each SQLAlchemy driver.
-DRIVER_PACKAGES = {
-    "postgresql": {
-        "psycopg": "psycopg[binary]",
-        "psycopg2": "psycopg2-binary",
-        "pg8000": "pg8000",
-    },
-    "mysql": {
-        "mysqldb": "mysqlclient",
-        "pymysql": "PyMySQL",
-        "mysqlconnector": "mysql-connector-python",
-    },
-}
-
 _GRPC_TIMEOUT_S = 10.0
-# Several processes that create the tables of one new database at once get into each other's way.
-_CREATIONS = 8
+_ATTEMPTS = 8
 
 # Optuna's journal and gRPC storages do not say where they lead to.
 _urls: WeakKeyDictionary[BaseStorage, str] = WeakKeyDictionary()
@@ -81,8 +61,7 @@ def open_storage(url: str, *, busy_timeout: float = 60.0) -> BaseStorage:
 
     Raises:
         InvalidArgument: the URL is of another kind, or what it names cannot be opened, is not
-            Optuna's, or has another version's tables. Nothing is written then.
-        StorageError: an SQLite database stays locked.
+            Optuna's, has another version's tables, or stays locked. Nothing is written then.
     """
     return _open(url, busy_timeout, may_create=True)
 
@@ -132,8 +111,7 @@ def storage_url(storage: BaseStorage) -> str | None:
     if url.get_backend_name() == "sqlite":
         if url.database in (None, "", ":memory:"):
             return None
-        if not url.database.startswith("file:"):
-            url = url.set(database=str(Path(url.database).absolute()))
+        url = url.set(database=str(Path(url.database).absolute()))
     return url.render_as_string(hide_password=False)
 
 
@@ -145,150 +123,83 @@ def relational(storage: BaseStorage) -> RDBStorage | None:
 
 
 def _open(url: str, busy_timeout: float, *, may_create: bool) -> BaseStorage:
-    if url == "memory":
-        return InMemoryStorage()
-    scheme, separator, location = url.partition("://")
-    dialect, _, driver = scheme.partition("+")
-    if separator:
-        if dialect == "sqlite":
-            return _open_sqlite(url, location, busy_timeout, may_create)
-        if scheme == "journal":
-            return _open_journal(url, location, may_create)
-        if scheme == "grpc":
-            return _open_grpc(url, location)
-        if dialect in DRIVER_PACKAGES:
-            return _open_server(url, dialect, driver, may_create)
-        if dialect == "postgres":
-            raise InvalidArgument(
-                f"storage {masked_url(url)!r}: SQLAlchemy no longer knows postgres://; accepted "
-                "is postgresql://USER:PASSWORD@HOST/NAME"
-            )
-    raise InvalidArgument(f"storage {masked_url(url)!r}: accepted is {ACCEPTED}")
-
-
-def _open_sqlite(url: str, location: str, busy_timeout: float, may_create: bool) -> BaseStorage:
-    from sqlalchemy import make_url
-
-    if location in ("", "/", "/:memory:"):
-        return InMemoryStorage()
-    _check_slashes(url, location)
-    name = make_url(url).database or ""
-    if name.startswith("file:"):
-        return _open_rdb(url, {}, may_create)
-    path = Path(name)
-    check_path(path, url)
-    tables = optuna_tables(path, url)
-    if not tables and not may_create:
-        raise InvalidArgument(f"storage {url!r}: there is no such file, or it is empty")
-    # Optuna writes into tables of another version before it refuses them, unless told not to.
-    is_new = not {"version_info", "alembic_version"} <= tables
-    options = {} if "?" in location else {"connect_args": {"timeout": busy_timeout}}
-    storage = _open_rdb(url, options, create_tables=is_new and may_create)
-    if may_create:
-        _make_ready_to_write(storage, path)
+    """Opens a storage; what hinders a library, a file or a server is told in one sentence."""
+    try:
+        storage = _opened(url, busy_timeout, may_create)
+    except Exception as error:
+        cause = error.__cause__ or error
+        reason = f"{type(cause).__name__}: {first_line(getattr(cause, 'orig', None) or cause)}"
+        raise InvalidArgument(
+            f"storage {masked_url(url)!r}: it cannot be opened as an Optuna storage ({reason})"
+        ) from error
+    if storage is None:
+        raise InvalidArgument(f"storage {masked_url(url)!r}: accepted is {ACCEPTED}")
     return storage
 
 
-def _make_ready_to_write(storage: RDBStorage, path: Path) -> None:
-    """Turns the write-ahead log on, and waits until nobody else writes, saying so."""
+def _opened(url: str, busy_timeout: float, may_create: bool) -> BaseStorage | None:
+    """The storage with this URL; None if no URL looks like this."""
+    if url in ("memory", "sqlite://", "sqlite:///", "sqlite:///:memory:"):
+        return InMemoryStorage()
+    match = re.fullmatch(r"(\w+)(\+\w+)?://(.*)", url)
+    kind, driver, location = match.groups() if match else ("", None, "")
+    if kind == "sqlite" and location.startswith("/"):
+        return _open_sqlite(url, busy_timeout, may_create)
+    if kind in ("postgresql", "mysql"):
+        # Connections that the server has closed in the meantime are replaced.
+        return _open_database(url, {"pool_pre_ping": True}, may_create)
+    if kind == "journal" and not driver and location.startswith("/"):
+        return _open_journal(Path(location[1:]), may_create)
+    if kind == "grpc" and not driver and re.fullmatch(r"[^:]+.*:\d+", location):
+        host, _, port = location.rpartition(":")
+        proxy = GrpcStorageProxy(host=host, port=int(port))
+        proxy.wait_server_ready(timeout=_GRPC_TIMEOUT_S)
+        _urls[proxy] = url
+        return proxy
+    return None
+
+
+def _open_sqlite(url: str, busy_timeout: float, may_create: bool) -> RDBStorage:
+    from sqlalchemy import make_url
     from sqlalchemy.exc import OperationalError
 
-    with storage.engine.connect() as connection:
-        if network_file_system(path) is None:
-            # Refused while somebody reads it: it stays with its rollback journal then.
-            with contextlib.suppress(OperationalError):
-                connection.exec_driver_sql("PRAGMA journal_mode = WAL").all()
-        begin_immediate(connection)
-        connection.rollback()
-    # Connections made before do not know of the log yet.
-    storage.engine.dispose()
+    path = Path(make_url(url).database or "")
+    tables = optuna_tables(path)
+    if not tables and not may_create:
+        raise FileNotFoundError("there is no such file, or it is empty")
+    # Optuna writes into tables of another version before it refuses them, unless told not to.
+    is_new = not {"version_info", "alembic_version"} <= tables
+    options = {} if "?" in url else {"connect_args": {"timeout": busy_timeout}}
+    storage = _open_database(url, options, is_new and may_create)
+    if may_create:
+        with storage.engine.connect() as connection:
+            if network_file_system(path) is None:
+                # Refused while somebody reads it: it stays with its rollback journal then.
+                with contextlib.suppress(OperationalError):
+                    connection.exec_driver_sql("PRAGMA journal_mode = WAL").all()
+            connection.exec_driver_sql("BEGIN IMMEDIATE")  # waits until nobody else writes
+            connection.rollback()
+        # Connections made before do not know of the log yet.
+        storage.engine.dispose()
+    return storage
 
 
-def _open_journal(url: str, location: str, may_create: bool) -> BaseStorage:
-    _check_slashes(url, location)
-    path = Path(location[1:])
-    check_path(path, url)
+def _open_journal(path: Path, may_create: bool) -> JournalStorage:
     if not may_create and not path.exists():
-        raise InvalidArgument(f"storage {url!r}: there is no such file")
-    try:
-        storage = JournalStorage(JournalFileBackend(str(path)))
-    except OSError as error:
-        raise InvalidArgument(f"storage {url!r}: cannot be opened ({error})") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InvalidArgument(
-            f"storage {url!r}: the file is no Optuna journal; accepted is one, or the path of a "
-            "file that does not exist yet"
-        ) from error
+        raise FileNotFoundError("there is no such file")
+    storage = JournalStorage(JournalFileBackend(str(path)))
     _urls[storage] = f"journal:///{path.absolute()}"
     return storage
 
 
-def _check_slashes(url: str, location: str) -> None:
-    if not location.startswith("/") or location == "/":
-        scheme = url.partition("://")[0]
-        raise InvalidArgument(
-            f"storage {url!r}: accepted is {scheme}:///FILE with three slashes, or four before an "
-            "absolute path"
-        )
-
-
-def _open_grpc(url: str, location: str) -> BaseStorage:
-    match = re.fullmatch(r"(?P<host>[^/:]+|\[[0-9a-fA-F:]+\]):(?P<port>\d+)/?", location)
-    if match is None:
-        raise InvalidArgument(f"storage {url!r}: accepted is grpc://HOST:PORT")
-    try:
-        proxy = GrpcStorageProxy(host=match["host"], port=int(match["port"]))
-        proxy.wait_server_ready(timeout=_GRPC_TIMEOUT_S)
-    except ImportError as error:
-        raise InvalidArgument(
-            f"storage {url!r}: gRPC is not installed; run `pip install grpcio protobuf`"
-        ) from error
-    except ConnectionError as error:
-        raise InvalidArgument(
-            f"storage {url!r}: no server answered within {_GRPC_TIMEOUT_S:g} s; start one with "
-            "optuna.storages.run_grpc_proxy_server"
-        ) from error
-    _urls[proxy] = url
-    return proxy
-
-
-def _open_server(url: str, dialect: str, driver: str, may_create: bool) -> BaseStorage:
-    packages = DRIVER_PACKAGES[dialect]
-    if driver and driver not in packages:
-        raise InvalidArgument(
-            f"storage {masked_url(url)!r}: unknown driver {driver!r}; accepted is {dialect}:// "
-            f"alone or with +{', +'.join(packages)}"
-        )
-    try:
-        # Connections that the server has closed in the meantime are replaced.
-        return _open_rdb(url, {"pool_pre_ping": True}, create_tables=may_create)
-    except ImportError as error:
-        from sqlalchemy import make_url
-
-        # Which driver a URL without one means depends on SQLAlchemy's version.
-        package = packages[driver or make_url(url).get_dialect().driver]
-        raise InvalidArgument(
-            f"storage {masked_url(url)!r}: its database driver is not installed; run "
-            f"`pip install '{package}'`"
-        ) from error
-
-
-def _open_rdb(url: str, engine_kwargs: dict[str, Any], create_tables: bool) -> RDBStorage:
-    from sqlalchemy.exc import IntegrityError, SQLAlchemyError
-
-    for n_left in reversed(range(_CREATIONS)):
+def _open_database(url: str, options: dict[str, Any], may_create: bool) -> RDBStorage:
+    for n_left in reversed(range(_ATTEMPTS)):
         try:
-            return RDBStorage(url, dict(engine_kwargs), skip_table_creation=not create_tables)
-        except RuntimeError as error:
-            raise InvalidArgument(f"storage {masked_url(url)!r}: {error}") from error
-        except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ValueError) as error:
-            cause = error.__cause__ if isinstance(error.__cause__, SQLAlchemyError) else error
-            is_race = isinstance(cause, IntegrityError) or "already exists" in str(cause)
-            if create_tables and is_race and n_left:
-                time.sleep(random.uniform(0.05, 0.2))
-                continue
-            reason = str(getattr(cause, "orig", None) or cause).strip().splitlines()[0]
-            raise InvalidArgument(
-                f"storage {masked_url(url)!r}: cannot be opened ({reason})"
-            ) from error
+            return RDBStorage(url, dict(options), skip_table_creation=not may_create)
+        except Exception as error:
+            # Processes that create the tables of one new database get into each other's way.
+            told = f"{error} {error.__cause__}"
+            if not (may_create and n_left and re.search("(?i)already exists|unique", told)):
+                raise
+            time.sleep(random.uniform(0.05, 0.2))
     raise AssertionError

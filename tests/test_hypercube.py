@@ -34,23 +34,6 @@ def test_bounds_equal_the_references_and_each_coordinate_has_a_name_and_a_unit_d
 
 
 @given(hypercubes_with_points())
-def test_names_say_which_curve_and_knot_the_reference_reads_a_coordinate_for(
-    cube: tuple[Hypercube, Points],
-) -> None:
-    hypercube, x = cube
-    by_name = dict(zip(hypercube.names, x[0], strict=True))
-    _, _, x_g = wpo.partition_parameters(x[0], hypercube_dictionary(hypercube))
-    blocks, n_knots = wpo.reformat_x_g(x_g, hypercube.n_pairs, hypercube.symmetric)
-    assert n_knots == hypercube.n_knots
-    for index, block in enumerate(blocks):
-        kind = "delta_g" if index % 2 else "g"
-        named = [by_name.pop(f"{kind}_{index // 2}_{knot}") for knot in range(len(block))]
-        assert block == named
-    by_name.pop("k_w", None)
-    assert list(by_name) == [f"f_{pair}" for pair in hypercube.free_pairs]
-
-
-@given(hypercubes_with_points())
 def test_decode_equals_the_references_denormalize(cube: tuple[Hypercube, Points]) -> None:
     hypercube, x = cube
     decoded = hypercube.decode_arrays(x)

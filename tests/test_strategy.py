@@ -62,14 +62,6 @@ def test_the_converter_programs_what_the_curves_say(strategy: ProgrammingStrateg
         np.testing.assert_allclose(conductance.numpy(), curve, atol=1e-4 * G_MAX)
 
 
-def test_lists_and_tuples_make_equal_strategies() -> None:
-    with_lists = ProgrammingStrategy(
-        list(STRATEGY.f_lst), [list(curve) for curve in STRATEGY.g_lst], G_MIN, G_MAX
-    )
-    assert with_lists == STRATEGY
-    assert hash(with_lists) == hash(STRATEGY)
-
-
 def test_saving_makes_folders_replaces_the_old_file_and_leaves_nothing_else(
     tmp_path: Path,
 ) -> None:

@@ -75,14 +75,3 @@ def test_other_models_are_refused_by_name_with_the_engine_to_use(
     with pytest.raises(InvalidArgument, match=r'use the engine "aihwkit"\.$') as refused:
         MonteCarloEngine(small_problem(rpu_config=small_rpu_config(model())))
     assert f"rpu_config.noise_model = {model.__name__} {reason}" in str(refused.value)
-
-
-def test_conductances_that_a_model_makes_nan_of_make_the_loss_infinite() -> None:
-    class Nan(PCMLikeNoiseModel):
-        def generate_drift_coefficients(self, g_target: Tensor) -> Tensor:
-            return torch.full_like(g_target, torch.nan)
-
-    problem = small_problem(rpu_config=small_rpu_config(Nan()))
-    x = np.random.default_rng(0).random((3, problem.hypercube.dimension))
-    for engine in (MonteCarloEngine(problem), ReferenceEngine(problem)):
-        assert engine.tnmse(x).tolist() == [np.inf] * 3

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import time
 from typing import Any
 
 import numpy as np
@@ -18,12 +16,11 @@ from aihwkit.inference.converter.conductance import (
 )
 from aihwkit.inference.noise.pcm import PCMLikeNoiseModel
 from aihwkit.simulator.configs import InferenceRPUConfig
-from expected_problems import PROBLEMS, device_problem
+from expected_problems import device_problem
 from small_problems import small_problem, small_rpu_config
 from torch import Tensor
 
 from wpo_optuna.errors import InvalidArgument
-from wpo_optuna.loss import make_engine
 from wpo_optuna.loss.expected import ExpectedEngine
 from wpo_optuna.loss.monte_carlo import MonteCarloEngine
 
@@ -68,11 +65,6 @@ def test_seed_changes_nothing_and_one_point_may_stand_alone(engine: ExpectedEngi
     assert gradient.shape == (1, len(x))
 
 
-def test_a_copy_in_another_process_has_the_same_values(engine: ExpectedEngine) -> None:
-    x = np.random.default_rng(0).random((2, engine.problem.hypercube.dimension))
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(engine)).tnmse(x), engine.tnmse(x))
-
-
 def test_nothing_is_drawn_from_the_global_generators() -> None:
     torch.manual_seed(3)
     np.random.seed(3)  # noqa: NPY002
@@ -99,14 +91,6 @@ def test_undefined_conductances_make_the_loss_infinite() -> None:
     assert drawn.any()
     assert expected[drawn].all()
     assert not expected.all()
-
-
-def test_points_outside_the_cube_are_refused(engine: ExpectedEngine) -> None:
-    for x in (np.zeros((2, 3)), np.full(engine.problem.hypercube.dimension, 1.5)):
-        with pytest.raises(InvalidArgument):
-            engine.tnmse(x)
-        with pytest.raises(InvalidArgument):
-            engine.value_and_grad(x)
 
 
 class OwnCompensation(GlobalDriftCompensation):
@@ -141,20 +125,3 @@ def test_a_converter_that_is_no_sum_of_pairs_is_refused(engine: ExpectedEngine) 
     converter = SingleDeviceConductanceConverter(g_min=0.0, g_max=25.0)
     with pytest.raises(InvalidArgument, match=r"SingleDeviceConductanceConverter.*montecarlo"):
         engine.tnmse_of(converter)
-
-
-@pytest.mark.slow
-def test_it_evaluates_a_thousand_times_the_references_candidates_per_second() -> None:
-    problem = PROBLEMS["reference"]()
-    engine, reference = ExpectedEngine(problem), make_engine("aihwkit", problem)
-    x = np.random.default_rng(0).random((1024, problem.hypercube.dimension))
-    engine.tnmse(x[:2])
-    ratios = []
-    for _ in range(5):
-        start = time.process_time()
-        reference.tnmse(x[:10])
-        of_reference = (time.process_time() - start) / 10
-        start = time.process_time()
-        engine.tnmse(x)
-        ratios.append(of_reference / ((time.process_time() - start) / len(x)))
-    assert np.median(ratios) > 1000

@@ -254,6 +254,7 @@ def test_values_beside_gradients_are_the_values() -> None:
     np.testing.assert_allclose(engine.value_and_grad(x)[0], engine.tnmse(x), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_polishing_ends_low_where_most_coordinates_lie_on_faces() -> None:
     engine = engine_for("reference")
     starts = np.random.default_rng(0).random((400, engine.problem.hypercube.dimension))

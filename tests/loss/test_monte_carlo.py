@@ -17,7 +17,6 @@ from aihwkit.inference.converter.conductance import (
     DualPairConductanceConverter,
     NPairConductanceConverter,
     SingleDeviceConductanceConverter,
-    SinglePairConductanceConverter,
 )
 from aihwkit.simulator.configs import InferenceRPUConfig, TorchInferenceRPUConfig
 from loss_agreement import DEVICES, PERIPHERY, assert_means_agree, compare, comparison_problem
@@ -127,8 +126,6 @@ class UnknownConverter(DualPairConductanceConverter):
 
 
 CONVERTERS: dict[str, Callable[[], BaseConductanceConverter]] = {
-    "single pair": lambda: SinglePairConductanceConverter(g_max=25.0, g_min=1.0),
-    "dual pair": lambda: DualPairConductanceConverter([1.0, 2.0], g_max=25.0),
     "three pairs": lambda: NPairConductanceConverter([0.5, 1.0, 3.0], g_max=20.0, g_min=2.0),
     "curves": lambda: CustomPairConductanceConverter(
         [1.0], [[0.0, 0.0, 8.0, 25.0], [25.0, 8.0, 0.0, 0.0]], 25.0, 0.0, invertibility_test=False
@@ -139,7 +136,7 @@ CONVERTERS: dict[str, Callable[[], BaseConductanceConverter]] = {
 
 
 def test_any_converter_agrees_with_aihwkit() -> None:
-    # 6 comparisons of 100 draws; false-alarm rate 10^-4.
+    # 4 comparisons of 100 draws; false-alarm rate 10^-4.
     problem = comparison_problem(t_steps=[3600.0])
     reference, tested = ReferenceEngine(problem), MonteCarloEngine(problem)
     compared = [
@@ -151,10 +148,10 @@ def test_any_converter_agrees_with_aihwkit() -> None:
 
 
 def test_weights_over_several_tiles_agree_with_aihwkit() -> None:
-    # Each tile scales, reads out and compensates for itself; 2 comparisons, rate 10^-4.
+    # Each tile scales, reads out and compensates for itself; one comparison, rate 10^-4.
     rpu_config = small_rpu_config(max_input_size=32, max_output_size=4, **PERIPHERY)
     problem = comparison_problem(rpu_config=rpu_config, t_steps=[3600.0], test_out_features=8)
-    converters = [s.to_converter() for s in problem.hypercube.decode(random_points(problem, 2))]
+    converters = [s.to_converter() for s in problem.hypercube.decode(random_points(problem, 1))]
     reference, tested = ReferenceEngine(problem), MonteCarloEngine(problem)
     assert_means_agree(compare(reference, tested, converters, 100, "tiles", 0))
 

@@ -98,12 +98,19 @@ def assert_same_draw(problem: WeightProgrammingProblem, rtol: float) -> None:
         np.testing.assert_allclose(engine.tnmse(x), expected, rtol=rtol)
 
 
-@pytest.mark.parametrize("compensation", COMPENSATIONS)
-@pytest.mark.parametrize("devices", DEVICES)
+HARDWARE = list(product(DEVICES, COMPENSATIONS))
+# Every kind of device and of compensation is in every run.
+NOT_ALWAYS = [h for place, h in enumerate(HARDWARE) if place % 3]
+
+
+@pytest.mark.parametrize(
+    ("devices", "compensation"),
+    [pytest.param(*h, marks=[pytest.mark.slow] * (h in NOT_ALWAYS)) for h in HARDWARE],
+)
 def test_with_the_same_noise_every_hardware_gives_aihwkits_value(
     devices: str, compensation: str
 ) -> None:
-    place = list(product(DEVICES, COMPENSATIONS)).index((devices, compensation))
+    place = HARDWARE.index((devices, compensation))
     n_pairs, symmetric = 1 + place % 3, place % 2 == 0
     perfect = {"is_perfect": True}
     assert_same_draw(

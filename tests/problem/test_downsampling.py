@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,17 +50,3 @@ def test_a_seed_always_gives_the_same_matrix_and_another_seed_another_order() ->
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     np.testing.assert_array_equal(rows_in_order(first), rows_in_order(other))
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_any_floating_point_type_and_any_layout_are_taken_and_left_alone(
-    dtype: torch.dtype,
-) -> None:
-    weights = torch.linspace(-1, 1, 24).reshape(4, 6).T.to(dtype).requires_grad_()
-    copy = weights.detach().clone()
-    matrix = downsample_weights(weights, (6, 4), seed=1)
-    assert not matrix.requires_grad
-    assert torch.equal(weights.detach(), copy)
-    np.testing.assert_allclose(
-        np.sort(matrix.numpy().ravel()), np.sort(copy.float().numpy().ravel()), rtol=1e-6
-    )

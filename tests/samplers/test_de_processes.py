@@ -215,27 +215,6 @@ def test_samplers_that_know_of_each_other_repeat_little() -> None:
     assert set(range(n_generations * SIZE)) <= times.keys()
 
 
-def test_a_trial_whose_claim_could_not_be_written_loses_no_candidate() -> None:
-    class Failing(InMemoryStorage):
-        n_failures = 2
-
-        def set_trial_system_attr(self, *arguments: Any, **options: Any) -> None:
-            if self.n_failures > 0:
-                self.n_failures -= 1
-                raise optuna.exceptions.StorageInternalError("the disk is full")
-            super().set_trial_system_attr(*arguments, **options)
-
-    storage = Failing()
-    optuna.create_study(storage=storage, study_name=STUDY)
-    study = load(storage)
-    for _ in range(2):
-        with pytest.raises(optuna.exceptions.StorageInternalError):
-            study.optimize(evaluate, n_trials=1)
-    study.optimize(evaluate, n_trials=2 * SIZE)
-    params = [tuple(trial.params.items()) for trial in completed(study)]
-    assert sorted(params) == sorted(tuple(p.items()) for p in expected_params(2 * SIZE))
-
-
 def test_what_a_trial_costs_does_not_grow_with_their_number() -> None:
     space = search_space("sphere", 3)
 

@@ -348,26 +348,6 @@ def test_without_a_seed_the_seed_of_the_study_is_taken_over() -> None:
     assert params_of(study) == reference(27, seed=seeds.pop())
 
 
-def test_without_a_seed_every_study_is_another() -> None:
-    assert reference(1, seed=None) != reference(1, seed=None)
-
-
-def test_reseeding_changes_independent_sampling_but_not_the_evolution() -> None:
-    class Reseeded(optuna.samplers.RandomSampler):
-        n_reseeded = 0
-
-        def reseed_rng(self) -> None:
-            self.n_reseeded += 1
-
-    independent = Reseeded()
-    study = optuna.create_study(sampler=sampler(independent_sampler=independent))
-    for _ in range(6):
-        evolve(study, 3)
-        study.sampler.reseed_rng()
-    assert independent.n_reseeded == 6
-    assert params_of(study) == reference(18)
-
-
 # The sampler object and its studies
 
 
@@ -416,17 +396,6 @@ def test_it_stops_a_study_in_the_generation_in_which_scipy_stops() -> None:
     assert len(study.trials) == result.nfev
     assert s.converged(study)
     assert study.best_value == result.fun
-
-
-def test_it_works_below_the_hyperband_pruner() -> None:
-    pruner = optuna.pruners.HyperbandPruner(min_resource=1, max_resource=4)
-    study = optuna.create_study(sampler=sampler(), pruner=pruner)
-    evolve(study, 60)
-    assert study.best_value < 0.5
-
-
-def test_its_name_is_shown() -> None:
-    assert str(DESampler()) == "DESampler"
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def test_an_unknown_kind_is_refused_with_all_that_are_accepted(url: str) -> None
         ("journal:///place", "Is a directory"),
         ("sqlite:///notes.txt", "file is not a database"),
         ("sqlite:///notes.txt?timeout=1", "file is not a database"),
-        ("journal:///notes.txt", "JSON"),
+        ("journal:///notes.txt", "Expecting value"),
         ("postgresql+fast://u:secret@h/n", "Can't load plugin"),
         ("postgresql+psycopg://me:secret@localhost:1/wpo", ""),
         ("mysql+missing://me:secret@localhost:1/wpo", ""),

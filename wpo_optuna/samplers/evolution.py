@@ -235,8 +235,9 @@ class Evolution:
         As long as nobody else has been seen at work, trials begun elsewhere are those of a process
         that died.
         """
-        running = self.present.running.items()
-        taken = {index for n, index in running if reading.has_company or n in reading.own}
+        running, own = self.present.running, reading.own
+        known = running if reading.has_company else running.keys() & own.keys()
+        taken = {running[number] for number in known}
         return [index for index in self._unsettled() if index not in taken]
 
     def _unsettled(self) -> list[int]:

@@ -204,20 +204,23 @@ class DESampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Gives the trial a candidate and returns its parameters."""
+        claim: Claim | None = None
+        params: dict[str, Any] = {}
         with self._lock:
             reading = self._read(study)
             evolution = self._evolution(reading, evolvable(search_space))
             reading.own[trial.number] = reading.n_finished + len(reading.own)
             is_set_by_creator = "fixed_params" in trial.system_attrs or bool(trial.params)
-            if evolution is None or is_set_by_creator:
-                return {}
-            claim = evolution.claim(evolution.choose(reading))
-            evolution.present.running[trial.number] = claim.index
-            params = evolution.params(claim.index)
-        stored = asdict(claim)
-        if claim.generation == 0:
-            stored["definition"] = self._definition
-        study._storage.set_trial_system_attr(trial._trial_id, CANDIDATE_KEY, stored)
+            if evolution is not None and not is_set_by_creator:
+                claim = evolution.claim(evolution.choose(reading))
+                evolution.present.running[trial.number] = claim.index
+                params = evolution.params(claim.index)
+        if claim is not None:
+            definition = {"definition": self._definition} if claim.generation == 0 else {}
+            stored = asdict(claim) | definition
+            study._storage.set_trial_system_attr(trial._trial_id, CANDIDATE_KEY, stored)
+        for name in search_space.keys() - params.keys():
+            params[name] = self.sample_independent(study, trial, name, search_space[name])
         return params
 
     def sample_independent(

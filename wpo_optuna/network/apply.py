@@ -218,6 +218,11 @@ def _check_strategies(by_layer: Mapping[str, object]) -> None:
                 "ProgrammingStrategy is needed (read a file with ProgrammingStrategy.load), or a "
                 "mapping of layer names to strategies."
             )
+        if not strategy.spans_weights:
+            raise InvalidArgument(
+                "strategy has curves that stand for the weight 0 alone: the sum of f (g+ - g-) "
+                "must differ from 0 at one of the weights."
+            )
 
 
 def _strategy_of(

@@ -44,7 +44,7 @@ def check_options(constructor: Callable[..., Any], options: Mapping[str, Any], o
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
-    """A suggestion to put behind a message, such as " (did you mean 'cmaes'?)"; empty without one."""
+    """A suggestion to put behind a message, such as " (did you mean 'cmaes'?)"; else nothing."""
     close = difflib.get_close_matches(str(word), list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 

@@ -158,14 +158,14 @@ def layers_by_parameter(parameters: Sequence[str], model: nn.Module) -> dict[str
     """
     layers = {tile.layer for tile in analog_tiles(model)}
     names = list(parameters)
-    while lost := [n for n in names if not layers & {n, n.rpartition(".")[0]}]:
+    while lost := [i for i, n in enumerate(names) if not layers & {n, n.rpartition(".")[0]}]:
         prefixes = {name.partition(".")[0] for name in names}
         # What is left must still name a layer and its parameter.
         if len(prefixes) != 1 or not all(name.count(".") >= 2 for name in names):
             raise InvalidArgument(
-                f"model: no analog layer of the network holds {lost[0]!r} of the checkpoint; it "
-                f"has {', '.join(sorted(layers))}. Exclude what is not analog, or give the network "
-                "that the checkpoint belongs to."
+                f"model: no analog layer of the network holds {parameters[lost[0]]!r} of the "
+                f"checkpoint; it has {', '.join(map(repr, sorted(layers)))}. Exclude what is not "
+                "analog, or give the network that the checkpoint belongs to."
             )
         names = [name.partition(".")[2] for name in names]
     found = [name if name in layers else name.rpartition(".")[0] for name in names]

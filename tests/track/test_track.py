@@ -209,7 +209,7 @@ def test_processes_killed_while_they_deliver_leave_no_run_incomplete(store: str)
     assert n_trial_runs("RUNNING") == 0
     assert main(["--study-name", "killed", "--trial-runs", "all"]) == 0
     study = optuna.load_study(study_name="killed", storage="sqlite:///wpo.db")
-    assert_complete(recorded(MlflowClient(store), "killed"), study, "all")
+    assert_complete(recorded(MlflowClient(store), "killed"), study, "all", ended="KILLED")
 
 
 def test_a_study_that_is_delivered_by_hand_while_it_is_run_is_there_once(store: str) -> None:

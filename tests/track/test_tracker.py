@@ -154,6 +154,7 @@ def test_a_notebook_whose_kernel_is_killed_loses_nothing_that_was_stored(
         assert_complete(found, study, "all", "KILLED")
 
 
+@pytest.mark.slow
 def test_a_trial_costs_the_loop_less_than_a_millisecond(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,9 +216,9 @@ def test_ctrl_c_while_waiting_for_the_end_ends_the_waiting(store: str) -> None:
         from wpo_optuna.storage import FinishedTrials, open_storage
         from wpo_optuna.track import MlflowTracker
         study = make_study(storage=open_storage("sqlite:///wpo.db"))
-        trials = [finished_trial(x) for x in random_points(800)]
+        trials = [finished_trial(x) for x in random_points(6000)]
         FinishedTrials(study).append(trials, None, lambda trial: None)
-        tracker = MlflowTracker()
+        tracker = MlflowTracker(trial_runs="all")
         tracker(study, study.trials[0])
         tracker.run_id
         print("closing", flush=True)

@@ -1,10 +1,10 @@
 """The process that brings a study to MLflow while it is run: ``wpo_optuna.track --follow``.
 
-A process of its own, because MLflow's client is Python code that computes, 10 ms for each trial
-with a run of its own: in the study's process it would take that from the study. It reads what it is
-to do from its standard input, one line of JSON. The next line there tells the end; so does the
-death of the study's process, and what there is gets delivered all the same. It tells what it has
-done in lines of JSON.
+A process of its own, because MLflow's client takes seconds to import and 10 ms of computing for
+each run that a server is asked for: in the study's process it would take that from the study. It
+reads what it is to do from its standard input, one line of JSON. The next line there tells the end;
+so does the death of the study's process, and what there is gets delivered all the same. It tells
+what it has done in lines of JSON.
 """
 
 from __future__ import annotations

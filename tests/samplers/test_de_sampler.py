@@ -220,7 +220,7 @@ def test_asking_more_than_a_generation_evaluates_some_candidates_once_more() -> 
     trials = [study.ask(SPACE) for _ in range(9)]
     asked = candidates_of(study)
     assert asked[:6] == [(0, index) for index in range(6)]
-    assert set(asked[6:]) <= set(asked[:6])
+    assert len(set(asked[6:])) == 3
     for trial in trials:
         study.tell(trial, value_of(trial.params))
     evolve(study, 12)

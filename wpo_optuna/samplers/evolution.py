@@ -225,9 +225,12 @@ class Evolution:
 
     def choose(self, reading: Reading) -> int:
         """The candidate to be evaluated next."""
-        free = self.free(reading)
-        # All are being evaluated: one of them once more.
-        return free[0] if free and not reading.has_company else choice(free or self._unsettled())
+        if free := self.free(reading):
+            return choice(free) if reading.has_company else free[0]
+        # All are being evaluated: once more one of those that the fewest trials evaluate.
+        unsettled, n_running = self._unsettled(), Counter(self.present.running.values())
+        fewest = min(n_running[index] for index in unsettled)
+        return choice([index for index in unsettled if n_running[index] == fewest])
 
     def free(self, reading: Reading) -> list[int]:
         """The candidates that nobody evaluates, nor has finished.

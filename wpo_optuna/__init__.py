@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from wpo_optuna.optimizer import WeightProgrammingOptimizer
     from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
     from wpo_optuna.samplers import DESampler, make_sampler
+    from wpo_optuna.storage import open_storage
     from wpo_optuna.strategy import ProgrammingStrategy
     from wpo_optuna.study.objective import HypercubeObjective
     from wpo_optuna.study.run import run_study
@@ -30,6 +31,7 @@ __all__ = [
     "apply_strategy",
     "make_engine",
     "make_sampler",
+    "open_storage",
     "run_study",
 ]
 
@@ -44,6 +46,7 @@ _MODULES = {
     "apply_strategy": "network.apply",
     "make_engine": "loss",
     "make_sampler": "samplers",
+    "open_storage": "storage",
     "run_study": "study.run",
 }
 

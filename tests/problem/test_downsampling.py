@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from wpo_optuna.problem.downsampling import downsample_weights
+from wpo_optuna.problem.weight_programming import downsample_weights
 
 vectors = hnp.arrays(np.float32, st.integers(1, 300), elements=st.floats(-100, 100, width=32))
 shapes = st.tuples(st.integers(1, 20), st.integers(1, 12))

@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import sqlite3
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -32,7 +33,14 @@ from optuna.storages._rdb import models  # what the tables are is what one test 
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from wpo_optuna.errors import InvalidArgument
-from wpo_optuna.storage import Appended, FinishedTrials, StorageError, load_study, open_storage
+from wpo_optuna.storage import (
+    Appended,
+    FinishedTrials,
+    StorageError,
+    StorageWarning,
+    load_study,
+    open_storage,
+)
 
 SPACE: dict[str, BaseDistribution] = {
     "x": FloatDistribution(-1.0, 1.0),
@@ -351,6 +359,21 @@ def test_a_locked_file_is_waited_for_and_then_reported(tmp_path: Path) -> None:
     assert stored.read_new() == []
     other.execute("ROLLBACK")
     assert append(stored, [trial_of(0)]).n_complete == 1
+
+
+def test_who_waits_for_a_locked_file_is_told_so_and_may_press_ctrl_c(tmp_path: Path) -> None:
+    open_storage(f"sqlite:///{tmp_path}/studies.db")
+    other = sqlite3.connect(tmp_path / "studies.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    threading.Timer(5.8, lambda: signal.raise_signal(signal.SIGINT)).start()
+    started = time.monotonic()
+    with (
+        pytest.warns(StorageWarning, match="locked; waiting up to 60 s"),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        open_storage(f"sqlite:///{tmp_path}/studies.db")
+    assert time.monotonic() - started < 30
+    other.execute("ROLLBACK")
 
 
 def _fill_the_disk(url: str) -> None:

@@ -9,6 +9,8 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from aihwkit.inference.noise.base import BaseNoiseModel
 from aihwkit.simulator.configs import InferenceRPUConfig
 from numpy.typing import ArrayLike, NDArray
@@ -17,7 +19,6 @@ from torch import Tensor
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.hypercube import Hypercube
 from wpo_optuna.problem import validation
-from wpo_optuna.problem.downsampling import downsample_weights
 from wpo_optuna.problem.fingerprint import Description, describe, fingerprint
 
 # A tile without a limit on its inputs (max_input_size 0) is represented by this many rows.
@@ -193,3 +194,31 @@ class WeightProgrammingProblem:
     def fingerprint(self) -> str:
         """Stable hash of everything that changes the loss."""
         return fingerprint(self.description)
+
+
+def downsample_weights(weights: Tensor, shape: tuple[int, int], seed: int) -> Tensor:
+    """Represents a distribution of weights by a matrix of the given shape.
+
+    The sorted weights are interpolated linearly at evenly spaced ranks, keeping both extremes, and
+    the rows are shuffled: columns stay stratified samples of the whole distribution. A shape with
+    more entries than ``weights`` upsamples. Ranks are computed in float64, since a float32 index
+    cannot address more than 16 million weights.
+
+    Source: ``downsample_weight_distribution`` and ``shuffle_weights`` of
+    ``aihwkit.inference.converter.wpo``, which draw from numpy's global generator.
+
+    Args:
+        weights: any tensor of weights (unitless).
+        shape: rows and columns of the matrix.
+        seed: seed of the shuffle.
+
+    Returns:
+        float32 tensor of the given shape.
+    """
+    n_entries = shape[0] * shape[1]
+    ordered = torch.sort(weights.detach().cpu().flatten().to(torch.float64)).values
+    quantiles = F.interpolate(
+        ordered[None, None], size=(n_entries,), mode="linear", align_corners=True
+    )
+    rows = np.random.default_rng(seed).permutation(shape[0])
+    return quantiles.reshape(shape)[torch.from_numpy(rows)].to(torch.float32)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from wpo_optuna.storage.finished_trials import Appended, FinishedTrials, StorageError
-from wpo_optuna.storage.sqlite_file import network_file_system
 from wpo_optuna.storage.urls import (
+    StorageWarning,
     load_study,
     masked_url,
+    network_file_system,
     open_storage,
     storage_url,
 )
@@ -15,6 +16,7 @@ __all__ = [
     "Appended",
     "FinishedTrials",
     "StorageError",
+    "StorageWarning",
     "load_study",
     "masked_url",
     "network_file_system",

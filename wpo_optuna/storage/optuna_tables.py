@@ -27,7 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from wpo_optuna.errors import first_line
 from wpo_optuna.storage.finished_trials import StorageError
-from wpo_optuna.storage.urls import masked_url
+from wpo_optuna.storage.urls import begin_writing, masked_url
 
 STUDIES: Table = models.StudyModel.__table__
 TRIALS: Table = models.TrialModel.__table__
@@ -168,7 +168,7 @@ class DatabaseTrials:
         try:
             with self._connected() as self._connection:
                 if self._engine.dialect.name == "sqlite":
-                    self._connection.exec_driver_sql("BEGIN IMMEDIATE")
+                    begin_writing(self._connection)
                 else:
                     # As Optuna does when it creates a trial.
                     query = select(STUDIES).where(STUDIES.c.study_id == self._study_id)

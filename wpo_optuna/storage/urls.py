@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import random
 import re
+import sqlite3
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -19,9 +21,10 @@ from optuna.storages import (
     RDBStorage,
 )
 from optuna.storages.journal import JournalFileBackend
+from sqlalchemy import Connection, make_url
+from sqlalchemy.exc import OperationalError
 
 from wpo_optuna.errors import InvalidArgument, did_you_mean, first_line
-from wpo_optuna.storage.sqlite_file import network_file_system, optuna_tables
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -33,6 +36,17 @@ ACCEPTED = (
 
 _GRPC_TIMEOUT_S = 10.0
 _ATTEMPTS = 8
+_ASKED_EVERY_MS, _TOLD_AFTER_S = 500, 5.0
+
+_NETWORK_FILE_SYSTEM = re.compile(
+    r"(fuse\.)?(9p|afs|beegfs|ceph|cephfs|cifs|glusterfs|gpfs|lustre|ncpfs|nfs4?|orangefs|panfs|"
+    r"rclone|s3fs|smb3|smbfs|sshfs)"
+)
+
+
+class StorageWarning(UserWarning):
+    """The storage keeps its user waiting."""
+
 
 # Optuna's journal and gRPC storages do not say where they lead to.
 _urls: WeakKeyDictionary[BaseStorage, str] = WeakKeyDictionary()
@@ -122,6 +136,39 @@ def relational(storage: BaseStorage) -> RDBStorage | None:
     return storage if isinstance(storage, RDBStorage) else None
 
 
+def begin_writing(connection: Connection) -> None:
+    """Begins a transaction in an SQLite database that keeps other writers away.
+
+    It waits for them as long as the connection has patience. Within SQLite nobody would hear of
+    that, nor would Ctrl-C be heard; so SQLite is asked again and again.
+
+    Raises:
+        OperationalError: the database stays locked.
+    """
+    patience_ms = connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one()
+    started, is_told = time.monotonic(), False
+    try:
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {min(patience_ms, _ASKED_EVERY_MS)}")
+        while True:
+            try:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                return
+            except OperationalError as error:
+                waited = time.monotonic() - started
+                if 1000 * waited >= patience_ms or "locked" not in str(error.orig):
+                    raise
+            if waited >= _TOLD_AFTER_S and not is_told:
+                is_told = True
+                warnings.warn(
+                    f"storage {connection.engine.url}: another program is writing and has it "
+                    f"locked; waiting up to {patience_ms / 1000:.0f} s (Ctrl-C ends that).",
+                    StorageWarning,
+                    stacklevel=2,
+                )
+    finally:
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {patience_ms}")
+
+
 def _open(url: str, busy_timeout: float, *, may_create: bool) -> BaseStorage:
     """Opens a storage; what hinders a library, a file or a server is told in one sentence."""
     try:
@@ -160,11 +207,8 @@ def _opened(url: str, busy_timeout: float, may_create: bool) -> BaseStorage | No
 
 
 def _open_sqlite(url: str, busy_timeout: float, may_create: bool) -> RDBStorage:
-    from sqlalchemy import make_url
-    from sqlalchemy.exc import OperationalError
-
     path = Path(make_url(url).database or "")
-    tables = optuna_tables(path)
+    tables = _optuna_tables(path)
     if not tables and not may_create:
         raise FileNotFoundError("there is no such file, or it is empty")
     # Optuna writes into tables of another version before it refuses them, unless told not to.
@@ -177,7 +221,7 @@ def _open_sqlite(url: str, busy_timeout: float, may_create: bool) -> RDBStorage:
                 # Refused while somebody reads it: it stays with its rollback journal then.
                 with contextlib.suppress(OperationalError):
                     connection.exec_driver_sql("PRAGMA journal_mode = WAL").all()
-            connection.exec_driver_sql("BEGIN IMMEDIATE")  # waits until nobody else writes
+            begin_writing(connection)
             connection.rollback()
         # Connections made before do not know of the log yet.
         storage.engine.dispose()
@@ -203,3 +247,51 @@ def _open_database(url: str, options: dict[str, Any], may_create: bool) -> RDBSt
                 raise
             time.sleep(random.uniform(0.05, 0.2))
     raise AssertionError
+
+
+def _optuna_tables(path: Path) -> set[str]:
+    """The tables of an Optuna database; none if the file is empty or not there.
+
+    Args:
+        path: the file; nothing is written into it.
+
+    Raises:
+        OSError: there is no such directory.
+        ValueError: the database is another program's.
+        sqlite3.Error: the file is no database, or cannot be read.
+    """
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"there is no directory {path.parent}")
+    if not path.exists() or path.stat().st_size == 0:
+        return set()
+    # Closing the last writable connection empties a write-ahead log into the file, which is for
+    # its owner to do; where there is no log, a read-only connection would leave an empty one.
+    mode = "ro" if Path(f"{path}-wal").exists() else "rw"
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
+        rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        tables = {name for (name,) in rows if not name.startswith("sqlite_")}
+    if tables and "studies" not in tables:
+        raise ValueError(f"it is a database of another program, with a table {min(tables)}")
+    return tables
+
+
+def network_file_system(path: Path, mounts: str | None = None) -> str | None:
+    """The type of the network file system that holds a path, or None if its disk is local.
+
+    SQLite's write-ahead log needs memory shared by all its readers and writers. On a network file
+    system it seems to work, and loses data as soon as two machines write.
+
+    Args:
+        path: a file or directory.
+        mounts: the text of Linux's ``/proc/self/mounts``; read from there if None. Other systems
+            have no such file, and every path counts as local.
+    """
+    if mounts is None:
+        table = Path("/proc/self/mounts")
+        mounts = table.read_text() if table.exists() else ""
+    rows = [line.split() for line in mounts.splitlines()]
+    kinds = {Path(row[1].replace("\\040", " ")): row[2] for row in rows}
+    path = path.resolve()
+    kind = next((kinds[place] for place in (path, *path.parents) if place in kinds), "")
+    return kind if _NETWORK_FILE_SYSTEM.fullmatch(kind) else None

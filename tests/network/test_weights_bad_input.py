@@ -165,7 +165,7 @@ def test_missing_shards_are_named(tmp_path: Path) -> None:
 def test_a_network_without_weights_is_answered_with_what_it_has() -> None:
     state = {f"norm{i}.weight": torch.ones(4) for i in range(8)}
     message = complaint(state)
-    assert "norm0.weight (1-d)" in message
+    assert "norm0.weight (it is 1-d)" in message
     assert "3 more" in message
     assert "'*'" in message
     assert "fc1.weight (excluded)" in complaint(STATE, exclude=["*"])

@@ -1,32 +1,36 @@
 """Which tensors of a network lie on analogue devices, and why others do not.
 
-This is decided here alone: by the class of the layer that holds a tensor where the network is a
-module, and by the tensor's name and shape where it is a file.
+Where the network is a module, its layers say so (:mod:`wpo_optuna.network.layers`); where it is a
+file, names and shapes do. User's patterns prevail over both.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from torch import nn
-
 from wpo_optuna.errors import InvalidArgument, did_you_mean
-from wpo_optuna.network.tensors import StoredTensor
+from wpo_optuna.network import layers
+from wpo_optuna.network.account import (
+    ANALOGUE,
+    DIGITAL,
+    NOT_READABLE,
+    Account,
+    AccountedTensor,
+)
+from wpo_optuna.network.quantised import dequantised, packed_count
+from wpo_optuna.network.tensors import Known, StoredTensor
 
 _REAL_TYPES = (
     "float64", "float32", "float16", "bfloat16",
     "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz",
 )  # fmt: skip
 
-_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
-_NORMALISATIONS = (nn.LayerNorm, nn.RMSNorm)  # those over batches and groups have vectors alone
-_MATRICES = (nn.Linear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
-
 # The last part of a parameter's name, as torch's layers name their weights.
-_WEIGHT_NAME = re.compile(r".*weight|weight_(ih|hh|hr)_l\d+(_reverse)?")
+_WEIGHT_NAME = re.compile(r".*weight|weight_(ih|hh)_l\d+(_reverse)?")
+_RECURRENT_NAME = re.compile(r"weight_(ih|hh|hr)_l\d+(_reverse)?")
 # The name of the layer that holds a parameter, in lower case, in the model families in use:
 # embed_tokens, word_embeddings, tok_embeddings, wte and wpe (GPT-2), shared and
 # relative_attention_bias (T5). GPT-NeoX's embed_out is a linear layer.
@@ -34,96 +38,215 @@ _EMBEDDING_NAME = re.compile(
     r"(?!.*(unembed|embed_out)).*embed.*|w[tp]e|(.*_)?emb|shared|.*attention_bias"
 )
 _NORMALISATION_NAME = re.compile(r".*norm.*|ln(_.*|\d*)|bn\d*")
+# The layers of GPT-2 and its kin, whose weights are stored as (inputs, outputs).
+_GPT2_NAME = re.compile(r"c_attn|c_proj|c_fc|q_attn")
+_GPT2_MODELS = ("gpt2", "openai-gpt", "gptsan-japanese", "decision_transformer", "imagegpt")
 
 
 @dataclass(frozen=True)
-class SkippedTensor:
-    """A tensor that is not taken, and the reason."""
+class Choice:
+    """Which tensors the user wants on analogue devices, and how they are stored.
 
-    name: str
-    reason: str
+    Attributes:
+        include: glob patterns (``*`` also matches dots); if there are any, names that match one
+            are taken instead of those that the account would choose.
+        exclude: glob patterns; names that match one are not taken.
+        transposed: glob patterns of matrices that are stored as (inputs, outputs); None finds that
+            out, and no pattern says that there are none.
+        model_type: the network's architecture, where its directory says so.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    transposed: tuple[str, ...] | None = None
+    model_type: str = ""
 
 
-def select_analogue(
-    tensors: Sequence[StoredTensor], include: Sequence[str], exclude: Sequence[str], source: str
-) -> tuple[list[StoredTensor], list[SkippedTensor]]:
-    """Chooses the tensors whose elements are weights on analogue devices.
-
-    Without ``include`` these are the matrices and convolution kernels: tensors of two to five
-    dimensions named ``weight``, that are neither embeddings nor normalisations. ``include``
-    patterns replace this rule. A single array without a parameter's name is taken as it is.
+def account_for(
+    tensors: Sequence[StoredTensor], choice: Choice, source: str
+) -> tuple[Account, list[StoredTensor]]:
+    """Decides which tensors are weights on analogue devices.
 
     Args:
         tensors: all tensors of the network.
-        include: glob patterns (``*`` also matches dots); only names that match one are taken.
-        exclude: glob patterns; names that match one are not taken.
+        choice: the user's wishes.
         source: the network, for messages.
 
     Returns:
-        the tensors taken, and those skipped with reasons, both in the order given.
+        the account, and the tensors to be taken, as (outputs, inputs, ...).
 
     Raises:
-        InvalidArgument: a pattern matches no name, or no tensor is left.
+        InvalidArgument: a pattern matches no name, no tensor is left, or most of the network's
+            weights are packed in a way that cannot be read.
     """
     names = [tensor.name for tensor in tensors]
-    for argument, patterns in (("include", include), ("exclude", exclude)):
-        for pattern in patterns:
+    for argument in ("include", "exclude", "transposed"):
+        for pattern in getattr(choice, argument) or ():
             _check_pattern(pattern, argument, names, source)
-    taken, skipped = [], []
+    tensors, scales = dequantised(tensors)
+    ties = _ties(tensors)
+    turned = _transposed(tensors, choice)
+    tensors = [t.transposed() if t.name in turned else t for t in tensors]
+    entries = []
     for tensor in tensors:
-        reason = _reason_to_skip(tensor, include, exclude, names)
-        if reason:
-            skipped.append(SkippedTensor(tensor.name, reason))
-        else:
-            taken.append(tensor)
+        known = tensor.known or _known_by_name(tensor, tensors)
+        reason = _reason_to_skip(tensor, known, choice, len(tensors))
+        if tensor.name in scales:
+            reason = f"it scales {scales[tensor.name]}"
+        elif not reason and not choice.include and ties.get(tensor.name):
+            reason = _tied_embedding(ties[tensor.name], tensor)
+        entries.append(_entry(tensor, known, reason, turned.get(tensor.name, "")))
+    account = Account(source, tuple(_count_tied_once(entries, ties)))
+    _refuse_packed(account)
+    taken = {e.name for e in account.analogue if e.counts}
     if not taken:
-        has = _some([f"{tensor.name} ({tensor.reason})" for tensor in skipped])
+        has = _some([f"{entry.name} ({entry.because})" for entry in account.tensors])
         raise InvalidArgument(
             f"weights {source!r} has no tensor that counts as a weight: it has {has}; include "
             "patterns such as '*' choose by name."
         )
-    return taken, skipped
+    return account, [tensor for tensor in tensors if tensor.name in taken]
 
 
-def _reason_to_skip(
-    tensor: StoredTensor, include: Sequence[str], exclude: Sequence[str], names: Sequence[str]
-) -> str:
+def _reason_to_skip(tensor: StoredTensor, known: Known, choice: Choice, n_tensors: int) -> str:
     """Why a tensor is not taken; empty if it is."""
-    if any(fnmatchcase(tensor.name, pattern) for pattern in exclude):
-        return "excluded"
-    if include and not any(fnmatchcase(tensor.name, pattern) for pattern in include):
-        return "not included"
+    if any(fnmatchcase(tensor.name, pattern) for pattern in choice.exclude):
+        return "it is excluded"
+    if choice.include and not any(fnmatchcase(tensor.name, p) for p in choice.include):
+        return "no pattern includes it"
     if tensor.type_name not in _REAL_TYPES:
-        return f"of type {tensor.type_name}"
-    scales = f"{tensor.name}_scale"
-    if tensor.type_name.startswith("float8") and any(name.startswith(scales) for name in names):
-        return f"{tensor.type_name} with scales stored separately: convert to bfloat16 first"
+        return f"its type is {tensor.type_name}"
     if tensor.count == 0 or not tensor.shape:
-        return "0-d" if tensor.count else "empty"
-    if include or (len(names) == 1 and not tensor.is_named):
+        return "it is 0-d" if tensor.count else "it is empty"
+    if choice.include or (n_tensors == 1 and not tensor.is_named):
         return ""
-    return _reason_not_a_weight(tensor)
-
-
-def _reason_not_a_weight(tensor: StoredTensor) -> str:
-    *_, layer, name = ["", *tensor.name.lower().split(".")]
-    owner = tensor.owner or nn.Module
-    if issubclass(owner, _EMBEDDINGS):
-        return "embedding"
-    if issubclass(owner, _NORMALISATIONS):
-        return "normalisation"
     if not 2 <= len(tensor.shape) <= 5:
-        return f"{len(tensor.shape)}-d"
-    if not tensor.is_named:
-        return ""
-    if not _WEIGHT_NAME.fullmatch(name):
-        return "not named weight"
-    if issubclass(owner, _MATRICES):
-        return ""
-    if _NORMALISATION_NAME.fullmatch(layer):
-        return "normalisation"
+        return f"it is {len(tensor.shape)}-d"
+    return known.digital_because
+
+
+def _entry(tensor: StoredTensor, known: Known, reason: str, remark: str) -> AccountedTensor:
+    becomes, count = DIGITAL if reason else ANALOGUE, tensor.count
+    if tensor.type_name not in _REAL_TYPES and packed_count(tensor):
+        becomes, count = NOT_READABLE, packed_count(tensor)
+        reason = f"it is packed as {tensor.type_name}"
+    tile_shape = None
+    if becomes == ANALOGUE and len(tensor.shape) >= 2:
+        n_outputs = tensor.shape[0] // known.blocks
+        tile_shape = (tensor.count // tensor.shape[0], n_outputs)
+    return AccountedTensor(
+        tensor.name, known.kind, tensor.shape, tile_shape, known.blocks, count, becomes,
+        reason or remark,
+    )  # fmt: skip
+
+
+def _known_by_name(tensor: StoredTensor, tensors: Sequence[StoredTensor]) -> Known:
+    """What the name and the shape of a file's tensor say of the layer that holds it."""
+    *_, layer, name = ["", *tensor.name.lower().split(".")]
     is_matrix = len(tensor.shape) == 2
-    return "embedding" if is_matrix and _EMBEDDING_NAME.fullmatch(layer) else ""
+    if not tensor.is_named:
+        return Known(layers.LINEAR if is_matrix else layers.CONVOLUTION)
+    if _RECURRENT_NAME.fullmatch(name):
+        prefix = tensor.name.rpartition(".")[0]
+        has_projections = any(t.name.startswith(f"{prefix}.weight_hr_l") for t in tensors)
+        reason = layers.WITH_PROJECTIONS if has_projections else ""
+        return Known(layers.RECURRENT, digital_because=reason)
+    if name == "in_proj_weight" and is_matrix and tensor.shape[0] == 3 * tensor.shape[1]:
+        return Known(layers.ATTENTION, blocks=3)
+    if not _WEIGHT_NAME.fullmatch(name):
+        return Known(layers.OTHER, digital_because="its name is not that of a weight")
+    if _NORMALISATION_NAME.fullmatch(layer):
+        return Known(layers.NORMALISATION, digital_because=layers.IS_NORMALISATION)
+    if is_matrix and _EMBEDDING_NAME.fullmatch(layer):
+        return Known(layers.EMBEDDING, digital_because=layers.IS_EMBEDDING)
+    if is_matrix:
+        return Known(layers.LINEAR)
+    # Kernels with one input for several outputs are depthwise, but for a network's first ones.
+    is_first = next(t for t in tensors if len(t.shape) == len(tensor.shape)) is tensor
+    is_depthwise = tensor.shape[1:2] == (1,) and tensor.shape[0] > 1 and not is_first
+    return Known(layers.CONVOLUTION, digital_because=layers.DEPTHWISE if is_depthwise else "")
+
+
+def _ties(tensors: Sequence[StoredTensor]) -> dict[str, list[str]]:
+    """The names of tensors that share their memory, by each of these names."""
+    of_storage: dict[object, list[str]] = {}
+    for tensor in tensors:
+        if tensor.storage is not None:
+            of_storage.setdefault(tensor.storage, []).append(tensor.name)
+    tied = [names for names in of_storage.values() if len(names) > 1]
+    tied += [[tensor.name, *tensor.aliases] for tensor in tensors if tensor.aliases]
+    return {name: names for names in tied for name in names}
+
+
+def _tied_embedding(tied: Sequence[str], tensor: StoredTensor) -> str:
+    """The reason that a matrix lies on no tile because it is an embedding, too; or none."""
+    for name in tied:
+        *_, layer, _ = ["", *name.lower().split(".")]
+        if len(tensor.shape) == 2 and _EMBEDDING_NAME.fullmatch(layer):
+            return f"it is tied to the embedding {name}"
+    return ""
+
+
+def _count_tied_once(
+    entries: Sequence[AccountedTensor], ties: Mapping[str, Sequence[str]]
+) -> Iterator[AccountedTensor]:
+    """The same entries; of those that share their memory one counts, the first on tiles."""
+    by_name = {entry.name: entry for entry in entries}
+    for entry in entries:
+        tied = [by_name[name] for name in ties.get(entry.name, ()) if name in by_name]
+        on_tiles = [other for other in tied if other.becomes == ANALOGUE]
+        counting = (on_tiles or tied or [entry])[0]
+        if counting is entry:
+            yield entry
+        elif entry.becomes == ANALOGUE:
+            remark = f"tied to {counting.name}, and counted there"
+            yield replace(entry, because=remark, counts=False)
+        else:
+            yield replace(entry, counts=False)
+
+
+def _transposed(tensors: Sequence[StoredTensor], choice: Choice) -> dict[str, str]:
+    """The matrices that are stored as (inputs, outputs), by name, and how that is known."""
+    if choice.transposed is not None:
+        return {
+            tensor.name: "stored as inputs × outputs, as told"
+            for tensor in tensors
+            for pattern in choice.transposed
+            if fnmatchcase(tensor.name, pattern) and len(tensor.shape) == 2
+        }
+    found = {
+        tensor.name: "stored as inputs × outputs"
+        for tensor in tensors
+        if tensor.known is not None and tensor.known.is_transposed
+    }
+    shapes = {tensor.name: tensor.shape for tensor in tensors}
+    doubtful = []
+    for tensor in tensors:
+        path, _, name = tensor.name.rpartition(".")
+        if tensor.known is not None or name != "weight" or len(tensor.shape) != 2:
+            continue
+        bias = shapes.get(f"{path}.bias")
+        is_square = tensor.shape[0] == tensor.shape[1]
+        if bias == tensor.shape[1:] and not is_square:
+            found[tensor.name] = "stored as inputs × outputs, as its bias shows"
+        elif is_square and _GPT2_NAME.fullmatch(path.rpartition(".")[2]):
+            doubtful.append(tensor.name)
+    is_gpt2 = bool(found) or choice.model_type in _GPT2_MODELS
+    how = "square; stored as inputs × outputs like the layers beside it"
+    return found | (dict.fromkeys(doubtful, how) if is_gpt2 else {})
+
+
+def _refuse_packed(account: Account) -> None:
+    packed = [entry for entry in account.tensors if entry.becomes == NOT_READABLE]
+    n_packed = sum(entry.count for entry in packed)
+    if 2 * n_packed <= account.count(in_matrices=True):
+        return
+    share = n_packed / account.count(in_matrices=True)
+    has = _some([f"{entry.name}, {entry.because}" for entry in packed])
+    raise InvalidArgument(
+        f"weights {account.source!r}: {share:.0%} of the weights in matrices are packed in a way "
+        f"that cannot be read ({has}); give the checkpoint as it was before quantisation."
+    )
 
 
 def _check_pattern(pattern: str, argument: str, names: Sequence[str], source: str) -> None:

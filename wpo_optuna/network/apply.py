@@ -1,18 +1,14 @@
-"""A network on analog tiles: both of its forms, and programming its tiles with a strategy."""
+"""Programming the tiles of a network with a strategy."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
 
-import torch
 from aihwkit.inference.converter.base import BaseConductanceConverter
 from aihwkit.inference.noise.base import BaseNoiseModel
-from aihwkit.nn.conversion import convert_to_analog, convert_to_digital
 from aihwkit.simulator.configs import InferenceRPUConfig
 from aihwkit.simulator.tiles.module import TileModule
 from torch import nn
@@ -140,38 +136,6 @@ def apply_converter(model: nn.Module, converter: BaseConductanceConverter, argum
     _program([(tile, converter) for tile in analog_tiles(model)], argument)
 
 
-def layers_by_parameter(parameters: Sequence[str], model: nn.Module) -> dict[str, str]:
-    """The analog layers of a network that hold the parameters of a checkpoint.
-
-    Checkpoints may name parameters with a prefix that the network lacks (``module.`` of data
-    parallel training, ``model.``); one that all of them share is left out.
-
-    Args:
-        parameters: names of weights in the checkpoint.
-        model: a network with analog layers.
-
-    Returns:
-        name of the layer, by parameter.
-
-    Raises:
-        InvalidArgument: a parameter belongs to no analog layer.
-    """
-    layers = {tile.layer for tile in analog_tiles(model)}
-    names = list(parameters)
-    while lost := [i for i, n in enumerate(names) if not layers & {n, n.rpartition(".")[0]}]:
-        prefixes = {name.partition(".")[0] for name in names}
-        # What is left must still name a layer and its parameter.
-        if len(prefixes) != 1 or not all(name.count(".") >= 2 for name in names):
-            raise InvalidArgument(
-                f"model: no analog layer of the network holds {parameters[lost[0]]!r} of the "
-                f"checkpoint; it has {', '.join(map(repr, sorted(layers)))}. Exclude what is not "
-                "analog, or give the network that the checkpoint belongs to."
-            )
-        names = [name.partition(".")[2] for name in names]
-    found = [name if name in layers else name.rpartition(".")[0] for name in names]
-    return dict(zip(parameters, found, strict=True))
-
-
 def _apply_to_network(
     model: nn.Module, strategy: ProgrammingStrategy | Mapping[str, ProgrammingStrategy]
 ) -> AppliedStrategy:
@@ -267,89 +231,27 @@ def _with_converter(
     return own
 
 
-@dataclass(frozen=True)
-class NetworkForms:
-    """One network in both forms.
+def __getattr__(name: str) -> object:  # until its users import it from there
+    if name != "NetworkForms":
+        raise AttributeError(name)
+    from wpo_optuna.network.conversion import NetworkForms
 
-    Attributes:
-        digital: the ideal network, without any noise; None where aihwkit cannot convert an analog
-            network back.
-        analog: the network on analog tiles.
-        is_converted: whether the analog form was made here, from the digital one.
-    """
+    return NetworkForms
 
-    digital: nn.Module | None
-    analog: nn.Module
-    is_converted: bool = False
 
-    @classmethod
-    def of(cls, model: object, rpu_config: InferenceRPUConfig | None) -> NetworkForms:
-        """Both forms of a model that has one of them; the model itself stays as it is.
-
-        Args:
-            model: a digital network, or one with analog layers.
-            rpu_config: the hardware of a digital network; an analog one has its own.
-
-        Raises:
-            InvalidArgument: the model is no network, has no layer that can be analog, or the
-                hardware is missing or given twice.
-        """
-        if not isinstance(model, nn.Module):
+def layers_by_parameter(parameters: Sequence[str], model: nn.Module) -> dict[str, str]:
+    """Until its users take :meth:`NetworkForms.layers_by_parameter`."""
+    layers = {tile.layer for tile in analog_tiles(model)}
+    names = list(parameters)
+    while lost := [i for i, n in enumerate(names) if not layers & {n, n.rpartition(".")[0]}]:
+        prefixes = {name.partition(".")[0] for name in names}
+        # What is left must still name a layer and its parameter.
+        if len(prefixes) != 1 or not all(name.count(".") >= 2 for name in names):
             raise InvalidArgument(
-                f"model is a {type(model).__name__}: a torch module is needed, digital or "
-                "converted to analog."
+                f"model: no analog layer of the network holds {parameters[lost[0]]!r} of the "
+                f"checkpoint; it has {', '.join(map(repr, sorted(layers)))}. Exclude what is not "
+                "analog, or give the network that the checkpoint belongs to."
             )
-        if any(analog_tiles(model)):
-            if rpu_config is not None:
-                raise InvalidArgument(
-                    "rpu_config: the model has analog layers, whose hardware is settled already; "
-                    "leave this out, or give the digital model."
-                )
-            return cls(_digital_form(model), copy.deepcopy(model))
-        if rpu_config is None:
-            raise InvalidArgument("rpu_config: a digital model needs the hardware it runs on.")
-        analog = convert_to_analog(model, rpu_config)
-        if not any(analog_tiles(analog)):
-            raise InvalidArgument(
-                f"model is a {type(model).__name__} without a linear or convolutional layer that "
-                "aihwkit converts to analog."
-            )
-        return cls(model, analog, is_converted=True)
-
-    @contextmanager
-    def setting_input_ranges(self) -> Iterator[None]:
-        """Sets the tiles' input ranges to the largest inputs that the digital layers get inside.
-
-        Hardware with input ranges (such as ``StandardHWATrainingPreset``) clips inputs beyond them.
-        Hardware-aware training learns the ranges; after a conversion they are aihwkit's initial
-        guess, which has nothing to do with the network. Networks that came as analog ones, and
-        hardware without input ranges, are left alone.
-        """
-        largest: dict[nn.Module, float] = {}
-
-        def observe(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-            largest[layer] = max(largest.get(layer, 0.0), float(inputs[0].abs().max()))
-
-        places = []
-        with ExitStack() as stack:
-            for tile in analog_tiles(self.analog) if self.is_converted else ():
-                if getattr(tile.tile, "input_range", None) is not None:
-                    assert self.digital is not None
-                    places.append((tile.tile, self.digital.get_submodule(tile.layer)))
-                    stack.callback(places[-1][1].register_forward_pre_hook(observe).remove)
-            yield
-        for tile, layer in places:
-            if largest.get(layer, 0.0) > 0:
-                tile.set_input_range(largest[layer])
-
-
-@torch.no_grad()
-def _digital_form(analog: nn.Module) -> nn.Module | None:
-    unprogrammed = copy.deepcopy(analog)
-    for tile in analog_tiles(unprogrammed):
-        # A network that was programmed before holds noisy weights beside those it was given.
-        reference = getattr(tile.tile, "reference_combined_weights", None)
-        if reference is not None:
-            tile.tile.tile.set_weights(reference)
-    digital = convert_to_digital(unprogrammed, inplace=True)
-    return None if any(analog_tiles(digital)) else digital
+        names = [name.partition(".")[2] for name in names]
+    found = [name if name in layers else name.rpartition(".")[0] for name in names]
+    return dict(zip(parameters, found, strict=True))

@@ -10,7 +10,7 @@ import json
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -23,7 +23,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from wpo_optuna.errors import InvalidArgument, did_you_mean, first_line
-from wpo_optuna.network.tensors import StoredTensor, state_dict_of, tensors_of_network
+from wpo_optuna.network.tensors import (
+    Index,
+    StoredTensor,
+    state_dict_of,
+    tensors_of_network,
+)
 
 _HUGGING_FACE_FILES = (
     "model.safetensors",
@@ -37,6 +42,9 @@ _TORCH_TYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
 }  # fmt: skip
+
+# What Git leaves in a file's place until Git LFS has fetched it.
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 # Pages of a mapped file count as this process's memory once they were read, until it is closed.
 _BYTES_BEFORE_REOPENING = 64 * 2**20
@@ -57,9 +65,23 @@ def tensors_of_checkpoint(path: Path) -> tuple[StoredTensor, ...]:
     if not path.exists():
         hint = did_you_mean(str(path), map(str, path.parent.glob("*")))
         raise InvalidArgument(f"there is no such file or directory{hint}.")
+    if path.is_file() and path.open("rb").read(len(_LFS_POINTER)) == _LFS_POINTER:
+        raise InvalidArgument(
+            f"{path} is a Git LFS pointer, which stands for a file that was not fetched: run "
+            "`git lfs pull` in its repository."
+        )
     open_part = lru_cache(maxsize=1)(lambda path, _: state_dict_of(_load_torch_file(path), ""))
     files = _shards(path) if path.name.endswith(".index.json") else [path]
     return tuple(tensor for file in files for tensor in _tensors_of_file(file, open_part))
+
+
+def model_type(path: Path) -> str:
+    """The architecture that a directory in Hugging Face format, or a file in it, says it has."""
+    config = (path if path.is_dir() else path.parent) / "config.json"
+    try:
+        return str(json.loads(config.read_text(encoding="utf-8"))["model_type"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _tensors_of_file(path: Path, open_part: OpenPart) -> tuple[StoredTensor, ...]:
@@ -80,12 +102,20 @@ def _tensors_of_file(path: Path, open_part: OpenPart) -> tuple[StoredTensor, ...
 
 
 def _file_of_directory(directory: Path) -> Path:
-    # Diffusion models and adapters name their only file otherwise.
-    others = sorted(directory.glob("*.safetensors"))
+    # Diffusion models and adapters name their only file, or their index, otherwise.
+    others = sorted(directory.glob("*.safetensors.index.json")) or sorted(
+        directory.glob("*.safetensors")
+    )
     known = [directory / name for name in _HUGGING_FACE_FILES if (directory / name).is_file()]
     if known or len(others) == 1:
         return (known or others)[0]
     names = ", ".join(other.name for other in others[:5]) or "no .safetensors file"
+    parts = sorted({file.parent.name for file in directory.glob("*/*.safetensors")})
+    if parts:
+        raise InvalidArgument(
+            f"the directory has its networks in folders of their own: give one of "
+            f"{', '.join(str(directory / part) for part in parts)}."
+        )
     raise InvalidArgument(
         f"the directory has none of {', '.join(_HUGGING_FACE_FILES)} (it has {names})."
     )
@@ -99,16 +129,26 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _tensors_of_safetensors(path: Path) -> tuple[StoredTensor, ...]:
-    def stored(name: str, header: Any) -> StoredTensor:
-        def read(rows: slice) -> Tensor:
+    def stored(name: str, header: Any, metadata: Mapping[str, str]) -> StoredTensor:
+        def read(index: Index) -> Tensor:
             with safe_open(path, framework="pt") as opened:
-                return opened.get_slice(name)[rows]
+                return opened.get_slice(name)[index]
 
-        type_name = _TORCH_TYPES.get(header.get_dtype(), header.get_dtype())
-        return StoredTensor(name, tuple(header.get_shape()), type_name, str(path), read)
+        type_name = _TORCH_TYPES.get(header.get_dtype(), header.get_dtype().lower())
+        # safetensors.torch.save_model keeps one of several tied tensors, and says so here.
+        aliases = tuple(alias for alias, kept in metadata.items() if kept == name)
+        return StoredTensor(
+            name, tuple(header.get_shape()), type_name, str(path), read, aliases=aliases
+        )
 
     with _reading(path, "safetensors file"), safe_open(path, framework="pt") as opened:
-        return tuple(stored(name, opened.get_slice(name)) for name in opened.offset_keys())
+        metadata = opened.metadata() or {}
+        names = opened.offset_keys()
+        found = [stored(name, opened.get_slice(name), metadata) for name in names]
+    if any(".analog_module." in tensor.name for tensor in found):
+        state = {tensor.name: tensor.read(slice(None)) for tensor in found if tensor.shape}
+        return tensors_of_network(state, str(path))
+    return tuple(found)
 
 
 def _tensors_of_torch_file(path: Path, open_part: OpenPart) -> tuple[StoredTensor, ...]:
@@ -122,9 +162,10 @@ def _tensors_of_torch_file(path: Path, open_part: OpenPart) -> tuple[StoredTenso
         first, of_row = n_bytes, tensor.nbytes // max(len(tensor), 1) if tensor.dim() else 0
         n_bytes += tensor.nbytes
 
-        def read(rows: slice) -> Tensor:
-            part = (first + rows.start * of_row) // _BYTES_BEFORE_REOPENING
-            return open_part(path, part)[name][rows]
+        def read(index: Index) -> Tensor:
+            rows = index[0] if isinstance(index, tuple) else index
+            part = (first + (rows.start or 0) * of_row) // _BYTES_BEFORE_REOPENING
+            return open_part(path, part)[name][index]
 
         # The tensor itself is let go of, and with it this mapping of the file.
         return replace(StoredTensor.of(name, tensor, str(path)), read=read)
@@ -141,6 +182,14 @@ def _load_torch_file(path: Path) -> object:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except Exception as error:  # whatever a damaged pickle makes the unpickler raise
         forbidden = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if forbidden and forbidden[1].startswith("aihwkit"):
+            raise InvalidArgument(
+                f"{path} is the state of a converted aihwkit network, which holds objects of "
+                f"Python beside tensors ({forbidden[1]}), and nothing but tensors is ever "
+                "unpickled: give path/file.py:function, a function that loads the file into the "
+                "network (model.load_state_dict(torch.load(path, weights_only=False))) and "
+                "returns it."
+            ) from error
         reason = f"it holds {forbidden[1]}" if forbidden else "it may be damaged, or a TorchScript"
         raise InvalidArgument(
             f"{path} is not a complete PyTorch file of tensors alone ({reason}), and nothing else "
@@ -172,8 +221,8 @@ def _tensors_of_npz(path: Path) -> tuple[StoredTensor, ...]:
 
 
 def _stored_array(name: str, load: Callable[[], np.ndarray], path: Path) -> StoredTensor:
-    def read(rows: slice) -> Tensor:
-        part = load()[rows]
+    def read(index: Index) -> Tensor:
+        part = load()[index]
         return torch.from_numpy(np.array(part, dtype=part.dtype.newbyteorder("=")))
 
     array = load()

@@ -12,6 +12,7 @@ from aihwkit.nn.modules.base import AnalogLayerBase
 from torch import Tensor, nn
 
 from wpo_optuna.errors import InvalidArgument, first_line
+from wpo_optuna.network.layers import OTHER, Layer, layers_of
 
 BLOCK = 2**21
 """Numbers read at once, if a row has no more."""
@@ -20,6 +21,25 @@ BLOCK = 2**21
 _STATE_DICT_KEYS = (
     "state_dict", "model_state_dict", "model", "module", "network", "net", "weights", "params",
 )  # fmt: skip
+
+Index = slice | tuple[slice, slice]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a tensor from the layer that holds it, where the network is a module.
+
+    Attributes:
+        kind: kind of the layer.
+        blocks: number of layers that get an equal part of the tensor's outputs each.
+        digital_because: why it lies on no tile; empty if it does.
+        is_transposed: whether it is stored as (inputs, outputs).
+    """
+
+    kind: str
+    blocks: int = 1
+    digital_because: str = ""
+    is_transposed: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,33 +51,48 @@ class StoredTensor:
         shape: its shape.
         type_name: its element type as torch names it, such as ``float32``.
         place: the file or function it comes from, for messages.
-        read: reads some of its rows.
-        owner: class of the module that holds it, where there is one.
+        read: reads some of its rows, or of some of its rows some columns.
+        known: what the layer that holds it says, where there is one.
         is_named: whether the name is that of a parameter; arrays are named as people please.
+        storage: what tensors that share their memory have in common; None if that is unknown.
+        aliases: other names under which the network knows it.
     """
 
     name: str
     shape: tuple[int, ...]
     type_name: str
     place: str
-    read: Callable[[slice], Tensor]
-    owner: type[nn.Module] | None = None
+    read: Callable[[Index], Tensor]
+    known: Known | None = None
     is_named: bool = True
+    storage: object = None
+    aliases: tuple[str, ...] = ()
 
     @classmethod
-    def of(
-        cls, name: str, tensor: Tensor, place: str, owner: type[nn.Module] | None = None
-    ) -> StoredTensor:
+    def of(cls, name: str, tensor: Tensor, place: str, known: Known | None = None) -> StoredTensor:
         """A tensor in memory."""
         type_name = str(tensor.dtype).removeprefix("torch.")
+        storage = None
         if tensor.is_meta or tensor.layout is not torch.strided:
             type_name += " on meta, without data" if tensor.is_meta else ", sparse"
-        return cls(name, tuple(tensor.shape), type_name, place, lambda rows: tensor[rows], owner)
+        elif tensor.numel():
+            storage = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        return cls(
+            name, tuple(tensor.shape), type_name, place, lambda index: tensor[index], known,
+            storage=storage,
+        )  # fmt: skip
 
     @property
     def count(self) -> int:
         """Number of elements."""
         return prod(self.shape)
+
+    def transposed(self) -> StoredTensor:
+        """The matrix as (outputs, inputs), where it is stored the other way round."""
+        outputs_last = self.read
+        return replace(
+            self, shape=self.shape[::-1], read=lambda rows: outputs_last((slice(None), rows)).T
+        )
 
     def blocks(self, first: int = 0, last: int | None = None) -> Iterator[Tensor]:
         """The rows from ``first`` to before ``last``, some at a time, in float32."""
@@ -87,7 +122,7 @@ def tensors_of_network(network: object, place: str) -> tuple[StoredTensor, ...]:
     if isinstance(network, Tensor):
         return (replace(StoredTensor.of("weights", network, place), is_named=False),)
     if isinstance(network, nn.Module):
-        return tuple(_tensors_of_module(network, place))
+        return tuple(tensors_of_module(network, place))
     return tuple(StoredTensor.of(*item, place) for item in state_dict_of(network, place).items())
 
 
@@ -107,7 +142,7 @@ def state_dict_of(network: object, place: str) -> dict[str, Tensor]:
     for mapping in (*nested, network):
         tensors = {str(key): value for key, value in mapping.items() if isinstance(value, Tensor)}
         if tensors:
-            return tensors
+            return of_digital_layers(tensors)
     keys = ", ".join(repr(key) for key in list(network)[:5]) or "nothing"
     raise InvalidArgument(
         f"{place} holds a dictionary without named tensors (its keys: {keys}); "
@@ -115,15 +150,55 @@ def state_dict_of(network: object, place: str) -> dict[str, Tensor]:
     )
 
 
-def _tensors_of_module(module: nn.Module, place: str) -> Iterator[StoredTensor]:
-    inside_analog_layers: tuple[str, ...] = ()
-    for path, owner in module.named_modules(remove_duplicate=False):
-        if path.startswith(inside_analog_layers):
+def of_digital_layers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a network whose analog layers, if it has any, are replaced by digital ones.
+
+    Args:
+        state: tensors by name, in analog layers as aihwkit names them: the weights of each tile
+            with their output scales, and the tile's place among those of its layer.
+    """
+    digital: dict[str, Tensor] = {}
+    tiles: dict[str, dict[tuple[int, int], Tensor]] = {}
+    for name, tensor in state.items():
+        layer, analog, rest = name.partition(".analog_module.")
+        if not analog:
+            digital[name] = tensor
+        elif rest == "bias":
+            digital[f"{layer}.bias"] = tensor
+        elif rest.endswith(("shared_weights", "tile.weight")):
+            prefix = name.removesuffix("shared_weights").removesuffix("tile.weight")
+            for scales in ("mapping_scales", "out_scaling_alpha"):
+                if f"{prefix}{scales}" in state:
+                    tensor = tensor * state[f"{prefix}{scales}"].reshape(-1, 1)
+            _, *place = rest.split(".")[:3] if rest.startswith("array.") else ("", "0", "0")
+            tiles.setdefault(layer, {})[int(place[0]), int(place[1])] = tensor
+            digital[f"{layer}.weight"] = tensor  # for its place in the order
+    for layer, parts in tiles.items():
+        n_columns, n_rows = (max(axis) + 1 for axis in zip(*parts, strict=True))
+        rows = [torch.cat([parts[i, j] for i in range(n_columns)], dim=1) for j in range(n_rows)]
+        digital[f"{layer}.weight"] = torch.cat(rows)
+    return digital
+
+
+def tensors_of_module(module: nn.Module, place: str) -> Iterator[StoredTensor]:
+    """The parameters of a module, and what the layers that hold them say of them."""
+    for layer in layers_of(module):
+        prefix = f"{layer.name}." if layer.name else ""
+        if isinstance(layer.module, AnalogLayerBase):
+            weight, _ = layer.module.get_weights()
+            yield StoredTensor.of(f"{prefix}weight", weight, place, Known(layer.kind))
             continue
-        prefix = f"{path}." if path else ""
-        if isinstance(owner, AnalogLayerBase) and not owner.IS_CONTAINER:
-            inside_analog_layers += (prefix,)
-            yield StoredTensor.of(f"{prefix}weight", owner.get_weights()[0], place, type(owner))
-            continue
-        for name, parameter in owner.named_parameters(recurse=False):
-            yield StoredTensor.of(prefix + name, parameter, place, type(owner))
+        parameters = dict(layer.module.named_parameters(recurse=layer.kind != OTHER))
+        for name in {**dict.fromkeys(layer.matrices), **dict.fromkeys(parameters)}:
+            tensor = parameters.get(name)
+            if tensor is None:  # computed from the layer's parameters
+                tensor = getattr(layer.module, name)
+            yield StoredTensor.of(prefix + name, tensor, place, _known(layer, name))
+
+
+def _known(layer: Layer, name: str) -> Known:
+    if name in layer.matrices:
+        n_layers = len(layer.matrices[name])
+        return Known(layer.kind, n_layers, is_transposed=layer.is_transposed)
+    reason = layer.digital_because or "it is no matrix of its layer"
+    return Known(layer.kind, digital_because=reason)

@@ -35,7 +35,9 @@ def blocks_on_tiles(tensor: StoredTensor, mapping: MappingParameter) -> Iterator
     omega = mapping.weight_scaling_omega
     outputs, inputs = tensor.shape[0], tensor.count // tensor.shape[0]
     widths = split_sizes(inputs, mapping.max_input_size)
-    edges = accumulate(split_sizes(outputs, mapping.max_output_size), initial=0)
+    n_layers = tensor.known.blocks if tensor.known else 1
+    heights = split_sizes(outputs // n_layers, mapping.max_output_size) * n_layers
+    edges = accumulate(heights, initial=0)
     for first, last in pairwise(edges):
         largest = torch.zeros(len(widths))
         if not mapping.weight_scaling_columnwise:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from math import isqrt
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from wpo_optuna.errors import InvalidArgument
-from wpo_optuna.network.analogue import SkippedTensor, select_analogue
-from wpo_optuna.network.checkpoints import tensors_of_checkpoint
+from wpo_optuna.network.account import Account
+from wpo_optuna.network.analogue import Choice, account_for
+from wpo_optuna.network.checkpoints import model_type, tensors_of_checkpoint
 from wpo_optuna.network.references import call_function, is_reference, load_function
 from wpo_optuna.network.tensors import StoredTensor, tensors_of_network
 from wpo_optuna.network.tile_mapping import blocks_on_tiles
@@ -62,20 +63,18 @@ class LayerWeights:
 
 @dataclass(frozen=True, eq=False)
 class CheckpointWeights:
-    """The weights of a network: what was taken, what was not and why, and their distribution.
+    """The weights of a network: what becomes of its tensors, and the distribution of those taken.
 
     Attributes:
-        source: where they come from.
+        account: what becomes of each tensor.
         layers: the tensors taken, in the network's order.
-        skipped: the tensors not taken, with reasons.
         weights: the weights in ascending order, float32 (n,), as ``WeightProgrammingProblem``
             takes them: all of them up to five million; of more, an evenly spaced sample of at
             least two million and both extremes.
     """
 
-    source: str
+    account: Account
     layers: tuple[LayerWeights, ...]
-    skipped: tuple[SkippedTensor, ...]
     weights: Tensor
 
     @property
@@ -84,22 +83,8 @@ class CheckpointWeights:
         return sum(layer.count for layer in self.layers)
 
     def listing(self) -> str:
-        """What was taken, with shapes and counts, and what was not, for people to read."""
-        width = max(len(layer.name) for layer in self.layers)
-        shapes = ["×".join(map(str, layer.shape)) for layer in self.layers]
-        shape_width = max(len(shape) for shape in shapes)
-        lines = [f"{self.count:,} weights in {len(self.layers)} tensors of {self.source}:"]
-        lines += [
-            f"  {layer.name:<{width}}  {shape:>{shape_width}}  {layer.count:>14,}"
-            for layer, shape in zip(self.layers, shapes, strict=True)
-        ]
-        names_of_reason = defaultdict(list)
-        for tensor in self.skipped:
-            names_of_reason[tensor.reason].append(tensor.name)
-        for reason, names in names_of_reason.items():
-            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-            lines.append(f"  not taken, {reason}: {len(names)} ({shown})")
-        return "\n".join(lines)
+        """Until its users take the account's table."""
+        return self.account.table()
 
 
 def read_weights(
@@ -108,6 +93,7 @@ def read_weights(
     exclude: Sequence[str] = (),
     mapping: MappingParameter | None = None,
     show_progress_bar: bool = False,
+    transposed: Sequence[str] | None = None,
 ) -> CheckpointWeights:
     """Reads a network's weights, tensor by tensor, in little memory whatever its size.
 
@@ -122,27 +108,62 @@ def read_weights(
         mapping: if given (an RPU configuration's ``mapping``), weights are scaled as on its tiles;
             otherwise they are taken as they are stored.
         show_progress_bar: whether to show progress on a terminal.
+        transposed: glob patterns of matrices that are stored as (inputs, outputs), as those of
+            GPT-2's ``Conv1D`` layers are; None finds that out.
 
     Raises:
         InvalidArgument: the source cannot be found or read, is damaged or of an unknown kind; a
             pattern matches nothing or no tensor is left; a weight is NaN or infinite; the function
             cannot be found, raises, or returns something else.
     """
-    is_path = isinstance(source, str | os.PathLike)
-    name = str(source) if is_path else f"the given {type(source).__name__}"
-    try:
-        tensors = _tensors_at(name) if is_path else tensors_of_network(source, name)
-        taken, skipped = select_analogue(tensors, include, exclude, name)
+    with _naming(source) as name:
+        account, taken = _account_for(source, name, tuple(include), tuple(exclude), transposed)
         weights, are_zero = _sample(taken, mapping, show_progress_bar)
-    except InvalidArgument as error:
-        if str(error).startswith(("weights", "include", "exclude")):
-            raise
-        raise InvalidArgument(f"weights {name!r}: {error}") from error
     layers = tuple(
         LayerWeights(tensor.name, tensor.shape, is_zero, tensor, mapping)
         for tensor, is_zero in zip(taken, are_zero, strict=True)
     )
-    return CheckpointWeights(name, layers, tuple(skipped), weights)
+    return CheckpointWeights(account, layers, weights)
+
+
+def account_of(
+    source: Network,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    transposed: Sequence[str] | None = None,
+) -> Account:
+    """What becomes of a network's tensors, of which none is read; see :func:`read_weights`."""
+    with _naming(source) as name:
+        return _account_for(source, name, tuple(include), tuple(exclude), transposed)[0]
+
+
+@contextmanager
+def _naming(source: Network) -> Iterator[str]:
+    """Gives the name of a network, which errors begin with."""
+    is_path = isinstance(source, str | os.PathLike)
+    name = str(source) if is_path else f"the given {type(source).__name__}"
+    try:
+        yield name
+    except InvalidArgument as error:
+        if str(error).startswith(("weights", "include", "exclude", "transposed")):
+            raise
+        raise InvalidArgument(f"weights {name!r}: {error}") from error
+
+
+def _account_for(
+    source: Network,
+    name: str,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    transposed: Sequence[str] | None,
+) -> tuple[Account, list[StoredTensor]]:
+    is_path = isinstance(source, str | os.PathLike)
+    tensors = _tensors_at(name) if is_path else tensors_of_network(source, name)
+    choice = Choice(
+        include, exclude, None if transposed is None else tuple(transposed),
+        model_type(Path(name)) if is_path else "",
+    )  # fmt: skip
+    return account_for(tensors, choice, name)
 
 
 def _tensors_at(place: str) -> Sequence[StoredTensor]:

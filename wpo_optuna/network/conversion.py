@@ -1,0 +1,227 @@
+"""A user's network in both forms: digital, and on analogue tiles."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from aihwkit.nn.conversion import convert_to_analog, convert_to_digital
+from aihwkit.simulator.configs import InferenceRPUConfig
+from torch import nn
+
+from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.network.account import Account
+from wpo_optuna.network.analogue import Choice, account_for
+from wpo_optuna.network.apply import analog_tiles
+from wpo_optuna.network.layers import layers_of
+from wpo_optuna.network.tensors import tensors_of_network
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class NetworkForms:
+    """One network in both forms.
+
+    Attributes:
+        digital: the ideal network, without any noise; None where aihwkit cannot convert an analog
+            network back.
+        analog: the network on analog tiles.
+        account: what of it is analogue.
+        places: the analog layers that hold each parameter on tiles, by name.
+        restated: the digital network with equal layers in place of those that aihwkit cannot
+            convert, from which the analog form was made; None if the network came as an analog
+            one.
+        is_widened: whether both are in float32 where the user's network has half of that.
+    """
+
+    digital: nn.Module | None
+    analog: nn.Module
+    account: Account
+    places: Mapping[str, tuple[str, ...]]
+    restated: nn.Module | None = None
+    is_widened: bool = False
+
+    @classmethod
+    def of(
+        cls, model: object, rpu_config: InferenceRPUConfig | None, choice: Choice | None = None
+    ) -> NetworkForms:
+        """Both forms of a model that has one of them; the model itself stays as it is.
+
+        Layers that aihwkit cannot convert are replaced by equal ones that it can, where there are
+        such (see :mod:`wpo_optuna.network.layers`); others stay digital, as the account says.
+
+        Args:
+            model: a digital network, or one with analog layers.
+            rpu_config: the hardware of a digital network; an analog one has its own.
+            choice: the parameters of a digital network that the user wants on tiles.
+
+        Raises:
+            InvalidArgument: the model is no network, has no layer that can be analog, or the
+                hardware is missing or given twice; a pattern matches no parameter.
+        """
+        if not isinstance(model, nn.Module):
+            raise InvalidArgument(
+                f"model is a {type(model).__name__}: a torch module is needed, digital or "
+                "converted to analog."
+            )
+        if any(analog_tiles(model)):
+            if rpu_config is not None:
+                raise InvalidArgument(
+                    "rpu_config: the model has analog layers, whose hardware is settled already; "
+                    "leave this out, or give the digital model."
+                )
+            name = f"the analog {type(model).__name__}"
+            account, _ = account_for(tensors_of_network(model, name), Choice(), name)
+            places = {f"{tile.layer}.weight": (tile.layer,) for tile in analog_tiles(model)}
+            return cls(_digital_form(model), copy.deepcopy(model), account, places)
+        if rpu_config is None:
+            raise InvalidArgument("rpu_config: a digital model needs the hardware it runs on.")
+        return cls._converted(model, rpu_config, choice or Choice())
+
+    @classmethod
+    def _converted(
+        cls, model: nn.Module, rpu_config: InferenceRPUConfig, choice: Choice
+    ) -> NetworkForms:
+        is_widened = any(parameter.dtype in _HALF for parameter in model.parameters())
+        if is_widened:
+            model = copy.deepcopy(model).float()
+            model.register_forward_pre_hook(_widen, with_kwargs=True)
+        name = f"the {type(model).__name__}"
+        try:
+            account, _ = account_for(tensors_of_network(model, name), choice, name)
+        except InvalidArgument as error:
+            if "no tensor that counts as a weight" not in str(error):
+                raise
+            raise InvalidArgument(
+                f"model is a {type(model).__name__} without a layer that can be analog: {error}"
+            ) from error
+        wanted = {tensor.name for tensor in account.analogue}
+        restated, places, digital = _restated(model, wanted)
+        analog = convert_to_analog(restated, rpu_config, exclude_modules=digital)
+        return cls(model, analog, account, places, restated, is_widened)
+
+    def layers_by_parameter(self, parameters: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """The analog layers that hold the parameters of a checkpoint.
+
+        Checkpoints may name parameters with a prefix that the network lacks (``module.`` of data
+        parallel training, ``model.``); one that all of them share is left out.
+
+        Args:
+            parameters: names of weights in the checkpoint.
+
+        Returns:
+            names of layers, by parameter.
+
+        Raises:
+            InvalidArgument: a parameter belongs to no analog layer.
+        """
+        names = list(parameters)
+        while lost := [i for i, name in enumerate(names) if name not in self.places]:
+            prefixes = {name.partition(".")[0] for name in names}
+            # What is left must still name a layer and its parameter.
+            if len(prefixes) != 1 or not all(name.count(".") >= 2 for name in names):
+                raise InvalidArgument(
+                    f"model: no analog layer of the network holds {parameters[lost[0]]!r} of the "
+                    f"checkpoint; it has {', '.join(map(repr, sorted(self.places)))}. Exclude what "
+                    "is not analog, or give the network that the checkpoint belongs to."
+                )
+            names = [name.partition(".")[2] for name in names]
+        return {p: self.places[name] for p, name in zip(parameters, names, strict=True)}
+
+    @contextmanager
+    def setting_input_ranges(self) -> Iterator[nn.Module | None]:
+        """Sets the tiles' input ranges to the largest inputs that a network gets inside.
+
+        Hardware with input ranges (such as ``StandardHWATrainingPreset``) clips inputs beyond them.
+        Hardware-aware training learns the ranges; after a conversion they are aihwkit's initial
+        guess, which has nothing to do with the network. Networks that came as analog ones, and
+        hardware without input ranges, are left alone.
+
+        Yields:
+            the digital network to be run; None if there are no ranges to be set.
+        """
+        tiles = [t for t in analog_tiles(self.analog) if hasattr(t.tile, "input_range")]
+        if self.restated is None or not tiles:
+            yield None
+            return
+        largest: dict[nn.Module, float] = {}
+
+        def observe(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+            largest[layer] = max(largest.get(layer, 0.0), float(inputs[0].abs().max()))
+
+        layers = [self.restated.get_submodule(tile.layer) for tile in tiles]
+        with ExitStack() as stack:
+            for layer in layers:
+                stack.callback(layer.register_forward_pre_hook(observe).remove)
+            yield self.restated
+        for tile, layer in zip(tiles, layers, strict=True):
+            if largest.get(layer, 0.0) > 0:
+                tile.tile.set_input_range(largest[layer])
+
+
+def _restated(
+    model: nn.Module, wanted: set[str]
+) -> tuple[nn.Module, dict[str, tuple[str, ...]], list[str]]:
+    """A network in which aihwkit can convert all that is to lie on tiles.
+
+    Args:
+        model: the network.
+        wanted: names of the parameters that are to lie on tiles.
+
+    Returns:
+        the network, a copy if something had to be replaced; the layers that will hold each
+        parameter on tiles; and the layers that are to stay as they are.
+    """
+    restated, places, digital = model, {}, []
+    seen: set[nn.Module] = set()
+    for layer in layers_of(model):
+        names = {parameter: _joined(layer.name, parameter) for parameter in layer.matrices}
+        if not layer.matrices or not wanted.issuperset(names.values()):
+            digital.append(layer.name)
+            continue
+        for parameter, paths in layer.matrices.items():
+            places[names[parameter]] = tuple(_joined(layer.name, path) for path in paths)
+        # A layer that occurs twice has tiles for each place; aihwkit would convert one of them.
+        replacement = layer.replacement
+        if replacement is None and layer.module in seen:
+            replacement = copy.deepcopy(layer.module)
+        seen.add(layer.module)
+        if replacement is not None:
+            replacement.train(layer.module.training)
+            if not layer.name:
+                return replacement, places, []
+            if restated is model:
+                restated = copy.deepcopy(model)
+            restated.set_submodule(layer.name, replacement)
+    return restated, places, digital
+
+
+def _joined(layer: str, path: str) -> str:
+    return ".".join(part for part in (layer, path) if part)
+
+
+def _widen(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """Inputs in float32 for a network that was made for half of it."""
+
+    def widened(value: Any) -> Any:
+        is_half = isinstance(value, torch.Tensor) and value.dtype in _HALF
+        return value.float() if is_half else value
+
+    return tuple(map(widened, inputs)), {name: widened(value) for name, value in options.items()}
+
+
+@torch.no_grad()
+def _digital_form(analog: nn.Module) -> nn.Module | None:
+    unprogrammed = copy.deepcopy(analog)
+    for tile in analog_tiles(unprogrammed):
+        # A network that was programmed before holds noisy weights beside those it was given.
+        reference = getattr(tile.tile, "reference_combined_weights", None)
+        if reference is not None:
+            tile.tile.tile.set_weights(reference)
+    digital = convert_to_digital(unprogrammed, inplace=True)
+    return None if any(analog_tiles(digital)) else digital

@@ -41,10 +41,10 @@ def test_on_other_problems_it_is_within_one_per_cent_of_monte_carlo(name: str) -
 @pytest.mark.parametrize("name", ["Hermes, one device", "state-independent"])
 def test_however_bad_a_strategy_it_is_within_a_few_per_cent(name: str) -> None:
     problem = PROBLEMS[name]()
-    engine, monte_carlo = ExpectedEngine(problem), make_engine("montecarlo", problem, draws=6)
+    engine, monte_carlo = ExpectedEngine(problem), make_engine("montecarlo", problem)
     random = np.random.default_rng(7).random((2000, problem.hypercube.dimension))
     x = random[np.argsort(engine.tnmse(random))[::-1][[0, 1, 2, 20, 200, 600]]]
-    drawn = monte_carlo.tnmse(x)
+    drawn = np.mean([monte_carlo.tnmse(x, seed) for seed in range(6)], axis=0)
     assert drawn.max() > 10 * monte_carlo.tnmse_of(problem.g_converter_baseline, 6).mean()
     # The draws' own errors are a per cent here.
     np.testing.assert_allclose(engine.tnmse(x), drawn, rtol=0.1)
@@ -75,8 +75,9 @@ def test_it_agrees_with_aihwkits_own_tile_near_the_optimum() -> None:
 @pytest.mark.slow
 def test_the_gradient_search_reaches_the_best_known_strategies() -> None:
     problem = PROBLEMS["reference"]()
-    engine, monte_carlo = ExpectedEngine(problem), make_engine("montecarlo", problem, draws=100)
+    engine, monte_carlo = ExpectedEngine(problem), make_engine("montecarlo", problem)
     starts = np.random.default_rng(0).random((64, problem.hypercube.dimension))
     *_, (x, values) = multi_start(engine, starts, 300)
-    assert monte_carlo.tnmse(x[values.argmin()])[0] < 0.0577
+    best = problem.hypercube.decode(x[values.argmin()])
+    assert monte_carlo.tnmse_of(best.to_converter(), 100).mean() < 0.0577
     assert np.median(values) < 1.01 * values.min()

@@ -14,15 +14,13 @@ import numpy as np
 import pytest
 import torch
 from aihwkit.inference.noise.base import BaseNoiseModel
-from aihwkit.simulator.parameters.enums import (
-    BoundManagementType,
-    WeightNoiseType,
-)
+from aihwkit.simulator.parameters.enums import BoundManagementType, WeightNoiseType
 from loss_agreement import (
     COMPENSATIONS,
+    DAY,
     DEVICES,
     PERIPHERY,
-    Means,
+    Compared,
     assert_means_agree,
     compare,
     comparison_problem,
@@ -31,12 +29,11 @@ from loss_agreement import (
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from wpo_optuna.loss.common_noise import CommonNoise
 from wpo_optuna.loss.monte_carlo import MonteCarloEngine
+from wpo_optuna.loss.noise import CommonNoise
 from wpo_optuna.loss.reference import ReferenceEngine
 from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 
-DAY = 86400.0
 # Standard normal numbers for up to six devices of the comparison's tile, used again and again.
 NUMBERS = torch.randn(6, 8, 32, generator=torch.Generator().manual_seed(1))
 
@@ -91,7 +88,7 @@ def assert_same_draw(problem: WeightProgrammingProblem, rtol: float) -> None:
     assert np.isfinite(expected).all()
 
     def normal(noise: object, key: object, shape: tuple[int, ...], device: object) -> Tensor:
-        return NUMBERS[:n_devices].expand(1, *shape) if len(shape) > 2 else torch.zeros(1, *shape)
+        return NUMBERS[:n_devices].expand(1, *shape)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CommonNoise, "normal", normal)
@@ -120,15 +117,15 @@ def test_with_the_same_noise_every_hardware_gives_aihwkits_value(
 
 def compare_strategies(
     problem: WeightProgrammingProblem, n_draws: int, label: str, seed: int, n_random: int = 2
-) -> list[Means]:
-    """Means of strategies near the optimum and far from it."""
+) -> list[Compared]:
+    """Compared of strategies near the optimum and far from it."""
     tested = MonteCarloEngine(problem)
     points = good_and_bad_points(tested, n_random)
     converters = [s.to_converter() for s in problem.hypercube.decode(points)]
     return compare(ReferenceEngine(problem), tested, converters, n_draws, label, seed)
 
 
-# Every compensation, number of pairs and symmetry in some cell; all devices are under -m slow.
+# Every compensation, number of pairs and symmetry in some cell.
 SPREAD = (
     ("PCM", "global", 2, True),
     ("ReRAM of Wan", "exact reference", 3, True),
@@ -140,26 +137,12 @@ SPREAD = (
 def test_a_spread_of_hardware_agrees_with_aihwkit() -> None:
     # 4 cells of 4 strategies, 40 draws each; false-alarm rate 10^-4. Torch's noise is seeded on
     # both sides, that of the reference's compiled tile is not: the rate is one of repeated runs.
-    compared: list[Means] = []
+    compared: list[Compared] = []
     for seed, (devices, compensation, n_pairs, symmetric) in enumerate(SPREAD):
         problem = comparison_problem(devices, compensation, n_pairs, symmetric)
         label = f"{devices}, {compensation}, {n_pairs} pairs"
         compared += compare_strategies(problem, 40, label, seed, n_random=1)
     assert len(compared) == 16
-    assert_means_agree(compared)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("devices", DEVICES)
-def test_every_hardware_agrees_with_aihwkit(devices: str) -> None:
-    # 24 cells of 5 strategies, 200 draws each; false-alarm rate 10^-4 for each of 7 kinds.
-    compared: list[Means] = []
-    cells = product(COMPENSATIONS, (1, 2, 3), (True, False))
-    for seed, (compensation, n_pairs, symmetric) in enumerate(cells):
-        problem = comparison_problem(devices, compensation, n_pairs, symmetric)
-        label = f"{devices}, {compensation}, {n_pairs} pairs, symmetric {symmetric}"
-        compared += compare_strategies(problem, 200, label, 1000 + seed)
-    assert len(compared) == 120
     assert_means_agree(compared)
 
 
@@ -171,14 +154,14 @@ PERIPHERIES: dict[str, dict[str, Any]] = {
     "large PCM read noise": {"w_noise": 0.3},
     "large additive noise": {"w_noise": 0.2, "w_noise_type": WeightNoiseType.ADDITIVE_CONSTANT},
     "input noise": {"inp_noise": 0.05},
-    "differing lines, scaled": {"out_noise": 0.2, "out_noise_std": 0.5, "out_scale": 1.5},
+    "scaled": {"out_noise": 0.2, "out_scale": 1.5},
 }
 
 
 @pytest.mark.slow
 def test_other_peripheries_agree_with_aihwkit() -> None:
     # 7 peripheries, 4 strategies of 30 draws each; false-alarm rate 10^-4.
-    compared: list[Means] = []
+    compared: list[Compared] = []
     for seed, (name, changes) in enumerate(PERIPHERIES.items()):
         compensation = ("global", "per column")[seed % 2]
         problem = comparison_problem(

@@ -28,11 +28,8 @@ from scipy import stats
 from torch import Tensor
 
 from wpo_optuna.errors import InvalidArgument
-from wpo_optuna.loss.common_noise import CommonNoise
+from wpo_optuna.loss.noise import CommonNoise
 from wpo_optuna.loss.readout import AnalogReadout
-
-CPU = torch.device("cpu")
-LINES, READOUT = (0,), (1,)
 
 
 def tile_outputs(weights: Tensor, io: IOParameters) -> Tensor:
@@ -47,14 +44,13 @@ def tile_outputs(weights: Tensor, io: IOParameters) -> Tensor:
 
 def batched_outputs(weights: Tensor, io: IOParameters, n_draws: int = 1) -> Tensor:
     """Outputs (R, out, in) of the batched read-out in R draws."""
-    readout, noise = AnalogReadout(io), CommonNoise(0, range(n_draws))
-    lines = readout.line_noise(len(weights), noise, LINES, CPU)
-    return readout.outputs(weights.expand(n_draws, -1, -1), lines, noise, READOUT)
+    noise = CommonNoise(0, range(n_draws))
+    return AnalogReadout(io).outputs(weights.expand(n_draws, -1, -1), noise, (1,))
 
 
-def weights_of_shape(n_outputs: int, n_inputs: int, scale: float) -> Tensor:
+def some_weights(n_outputs: int, n_inputs: int) -> Tensor:
     generator = torch.Generator().manual_seed(n_outputs * 1000 + n_inputs)
-    return scale * torch.randn(n_outputs, n_inputs, generator=generator)
+    return torch.randn(n_outputs, n_inputs, generator=generator)
 
 
 NOISELESS_SETTINGS = st.fixed_dictionaries(
@@ -83,23 +79,15 @@ NOISELESS_SETTINGS = st.fixed_dictionaries(
 def test_without_noise_the_outputs_are_those_of_the_tile(
     settings: dict[str, Any], scale: float
 ) -> None:
-    assert_same_outputs(IOParameters(**settings), weights_of_shape(5, 17, scale))
-
-
-def assert_same_outputs(io: IOParameters, weights: Tensor) -> None:
-    torch.testing.assert_close(
-        batched_outputs(weights, io)[0],
-        tile_outputs(weights, io),
-        rtol=1e-5,
-        atol=1e-6,
-        equal_nan=True,
-    )
+    io, weights = IOParameters(**settings), scale * some_weights(5, 17)
+    of_batch, of_tile = batched_outputs(weights, io)[0], tile_outputs(weights, io)
+    torch.testing.assert_close(of_batch, of_tile, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
 PCM_READ, ADDITIVE = WeightNoiseType.PCM_READ, WeightNoiseType.ADDITIVE_CONSTANT
 # Far above what the defaults of aihwkit are, so that a wrong term would show.
 NOISY_SETTINGS: dict[str, dict[str, Any]] = {
-    "output noise of differing lines": {"out_noise": 0.1, "out_noise_std": 0.5},
+    "output noise": {"out_noise": 0.1},
     "input, PCM read": {
         "inp_noise": 0.2, "w_noise": 0.2, "w_noise_type": PCM_READ, "out_noise": 0.0,
     },
@@ -122,7 +110,7 @@ def test_with_noise_means_and_deviations_are_those_of_the_tile(name: str) -> Non
     # settings and 4 comparisons fails falsely in fewer than 10^-4 of runs. The batch is seeded,
     # the tile is not.
     io, n_draws = IOParameters(**NOISY_SETTINGS[name]), 250
-    weights = weights_of_shape(7, 15, 0.5)
+    weights = 0.5 * some_weights(7, 15)
     tile = torch.stack([tile_outputs(weights, io) for _ in range(n_draws)])
     batch = batched_outputs(weights, io, n_draws)
     comparisons = {
@@ -153,7 +141,7 @@ def p_values(one: Tensor, other: Tensor) -> NDArray[np.float64]:
     ("io", "named"),
     [
         (IOParameters(ir_drop=1.0), "ir_drop = 1.0"),
-        (IOParameters(out_nonlinearity=0.1), "out_nonlinearity = 0.1"),
+        (IOParameters(out_noise_std=0.1), "out_noise_std = 0.1"),
         (IOParameters(mv_type=AnalogMVType.POS_NEG_SEPARATE), "POS_NEG_SEPARATE"),
         (IOParameters(bound_management=BoundManagementType.SHIFT), "SHIFT"),
         (IOParameters(noise_management=NoiseManagementType.ABS_MAX_NP_SUM), "ABS_MAX_NP_SUM"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from wpo_optuna.errors import check_choice, check_options
@@ -10,7 +11,13 @@ from wpo_optuna.loss.base import LossEngine
 if TYPE_CHECKING:
     from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 
-ENGINE_NAMES = ("aihwkit", "montecarlo", "expected")
+# By name, as JAX and the like are imported by those who use them.
+_CLASSES = {
+    "aihwkit": "wpo_optuna.loss.reference:ReferenceEngine",
+    "montecarlo": "wpo_optuna.loss.monte_carlo:MonteCarloEngine",
+    "expected": "wpo_optuna.loss.expected:ExpectedEngine",
+}
+ENGINE_NAMES = tuple(_CLASSES)
 
 __all__ = ["ENGINE_NAMES", "LossEngine", "make_engine"]
 
@@ -28,21 +35,7 @@ def make_engine(name: str, problem: WeightProgrammingProblem, **options: Any) ->
     Raises:
         InvalidArgument: no engine has this name, or this one cannot evaluate the problem.
     """
-    engine_class = _engine_class(name)
+    check_choice("engine", name, ENGINE_NAMES)
+    engine_class = resolve_name(_CLASSES[name])
     check_options(engine_class, options, f"engine {name!r}")
     return engine_class(problem, **options)
-
-
-def _engine_class(name: str) -> type[LossEngine]:
-    check_choice("engine", name, ENGINE_NAMES)
-    if name == "aihwkit":
-        from wpo_optuna.loss.reference import ReferenceEngine
-
-        return ReferenceEngine
-    if name == "montecarlo":
-        from wpo_optuna.loss.monte_carlo import MonteCarloEngine
-
-        return MonteCarloEngine
-    from wpo_optuna.loss.expected import ExpectedEngine
-
-    return ExpectedEngine

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from wpo_optuna.errors import InvalidArgument
+
 if TYPE_CHECKING:
     from aihwkit.inference.converter.base import BaseConductanceConverter
 
     from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 
-Result = TypeVar("Result")
+
+def not_batched(what: str) -> InvalidArgument:
+    """The refusal of hardware that aihwkit's tile alone can simulate."""
+    return InvalidArgument(
+        f"{what}, which the Monte Carlo engine cannot evaluate for a batch of candidates: use the "
+        'engine "aihwkit".'
+    )
 
 
 class LossEngine(ABC):
@@ -71,7 +79,8 @@ class DrawingEngine(LossEngine):
         self, converter: BaseConductanceConverter, repeats: int = 100, seed: int = 0
     ) -> NDArray[np.float64]:
         """See :meth:`LossEngine.tnmse_of`."""
-        return np.concatenate(self._over_draws(self._errors, converter, repeats, seed))
+        drawn = self._acting_weights(converter, repeats, seed)
+        return np.concatenate([self._errors(weights) for weights in drawn])
 
     def draw_weights(self, converter: BaseConductanceConverter, draws: int, seed: int) -> Tensor:
         """The weights that act at each of the T times, with drift compensated, in several draws.
@@ -86,21 +95,14 @@ class DrawingEngine(LossEngine):
         Returns:
             ``(draws, T, test_in_features, test_out_features)``, unitless.
         """
-        return torch.cat(self._over_draws(lambda weights: weights.mT.cpu(), converter, draws, seed))
-
-    def weights_over_time(self, converter: BaseConductanceConverter, seed: int) -> list[Tensor]:
-        """One draw of :meth:`draw_weights`: ``(test_in_features, test_out_features)`` per time."""
-        return list(self.draw_weights(converter, 1, seed)[0])
+        drawn = self._acting_weights(converter, draws, seed)
+        return torch.cat([weights.mT.cpu() for weights in drawn])
 
     @abstractmethod
-    def _over_draws(
-        self,
-        function: Callable[[Tensor], Result],
-        converter: BaseConductanceConverter,
-        draws: int,
-        seed: int,
-    ) -> list[Result]:
-        """A function of acting weights ``(n, T, out, in)``, for a few of the draws at a time."""
+    def _acting_weights(
+        self, converter: BaseConductanceConverter, draws: int, seed: int
+    ) -> Iterable[Tensor]:
+        """Acting weights ``(n, T, out, in)``, a few of the draws at a time."""
 
     def _errors(self, weights: Tensor) -> NDArray[np.float64]:
         """TNMSE ``(n,)`` of acting weights ``(n, T, out, in)``, infinite where they are NaN.

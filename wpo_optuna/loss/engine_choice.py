@@ -1,13 +1,17 @@
-"""Which engine evaluates a study: the fastest one that can be trusted with its problem."""
+"""Which engine evaluates a study: the fastest one that can be trusted with its problem.
+
+The expected engine is trusted where it agrees with drawn noise on a handful of strategies.
+"""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import qmc
 
 from wpo_optuna.errors import InvalidArgument
@@ -15,13 +19,29 @@ from wpo_optuna.loss import LossEngine, make_engine
 from wpo_optuna.loss.base import DrawingEngine
 from wpo_optuna.loss.monte_carlo import MonteCarloEngine, checked_device
 from wpo_optuna.loss.reference import ReferenceEngine
-from wpo_optuna.loss.self_check import TOLERATED_DEVIATION, SelfCheck, check_engine
 
 if TYPE_CHECKING:
     from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 
+_FASTEST_FIRST = ("expected", "montecarlo", "aihwkit")
+
+# The strategies that the self-check compares are the best of so many.
 _N_CANDIDATES = 512
 _N_CHECKED = 4
+
+# An engine that deviates by more is not to be trusted, and the standard error with which this can
+# be told.
+TOLERATED_DEVIATION = 0.03
+_SMALL_ERROR = 0.0075
+
+# Seed of the draws, different from those of any study's search and scores.
+_SEED = 1_618_033
+
+# What a second allows for four strategies: so many weights programmed, once each. A draw costs
+# about as much as so many weights more.
+_AFFORDABLE_WEIGHTS = {"montecarlo": 2_000_000, "aihwkit": 300_000}
+_WEIGHTS_OF_A_DRAW = 2_000
+_FEWEST_DRAWS = 4
 
 
 class EngineWarning(UserWarning):
@@ -29,14 +49,53 @@ class EngineWarning(UserWarning):
 
 
 @dataclass(frozen=True)
-class ChosenEngine:
-    """An engine and what is known of the trustworthiness of the expected engine.
+class SelfCheck:
+    """How the expected engine compares with one that draws the noise.
 
     Attributes:
-        engine: the engine.
-        self_check: how the expected engine compares with one that draws the noise, also where it
-            was passed over for that; None where this was not checked.
+        deviations: relative deviation of the expected engine for each strategy.
+        standard_errors: their standard errors, from the draws.
+        draws: draws of each strategy.
+        compared_with: name of the other engine.
     """
+
+    deviations: tuple[float, ...]
+    standard_errors: tuple[float, ...]
+    draws: int
+    compared_with: str = "aihwkit"
+
+    @property
+    def drawn(self) -> str:
+        """What it was compared with, in words."""
+        return f"{self.draws} draws of the {self.compared_with} engine"
+
+    @property
+    def worst(self) -> float:
+        """Largest deviation that is certain: what it exceeds two standard errors by."""
+        certain = np.abs(self.deviations) - 2 * np.asarray(self.standard_errors)
+        return float(max(0.0, certain.max()))
+
+    @property
+    def mean(self) -> float:
+        """Mean deviation."""
+        return float(np.mean(self.deviations))
+
+    @property
+    def is_conclusive(self) -> bool:
+        """Whether it is certain enough on which side of the tolerated deviation the engine is."""
+        errors = np.asarray(self.standard_errors)
+        possible = np.abs(self.deviations) + 2 * errors
+        is_known = (errors <= _SMALL_ERROR) | (possible <= TOLERATED_DEVIATION)
+        return self.worst > TOLERATED_DEVIATION or bool(is_known.all())
+
+    def to_json(self) -> dict[str, Any]:
+        """The numbers by name."""
+        derived = {"worst": self.worst, "mean": self.mean, "is_conclusive": self.is_conclusive}
+        return asdict(self) | derived
+
+
+class ChosenEngine(NamedTuple):
+    """An engine and how the expected engine, if checked, did: also where it was passed over."""
 
     engine: LossEngine
     self_check: SelfCheck | None
@@ -77,21 +136,25 @@ def choose_engine(
             such device.
     """
     is_on_cpu = checked_device(device).type == "cpu"
-    slower = ("montecarlo", "aihwkit")
-    wanted = (name,) if name is not None else ("expected", *slower) if is_on_cpu else slower
-    engine, self_check = _first_possible(problem, wanted, device), None
+    names = (name,) if name is not None else _FASTEST_FIRST[0 if is_on_cpu else 1 :]
+    engine, self_check = _first_possible(problem, names, device), None
     if check and engine.name == "expected":
-        self_check = _self_check(engine)
-        if self_check.worst > TOLERATED_DEVIATION and name is None:
+        self_check = check_engine(engine, drawing_engine(problem))
+        if not self_check.is_conclusive:
             _warn(
-                f"{_told(self_check)}; the next slower engine is used. To use it nevertheless, "
-                "ask for engine 'expected'."
+                "The self-check of the expected engine stayed inconclusive: the noise is so strong "
+                f"that {self_check.drawn} leave standard errors of up to "
+                f"{max(self_check.standard_errors):.1%}."
             )
-            engine = _first_possible(problem, slower, device)
-        elif self_check.worst > TOLERATED_DEVIATION:
+        if self_check.worst > TOLERATED_DEVIATION:
+            if name is None:
+                reaction = "the next slower one is used; to use it nevertheless, ask for 'expected'"
+                engine = _first_possible(problem, names[1:], device)
+            else:
+                reaction = "it is used nevertheless, as the study or its sampler needs it"
             _warn(
-                f"{_told(self_check)}. It is used nevertheless, because the engine or sampler "
-                "asked for or the study's earlier trials need it."
+                f"The expected engine deviates by {self_check.worst:.1%} from {self_check.drawn} "
+                f"on this problem (at most {TOLERATED_DEVIATION:.0%} is tolerated): {reaction}."
             )
     if not is_on_cpu and engine.name != "montecarlo":
         _warn(
@@ -105,47 +168,54 @@ def _first_possible(
     problem: WeightProgrammingProblem, names: Sequence[str], device: str
 ) -> LossEngine:
     """The first of these engines that can evaluate the problem, with a warning for each before."""
-    for name in names[:-1]:
-        try:
-            return _make(name, problem, device)
-        except InvalidArgument as error:
-            _warn(str(error))
-    return _make(names[-1], problem, device)
-
-
-def _make(name: str, problem: WeightProgrammingProblem, device: str) -> LossEngine:
-    return make_engine(name, problem, **({"device": device} if name == "montecarlo" else {}))
-
-
-def _self_check(engine: LossEngine) -> SelfCheck:
-    """Compares an engine with one that draws the noise where the search will go: near optima."""
-    problem = engine.problem
-    dimension = problem.hypercube.dimension
-    candidates = qmc.LatinHypercube(dimension, rng=problem.seed).random(_N_CANDIDATES)
-    best = candidates[np.argsort(engine.tnmse(candidates))[:_N_CHECKED]]
-    self_check = check_engine(engine, drawing_engine(problem), best)
-    if not self_check.is_conclusive:
-        _warn(
-            f"The self-check of the {engine.name} engine stayed inconclusive: the noise is so "
-            f"strong that {self_check.draws} draws {_of(self_check)} leave standard errors of up "
-            f"to {max(self_check.standard_errors):.1%}."
-        )
-    return self_check
-
-
-def _told(self_check: SelfCheck) -> str:
-    return (
-        f"The {self_check.engine} engine deviates by {self_check.worst:.1%} from "
-        f"{self_check.draws} draws {_of(self_check)} on this problem (at most "
-        f"{TOLERATED_DEVIATION:.0%} is tolerated)"
-    )
-
-
-def _of(self_check: SelfCheck) -> str:
-    if self_check.compared_with == "aihwkit":
-        return "on aihwkit's tile"
-    return "of the Monte Carlo engine"
+    name, *slower = names
+    options = {"device": device} if name == "montecarlo" else {}
+    try:
+        return make_engine(name, problem, **options)
+    except InvalidArgument as error:
+        if not slower:
+            raise
+        _warn(str(error))
+    return _first_possible(problem, slower, device)
 
 
 def _warn(message: str) -> None:
     warnings.warn(message, EngineWarning, stacklevel=4)
+
+
+def check_engine(engine: LossEngine, reference: LossEngine) -> SelfCheck:
+    """Compares an engine with one that draws the noise where the search will go: near optima.
+
+    As many draws are taken as about a second allows. That is reckoned and not measured, so that the
+    outcome repeats.
+
+    Args:
+        engine: the engine to be checked.
+        reference: the other one, for the same problem.
+    """
+    problem = engine.problem
+    dimension = problem.hypercube.dimension
+    candidates = qmc.LatinHypercube(dimension, rng=problem.seed).random(_N_CANDIDATES)
+    points = candidates[np.argsort(engine.tnmse(candidates))[:_N_CHECKED]]
+    strategies = problem.hypercube.decode(points)
+    assert isinstance(strategies, list)
+    n_weights = problem.test_weights.numel() * len(problem.t_steps) + _WEIGHTS_OF_A_DRAW
+    draws = max(_FEWEST_DRAWS, _AFFORDABLE_WEIGHTS[reference.name] // n_weights)
+    # Every strategy meets noise of its own, so that chance does not shift all deviations alike.
+    seeds = np.random.SeedSequence(_SEED).generate_state(len(strategies))
+    pairs = [
+        _deviation(value, reference.tnmse_of(strategy.to_converter(), draws, int(seed)))
+        for value, strategy, seed in zip(engine.tnmse(points), strategies, seeds, strict=True)
+    ]
+    deviations, standard_errors = zip(*pairs, strict=True)
+    return SelfCheck(deviations, standard_errors, draws, reference.name)
+
+
+def _deviation(value: float, drawn: NDArray[np.float64]) -> tuple[float, float]:
+    """Relative deviation from the mean of the draws, and its standard error."""
+    mean = float(drawn.mean())
+    if value == mean:  # also where both are infinite, or zero
+        return 0.0, 0.0
+    if not (np.isfinite(value) and 0 < mean < np.inf):
+        return np.inf, 0.0
+    return float(value / mean - 1), float(drawn.std(ddof=1) / np.sqrt(len(drawn)) / mean)

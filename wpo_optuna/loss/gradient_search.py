@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 
-from wpo_optuna.loss.threads import in_threads
+from wpo_optuna.loss.parallel import in_threads
 
 FloatArray = NDArray[np.float64]
 
@@ -54,9 +54,8 @@ def polish(
             bounds=[(0.0, 1.0)] * starts.shape[1],
             options={"maxiter": max_iterations, "ftol": 1e-9, "gtol": 1e-9},
         )
-        if found.fun < values[i]:
-            return np.clip(found.x, 0.0, 1.0), found.fun
-        return starts[i], values[i]
+        is_better = found.fun < values[i]
+        return (np.clip(found.x, 0.0, 1.0), found.fun) if is_better else (starts[i], values[i])
 
     # Each start has gradients of its own to wait for, which other threads can compute meanwhile.
     ends = in_threads(refined, range(len(starts)))
@@ -83,7 +82,9 @@ def multi_start(
     """
     x = np.atleast_2d(np.array(starts, dtype=np.float64))
     mean, square = np.zeros_like(x), np.zeros_like(x)
-    for step in range(1, steps + 1):
+    progress = np.arange(steps) / max(1, steps - 1)
+    sizes = _LAST_STEP + (_FIRST_STEP - _LAST_STEP) * 0.5 * (1 + np.cos(np.pi * progress))
+    for step, size in enumerate(sizes, 1):
         values, gradient = engine.value_and_grad(x)
         yield x.copy(), values
         # Where conductances are clipped, a gradient can be infinite; that start stays.
@@ -93,10 +94,5 @@ def multi_start(
         direction = (mean / (1 - _DECAY_MEAN**step)) / (
             np.sqrt(square / (1 - _DECAY_SQUARE**step)) + 1e-12
         )
-        x = np.clip(x - _step_size(step, steps) * direction, 0.0, 1.0)
+        x = np.clip(x - size * direction, 0.0, 1.0)
     yield x.copy(), engine.value_and_grad(x)[0]
-
-
-def _step_size(step: int, steps: int) -> float:
-    progress = (step - 1) / max(1, steps - 1)
-    return _LAST_STEP + (_FIRST_STEP - _LAST_STEP) * 0.5 * (1 + np.cos(np.pi * progress))

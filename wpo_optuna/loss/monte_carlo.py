@@ -17,9 +17,8 @@ their random numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from numbers import Integral
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -28,24 +27,25 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from wpo_optuna.errors import InvalidArgument, first_line
-from wpo_optuna.loss.base import DrawingEngine, Result
-from wpo_optuna.loss.common_noise import CommonNoise
-from wpo_optuna.loss.compensation import drift_compensation
+from wpo_optuna.loss.base import DrawingEngine, not_batched
 from wpo_optuna.loss.conversion import Conversion, CurveConversion, conversion_of
-from wpo_optuna.loss.device_noise import DeviceNoise
+from wpo_optuna.loss.noise import CommonNoise, Use, check_noise_model
+from wpo_optuna.loss.parallel import in_threads
+from wpo_optuna.loss.readout import DriftCompensation
 from wpo_optuna.loss.reference import widths_of_tiles
-from wpo_optuna.loss.threads import in_threads
 
 if TYPE_CHECKING:
     from aihwkit.inference.converter.base import BaseConductanceConverter
 
     from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 
+Result = TypeVar("Result")
+
 # Conductances in a chunk on the CPU: few enough that intermediate results stay in its cache, many
 # enough that calling torch costs little against computing.
 _CPU_CHUNK = 2**18
-# On a GPU, the bytes of a chunk, of which it has plenty.
-_GPU_CHUNK_BYTES = 2**30
+# On a GPU, those of all times together, so that they take about a GiB.
+_GPU_CHUNK = 2**26
 
 
 class MonteCarloEngine(DrawingEngine):
@@ -56,11 +56,10 @@ class MonteCarloEngine(DrawingEngine):
         seed: seed of the noise; None takes the problem's. It stays the same from call to call, so
             that candidates of a whole study meet the same noise (common random numbers).
         device: torch device, such as ``"cpu"`` or ``"cuda"``.
-        draws: number of independent draws that :meth:`tnmse` averages.
 
     Raises:
-        InvalidArgument: an argument is out of range, the device is missing, or the hardware has a
-            property that cannot be evaluated for a batch of candidates.
+        InvalidArgument: the device is missing, or the hardware has a property that cannot be
+            evaluated for a batch of candidates.
     """
 
     name = "montecarlo"
@@ -71,86 +70,66 @@ class MonteCarloEngine(DrawingEngine):
         *,
         seed: int | None = None,
         device: str | torch.device = "cpu",
-        draws: int = 1,
     ) -> None:
         super().__init__(problem)
-        self.seed = problem.seed if seed is None else _checked_whole("seed", seed, 0)
-        self.draws = _checked_whole("draws", draws, 1)
+        self.seed = problem.seed if seed is None else seed
         self.device = checked_device(device)
         rpu_config = problem.evaluation_rpu_config()
         if rpu_config.tile_class is not InferenceTile:
-            raise InvalidArgument(
-                f"rpu_config has tile_class = {rpu_config.tile_class.__name__}, which the Monte "
-                'Carlo engine does not know (it knows InferenceTile): use the engine "aihwkit".'
-            )
-        self._compensation = drift_compensation(rpu_config)
-        self._devices = DeviceNoise(
-            rpu_config.noise_model, problem.t_steps, (problem.g_min, problem.g_max), self.device
-        )
+            raise not_batched(f"rpu_config.tile_class = {rpu_config.tile_class.__name__}")
+        compensation = getattr(rpu_config, "drift_compensation", None)
+        self._compensation = compensation and DriftCompensation(compensation, rpu_config.forward)
+        self._model = rpu_config.noise_model
+        g_range = problem.g_min, problem.g_max
+        check_noise_model(self._model, problem.t_steps, g_range, self.device)
         blocks = problem.test_weights.T.split(widths_of_tiles(problem))
         self._tiles = [block.to(self.device).contiguous()[None] for block in blocks]
-        self._noise = CommonNoise(self.seed, range(1))
+        self._noise = CommonNoise(self.seed)
         if self.device.type == "cpu":
-            _let_allocator_keep_memory()
+            # Having freed a block of nearly 32 MiB, glibc keeps up to 64 MiB for the next chunk.
+            # Else it returns them to the system, and getting them again takes a fifth of the time.
+            torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
     def tnmse(self, x: ArrayLike, seed: int | None = None) -> NDArray[np.float64]:
-        """See :meth:`LossEngine.tnmse`; averages over :attr:`draws` draws."""
+        """See :meth:`LossEngine.tnmse`."""
         decoded = self.problem.hypercube.decode_arrays(x)
-        seed = self.seed if seed is None else _checked_whole("seed", seed, 0)
         f = torch.as_tensor(decoded.f, dtype=torch.float32, device=self.device)
         curves = torch.as_tensor(decoded.g, dtype=torch.float32, device=self.device)
-        drawn = [self._in_draw(f, curves, seed, draw) for draw in range(self.draws)]
-        return np.mean(drawn, axis=0)
-
-    def _in_draw(self, f: Tensor, curves: Tensor, seed: int, draw: int) -> NDArray[np.float64]:
-        """TNMSE (n,) of strategies with factors (n, P) and curves (n, 2P, K)."""
+        seed = self.seed if seed is None else seed
         # The numbers used last are kept for the next call.
-        if (self._noise.seed, self._noise.draws.start) != (seed, draw):
-            self._noise = CommonNoise(seed, range(draw, draw + 1))
+        if self._noise.seed != seed:
+            self._noise = CommonNoise(seed)
         noise = self._noise
 
         def errors(chunk: slice) -> NDArray[np.float64]:
             strategies = CurveConversion(f[chunk], curves[chunk])
-            return self._errors(self._acting_weights(strategies, noise))
+            return self._errors(self._program_and_drift(strategies, noise))
 
         return np.concatenate([np.empty(0), *self._for_chunks(errors, len(f))])
 
-    def _over_draws(
-        self,
-        function: Callable[[Tensor], Result],
-        converter: BaseConductanceConverter,
-        draws: int,
-        seed: int,
-    ) -> list[Result]:
+    def _acting_weights(
+        self, converter: BaseConductanceConverter, draws: int, seed: int
+    ) -> Iterable[Tensor]:
         # The first draw is that of tnmse for the same seed.
-        seed = _checked_whole("seed", seed, 0)
         strategy = conversion_of(converter, self.device)
 
-        def of_chunk(chunk: slice) -> Result:
+        def of_draws(chunk: slice) -> Tensor:
             noise = CommonNoise(seed, range(chunk.start, chunk.stop))
-            return function(self._acting_weights(strategy, noise))
+            return self._program_and_drift(strategy, noise)
 
-        return self._for_chunks(of_chunk, _checked_whole("repeats", draws, 1))
+        return self._for_chunks(of_draws, draws)
 
     def _for_chunks(self, function: Callable[[slice], Result], n: int) -> list[Result]:
         """Results for slices of n candidates or draws, as many as memory suits, in order."""
-        step = self._chunk_size()
+        is_on_cpu = self.device.type == "cpu"
+        largest = _CPU_CHUNK if is_on_cpu else _GPU_CHUNK // (len(self.problem.t_steps) + 2)
+        n_devices = 2 * len(self.problem.f_lst) * max(tile.numel() for tile in self._tiles)
+        step = max(1, largest // n_devices)
         chunks = [slice(start, min(start + step, n)) for start in range(0, n, step)]
-        if self.device.type == "cpu":
-            return in_threads(function, chunks)
-        return [function(chunk) for chunk in chunks]
-
-    def _chunk_size(self) -> int:
-        """Candidates that fit the cache of a CPU, or a bounded part of a GPU's memory."""
-        n_conductances = 2 * len(self.problem.f_lst) * max(tile.numel() for tile in self._tiles)
-        if self.device.type == "cpu":
-            return max(1, _CPU_CHUNK // n_conductances)
-        # Programming holds a handful of arrays for every time.
-        bytes_each = 4 * n_conductances * 5 * (len(self.problem.t_steps) + 2)
-        return max(1, _GPU_CHUNK_BYTES // bytes_each)
+        return in_threads(function, chunks) if is_on_cpu else [function(c) for c in chunks]
 
     @torch.no_grad()
-    def _acting_weights(self, strategies: Conversion, noise: CommonNoise) -> Tensor:
+    def _program_and_drift(self, strategies: Conversion, noise: CommonNoise) -> Tensor:
         """Weights (n, T, out, in) of n strategies in one draw, or of one strategy in n draws."""
         tiles = enumerate(self._tiles)
         return torch.cat([self._on_tile(strategies, noise, *tile) for tile in tiles], dim=2)
@@ -160,32 +139,29 @@ class MonteCarloEngine(DrawingEngine):
     ) -> Tensor:
         """Weights (n, T, out, in) of the tile with target weights (1, out, in)."""
         targets, scale = strategies.to_conductances(target)
-        programmed_g, nu = self._devices.program(targets, noise, tile)
+        model, device, t_steps = self._model, self.device, self.problem.t_steps
+        # Programming starts anew from the same targets at every time: for all times together, what
+        # depends on the targets alone is computed once.
+        shape = (len(t_steps), *targets.shape[1:])
+        # One tensor for both calls, as in aihwkit: a model may clip it in the first.
+        g_target = targets[:, None]
+        with noise.feeding((tile, Use.PROGRAMMING), shape, device):
+            programmed_g = model.apply_programming_noise_to_conductance(g_target)
+        with noise.feeding((tile, Use.DRIFT_COEFFICIENT), shape, device):
+            nu = model.generate_drift_coefficients(g_target)
+        n = max(len(targets), len(noise.draws))
         acting = []
-        for i, g in enumerate(programmed_g.unbind(dim=1)):
-            programmed = strategies.to_weights(g, scale)
+        for i, t in enumerate(t_steps):
+            programmed = strategies.to_weights(programmed_g.expand(n, *shape)[:, i], scale)
             g_again, scale_again = strategies.to_conductances(programmed)
-            g_drifted = self._devices.drift(g_again, nu, i, noise, tile)
+            of_time = None if nu is None else nu.expand(n, *shape)[:, i]
+            with noise.feeding((tile, Use.DRIFT, i), shape[1:], device):
+                g_drifted = model.apply_drift_noise_to_conductance(g_again, of_time, t)
             weights = strategies.to_weights(g_drifted, scale_again)
             if self._compensation is not None:
                 weights *= self._compensation.factor(target, programmed, weights, noise, (tile, i))
             acting.append(weights)
         return torch.stack(acting, dim=1)
-
-
-def _let_allocator_keep_memory() -> None:
-    """Makes glibc keep freed memory for the next chunk instead of returning it to the system.
-
-    By default it returns blocks of a chunk's size, and the page faults of getting them again take
-    a fifth of the time. Having freed one block of nearly 32 MiB, it keeps up to 64 MiB.
-    """
-    torch.empty(2**25 - 2**16, dtype=torch.uint8)
-
-
-def _checked_whole(name: str, value: object, lowest: int) -> int:
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < lowest:
-        raise InvalidArgument(f"{name} = {value!r}: a whole number of at least {lowest} is needed.")
-    return int(value)
 
 
 def checked_device(device: str | torch.device) -> torch.device:
@@ -197,12 +173,11 @@ def checked_device(device: str | torch.device) -> torch.device:
     try:
         checked = torch.device(device)
         torch.empty(0, device=checked)
-        reason = None if checked.type in ("cpu", "cuda") else "the engine was not made for it"
+        if checked.type not in ("cpu", "cuda"):
+            raise RuntimeError("the engine was not made for it")
     except (RuntimeError, AssertionError) as error:
-        reason = first_line(error)
-    if reason is not None:
         raise InvalidArgument(
-            f"device = {str(device)!r} cannot be used ({reason}): give cpu, or cuda where torch "
-            "finds a GPU."
-        )
+            f"device = {str(device)!r} cannot be used ({first_line(error)}): give cpu, or cuda "
+            "where torch finds a GPU."
+        ) from error
     return checked

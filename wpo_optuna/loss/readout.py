@@ -1,4 +1,4 @@
-"""The drift read-out: one-hot inputs through a tile's analogue forward pass, batched.
+"""Drift compensation for a batch: one-hot inputs through a tile's analogue forward pass.
 
 aihwkit compensates drift by comparing what the tile answers to the unit vectors before and after.
 With one input at a time, output ij is x w_ij plus noise, and nothing couples the elements of a
@@ -12,6 +12,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from aihwkit.inference.compensation.base import BaseDriftCompensation
+from aihwkit.inference.compensation.drift import (
+    GlobalDriftCompensation,
+    GlobalDriftCompensationWithExactReference,
+    PerColumnDriftCompensation,
+)
 from aihwkit.simulator.parameters.enums import (
     AnalogMVType,
     BoundManagementType,
@@ -21,19 +27,76 @@ from aihwkit.simulator.parameters.enums import (
 from aihwkit.simulator.parameters.io import IOParameters, IOParametersIRDropT
 from torch import Tensor
 
-from wpo_optuna.errors import InvalidArgument
-from wpo_optuna.loss.common_noise import Key, RandomNumbers
+from wpo_optuna.loss.base import not_batched
+from wpo_optuna.loss.noise import Key, RandomNumbers, Use
 
-# Kinds of noise within one pass; part of the key.
-_INPUT_NOISE, _OUTPUT_NOISE = range(2)
+_COMPENSATIONS = (
+    GlobalDriftCompensation,
+    GlobalDriftCompensationWithExactReference,
+    PerColumnDriftCompensation,
+)
+# The lower bound that aihwkit gives a drift read-out.
+_SMALLEST_READOUT = 1e-4
 
 # Settings that couple the outputs or are hardly ever used: aihwkit's tile alone simulates them.
 _MUST_BE_OFF = (
     "ir_drop", "out_nonlinearity", "v_offset_std", "r_series", "inp_asymmetry", "out_asymmetry",
-    "inp_sto_round", "out_sto_round",
+    "inp_sto_round", "out_sto_round", "out_noise_std",
 )  # fmt: skip
 _BOUND_MANAGEMENTS = (BoundManagementType.NONE, BoundManagementType.ITERATIVE)
-_NOISE_MANAGEMENTS = tuple(t for t in NoiseManagementType if t.name != "ABS_MAX_NP_SUM")
+
+# Kinds of noise within one pass; part of the key.
+_INPUT_NOISE, _OUTPUT_NOISE = range(2)
+
+
+class DriftCompensation:
+    """The factor α = r₀ / r_t, where r is the mean absolute output for one-hot inputs.
+
+    Args:
+        compensation: aihwkit's counterpart.
+        io: settings of the forward pass that it reads through.
+
+    Raises:
+        InvalidArgument: the compensation is not known here (a subclass might do anything), or the
+            forward pass cannot be evaluated for a batch of candidates.
+    """
+
+    def __init__(self, compensation: BaseDriftCompensation, io: IOParameters) -> None:
+        kind = type(compensation)
+        if kind not in _COMPENSATIONS:
+            raise not_batched(f"rpu_config.drift_compensation = {kind.__name__}")
+        self._readout = AnalogReadout(io)
+        self._is_per_column = kind is PerColumnDriftCompensation
+        self._has_exact_reference = kind is GlobalDriftCompensationWithExactReference
+
+    def factor(
+        self,
+        target: Tensor,
+        programmed: Tensor,
+        drifted: Tensor,
+        noise: RandomNumbers,
+        place: tuple[int, int],
+    ) -> Tensor:
+        """The factor, ``(n, 1, 1)`` for the tile or ``(n, out, 1)`` for each of its columns.
+
+        Args:
+            target: target weights ``(1, out, in)``.
+            programmed: weights after programming ``(n, out, in)``.
+            drifted: weights after drift ``(n, out, in)``.
+            noise: the random numbers.
+            place: indices of tile and time, part of their keys.
+        """
+        reference = target
+        if not self._has_exact_reference:
+            reference = self._readout.outputs(programmed, noise, (Use.REFERENCE_READOUT, *place))
+        outputs = self._readout.outputs(drifted, noise, (Use.DRIFTED_READOUT, *place))
+        return self._mean_absolute(reference) / self._mean_absolute(outputs)
+
+    def _mean_absolute(self, outputs: Tensor) -> Tensor:
+        mean = outputs.abs().mean(dim=2, keepdim=True)
+        # In two steps, since torch adds up to a single number in another order than to several.
+        mean = mean if self._is_per_column else mean.mean(dim=1, keepdim=True)
+        return mean.clamp(min=_SMALLEST_READOUT)
 
 
 class AnalogReadout:
@@ -48,8 +111,8 @@ class AnalogReadout:
 
     def __init__(self, io: IOParameters) -> None:
         self._io = io
-        self._perfect = io.is_perfect or io.mv_type == AnalogMVType.IDEAL
-        if not self._perfect:
+        self._is_perfect = io.is_perfect or io.mv_type == AnalogMVType.IDEAL
+        if not self._is_perfect:
             _check_settings(io)
         # In single precision as in the compiled tile: there, the last bit decides whether the
         # ADC's outermost step counts as beyond the bound.
@@ -58,51 +121,32 @@ class AnalogReadout:
         self._inp_bound = _bound(io.inp_bound)
         self._out_bound = _bound(io.out_bound)
 
-    def line_noise(
-        self, n_outputs: int, noise: RandomNumbers, key: Key, device: torch.device
-    ) -> Tensor:
-        """Standard deviation of each output line's noise ``(R, out, 1)``; a tile keeps its own."""
-        io = self._io
-        std = torch.full((1, n_outputs, 1), float(io.out_noise), device=device)
-        if io.out_noise_std > 0:
-            std = std * (1 + io.out_noise_std * noise.normal(key, (n_outputs, 1), device))
-        return std.abs_()
-
-    def outputs(
-        self, weights: Tensor, line_noise: Tensor, noise: RandomNumbers, key: Key
-    ) -> Tensor:
+    def outputs(self, weights: Tensor, noise: RandomNumbers, key: Key) -> Tensor:
         """Outputs for every unit vector.
 
         Args:
             weights: ``(n, out, in)``, unitless.
-            line_noise: what :meth:`line_noise` gives.
             noise: the random numbers, of one draw for all or of n draws.
             key: key of this read-out.
 
         Returns:
             outputs ``(n, out, in)``: element (i, j) is output i for unit vector j.
         """
-        if self._perfect:
+        if self._is_perfect:
             return weights * self._io.out_scale
         strength, reduction = self._input_strength(), np.float32(1)
-        outputs, exceeds = self._pass(weights, strength, line_noise, noise, (*key, 0))
+        outputs, exceeds = self._pass(weights, strength, noise, (*key, 0))
         n_passes = 1
         while exceeds.any() and not self._is_last_pass(reduction):
             reduction *= np.float32(2)
-            divisor = strength * reduction
-            repeated, again = self._pass(weights, divisor, line_noise, noise, (*key, n_passes))
+            repeated, again = self._pass(weights, strength * reduction, noise, (*key, n_passes))
             outputs = torch.where(exceeds[:, None, :], repeated, outputs)
             exceeds = exceeds & again
             n_passes += 1
         return outputs
 
     def _pass(
-        self,
-        weights: Tensor,
-        divisor: np.float32,
-        line_noise: Tensor,
-        noise: RandomNumbers,
-        key: Key,
+        self, weights: Tensor, divisor: np.float32, noise: RandomNumbers, key: Key
     ) -> tuple[Tensor, Tensor]:
         """One pass with inputs divided by divisor.
 
@@ -112,7 +156,8 @@ class AnalogReadout:
         """
         signal, variance = self._product(weights, divisor, noise, key)
         # Two independent Gaussian terms in a row are one.
-        std = line_noise if variance is None else variance.add(line_noise**2).sqrt_()
+        std = self._io.out_noise
+        std = std if variance is None else variance.add(std**2).sqrt_()
         xi = noise.normal((*key, _OUTPUT_NOISE), tuple(weights.shape[1:]), weights.device)
         values = torch.add(std * xi, signal)
         if self._out_res > 0:
@@ -126,7 +171,6 @@ class AnalogReadout:
     ) -> tuple[Tensor, Tensor | None]:
         """Product of inputs and weights (n, out, in), and variance of its weight noise."""
         io, x = self._io, self._converted_input(divisor)
-        noise_type = io.w_noise_type if io.w_noise > 0 else WeightNoiseType.NONE
         # Rows are inputs; the unit vectors themselves where they have no noise.
         inputs: Tensor | None = None
         if io.inp_noise > 0:
@@ -134,9 +178,9 @@ class AnalogReadout:
             xi = noise.normal((*key, _INPUT_NOISE), (n_inputs, n_inputs), weights.device)
             inputs = torch.eye(n_inputs, device=weights.device).mul_(x) + io.inp_noise * xi
         signal = weights * x if inputs is None else weights @ inputs.mT
-        if noise_type == WeightNoiseType.NONE:
+        if io.w_noise <= 0 or io.w_noise_type == WeightNoiseType.NONE:
             return signal, None
-        if noise_type == WeightNoiseType.ADDITIVE_CONSTANT:
+        if io.w_noise_type == WeightNoiseType.ADDITIVE_CONSTANT:
             power = signal.new_tensor(x**2) if inputs is None else (inputs**2).sum(2)[:, None]
         else:
             power = weights.abs() * x**2 if inputs is None else weights.abs() @ (inputs**2).mT
@@ -163,10 +207,8 @@ class AnalogReadout:
     def _input_strength(self) -> np.float32:
         """What noise management divides a unit vector by."""
         threshold, kind = np.float32(self._io.nm_thres), self._io.noise_management
-        if threshold <= 0 or kind in (
-            NoiseManagementType.NONE,
-            NoiseManagementType.AVERAGE_ABS_MAX,
-        ):
+        unmanaged = (NoiseManagementType.NONE, NoiseManagementType.AVERAGE_ABS_MAX)
+        if threshold <= 0 or kind in unmanaged:
             return np.float32(1)
         return threshold if kind == NoiseManagementType.CONSTANT else min(np.float32(1), threshold)
 
@@ -177,21 +219,17 @@ class AnalogReadout:
 
 
 def _check_settings(io: IOParameters) -> None:
-    named = [(name, getattr(io, name)) for name in _MUST_BE_OFF if getattr(io, name) > 0]
-    if io.mv_type != AnalogMVType.ONE_PASS:
-        named.append(("mv_type", io.mv_type))
-    if io.bound_management not in _BOUND_MANAGEMENTS:
-        named.append(("bound_management", io.bound_management))
-    if io.noise_management not in _NOISE_MANAGEMENTS:
-        named.append(("noise_management", io.noise_management))
-    if io.out_bound > 0 and not io.bm_test_negative_bound:
-        named.append(("bm_test_negative_bound", False))
-    if named or isinstance(io, IOParametersIRDropT):
-        what = "has {} = {}".format(*named[0]) if named else f"is a {type(io).__name__}"
-        raise InvalidArgument(
-            f"rpu_config.forward {what}, which the Monte Carlo engine cannot evaluate for a batch "
-            'of candidates: use the engine "aihwkit".'
-        )
+    refused = {name: getattr(io, name) > 0 for name in _MUST_BE_OFF} | {
+        "mv_type": io.mv_type != AnalogMVType.ONE_PASS,
+        "bound_management": io.bound_management not in _BOUND_MANAGEMENTS,
+        "noise_management": io.noise_management == NoiseManagementType.ABS_MAX_NP_SUM,
+        "bm_test_negative_bound": io.out_bound > 0 and not io.bm_test_negative_bound,
+    }
+    named = [f"has {name} = {getattr(io, name)}" for name, is_so in refused.items() if is_so]
+    if isinstance(io, IOParametersIRDropT):
+        named.append(f"is a {type(io).__name__}")
+    if named:
+        raise not_batched(f"rpu_config.forward {named[0]}")
 
 
 def _resolution(resolution: float, bound: float) -> float:

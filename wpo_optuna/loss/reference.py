@@ -7,7 +7,7 @@ evaluations with equal seeds still differ, by about 1 % on a tile of 512 x 20.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -18,8 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from wpo_optuna.errors import InvalidArgument, first_line
-from wpo_optuna.loss.base import DrawingEngine, Result
-from wpo_optuna.loss.threads import one_thread
+from wpo_optuna.loss.base import DrawingEngine
+from wpo_optuna.loss.parallel import one_thread
 
 if TYPE_CHECKING:
     from aihwkit.inference.converter.base import BaseConductanceConverter
@@ -55,16 +55,12 @@ class ReferenceEngine(DrawingEngine):
         draws = [self._errors(self._draw(s.to_converter(), seed)) for s in strategies]
         return np.concatenate([np.empty(0), *draws])
 
-    def _over_draws(
-        self,
-        function: Callable[[Tensor], Result],
-        converter: BaseConductanceConverter,
-        draws: int,
-        seed: int,
-    ) -> list[Result]:
+    def _acting_weights(
+        self, converter: BaseConductanceConverter, draws: int, seed: int
+    ) -> Iterable[Tensor]:
         # Neighbouring seeds of a caller must not share draws.
         seeds = np.random.SeedSequence(seed).generate_state(draws, np.uint64)
-        return [function(self._draw(converter, int(s))) for s in seeds]
+        return (self._draw(converter, int(s)) for s in seeds)
 
     def _draw(self, converter: BaseConductanceConverter, seed: int) -> Tensor:
         """Acting weights (1, T, out, in)."""

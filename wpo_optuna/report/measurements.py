@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import PlainSerializer, PlainValidator, TypeAdapter
 
 from wpo_optuna.loss.engine_choice import drawing_engine
-from wpo_optuna.loss.threads import one_thread
+from wpo_optuna.loss.parallel import one_thread
 from wpo_optuna.study.estimate import Estimate
 
 if TYPE_CHECKING:

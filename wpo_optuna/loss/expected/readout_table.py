@@ -26,7 +26,7 @@ from scipy.signal import fftconvolve
 from scipy.stats import norm, qmc
 from torch import Tensor
 
-from wpo_optuna.loss.common_noise import Key
+from wpo_optuna.loss.noise import Key
 from wpo_optuna.loss.readout import AnalogReadout
 
 FloatArray = NDArray[np.float64]
@@ -143,8 +143,7 @@ def _read(io: IOParameters, weights: FloatArray) -> tuple[FloatArray, FloatArray
     # One sample per input, so that bound management repeats each sample alone.
     tiles = torch.from_numpy(weights).to(torch.float32)[:, None, None]
     tiles = tiles.expand(-1, 1, noise.n_samples).contiguous()
-    std = readout.line_noise(noise.n_samples, noise, (0,), tiles.device)
-    outputs = readout.outputs(tiles, std.reshape(1, 1, -1), noise, (1,)).double()
+    outputs = readout.outputs(tiles, noise, (1,)).double()
     return outputs.abs().mean(dim=(1, 2)).numpy(), (outputs**2).mean(dim=(1, 2)).numpy()
 
 

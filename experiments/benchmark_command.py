@@ -32,7 +32,7 @@ STAGES = (
     ("wpo_optuna.study.run:score_finalists", "scoring"),
     ("wpo_optuna.report:measure", "measuring for the report"),
     ("wpo_optuna.report:write_report", "drawing the report"),
-    ("wpo_optuna.track:Follower.finish", "waiting for MLflow"),
+    ("wpo_optuna.track.follower:Follower.finish", "waiting for MLflow"),
 )
 ROOT = Path(__file__).parents[1]
 

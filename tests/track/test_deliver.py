@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from tracked_studies import (
     all_runs,
     assert_complete,
+    assert_table,
     finished_trial,
     make_study,
     random_points,
@@ -29,8 +30,10 @@ from tracked_studies import (
 
 from wpo_optuna.storage import open_storage
 from wpo_optuna.study import attributes
-from wpo_optuna.track import PARENT_TAG, Destination, deliver, delivery
-from wpo_optuna.track.delivery import Delivery
+from wpo_optuna.track import delivery
+from wpo_optuna.track.delivery import Delivery, deliver
+from wpo_optuna.track.destination import Destination
+from wpo_optuna.track.study_run import PARENT_TAG
 
 TO_ALL = Destination(trial_runs="all")
 
@@ -253,9 +256,8 @@ def test_what_is_longer_than_a_parameter_is_kept_whole(store: str) -> None:
     destination = Destination(parameters={f"setting.{i}": str(i) for i in range(250)})
     deliver(study, destination)
     found = recorded(MlflowClient(store), "quadratic")
-    g_lst = study.trials[0].user_attrs["g_lst"]
-    assert json.loads(bytes.fromhex(found.trials[0].artifacts["g_lst.json"])) == g_lst
-    assert "g_lst.json" in found.trials[0].params["g_lst"]
+    assert "trials.parquet" in found.trials[0].params["g_lst"]
+    assert_table(found, study)
     assert "parameters.json" in found.run.params["problem.note"]
     whole = json.loads(bytes.fromhex(found.run.artifacts["parameters.json"]))
     assert whole["problem.note"] == "x" * 7000
@@ -374,7 +376,7 @@ def test_the_run_ends_as_the_study_says(store: str, status: str | None, expected
     """A study that still says it is running, and that nobody records, was killed."""
     client = MlflowClient(store)
     study = small_study(2)
-    deliver(study, TO_ALL, running=True)
+    Delivery(study, TO_ALL).bring(running=True)
     if status is not None:
         study.set_user_attr(attributes.STATUS, status)
     for _ in range(2):

@@ -31,8 +31,10 @@ from tracked_studies import (
 
 from wpo_optuna.storage import FinishedTrials, open_storage
 from wpo_optuna.study import attributes
-from wpo_optuna.track import Destination, Follower, MlflowTracker, TrackingWarning
 from wpo_optuna.track.__main__ import main
+from wpo_optuna.track.destination import Destination
+from wpo_optuna.track.follower import Follower, TrackingWarning
+from wpo_optuna.track.tracker import MlflowTracker
 
 TRACK = ["--study-name", "quadratic"]
 
@@ -184,7 +186,7 @@ def test_what_cannot_be_delivered_is_told_in_one_sentence_and_nothing_is_written
 STUDY = """
     from tracked_studies import make_study, objective
     from wpo_optuna.storage import open_storage
-    from wpo_optuna.track import MlflowTracker
+    from wpo_optuna import MlflowTracker
     study = make_study("killed", storage=open_storage("sqlite:///wpo.db"))
     tracker = MlflowTracker(trial_runs="all")
     study.optimize(objective, n_trials=2000, callbacks=[tracker])

@@ -27,7 +27,8 @@ from tracked_studies import (
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.storage import open_storage
 from wpo_optuna.study import attributes
-from wpo_optuna.track import MlflowTracker, TrackingWarning
+from wpo_optuna.track.follower import TrackingWarning
+from wpo_optuna.track.tracker import MlflowTracker
 
 
 def test_two_samplers_are_two_runs_of_one_experiment_with_series_over_the_same_steps(
@@ -95,7 +96,7 @@ def test_a_tracker_nobody_closes_delivers_all_the_same(store: str) -> None:
     script = """
         from tracked_studies import make_study, objective
         from wpo_optuna.storage import open_storage
-        from wpo_optuna.track import MlflowTracker
+        from wpo_optuna import MlflowTracker
         study = make_study("finished", storage=open_storage("sqlite:///wpo.db"))
         study.optimize(objective, n_trials=6, callbacks=[MlflowTracker()])
         make_study("in memory").optimize(objective, n_trials=6, callbacks=[MlflowTracker()])
@@ -116,7 +117,7 @@ KERNEL = """
     import time
     from tracked_studies import make_study, objective
     from wpo_optuna.storage import open_storage
-    from wpo_optuna.track import MlflowTracker
+    from wpo_optuna import MlflowTracker
     study = make_study("kernel", storage=STORAGE)
     tracker = MlflowTracker()
     study.optimize(objective, n_trials=30, callbacks=[tracker])
@@ -189,7 +190,7 @@ def test_two_processes_on_one_study_record_it_once_in_a_new_store(
         import time
         from tracked_studies import make_study, objective
         from wpo_optuna.storage import open_storage
-        from wpo_optuna.track import MlflowTracker
+        from wpo_optuna import MlflowTracker
         study = make_study(storage=open_storage("sqlite:///wpo.db"), seed=None)
         def slow(trial):
             time.sleep(0.05)
@@ -214,7 +215,7 @@ def test_ctrl_c_while_waiting_for_the_end_ends_the_waiting(store: str) -> None:
     script = """
         from tracked_studies import finished_trial, make_study, random_points
         from wpo_optuna.storage import FinishedTrials, open_storage
-        from wpo_optuna.track import MlflowTracker
+        from wpo_optuna import MlflowTracker
         study = make_study(storage=open_storage("sqlite:///wpo.db"))
         trials = [finished_trial(x) for x in random_points(6000)]
         FinishedTrials(study).append(trials, None, lambda trial: None)

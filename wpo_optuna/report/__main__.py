@@ -77,7 +77,8 @@ def _run(options: argparse.Namespace) -> int:
     page = options.output or folder / REPORT_FILE
     destinations = []
     if options.tracking_uri is not None:
-        from wpo_optuna.track import Destination, deliver
+        from wpo_optuna.track.delivery import deliver
+        from wpo_optuna.track.destination import Destination
 
         # Checked before anything is written.
         destinations = [

@@ -22,7 +22,8 @@ from wpo_optuna.study.layers import Layer, LayersResult, RunStudy, run_layers
 from wpo_optuna.study.problem_setup import ProblemSetup, make_problem
 from wpo_optuna.study.results_folder import directory_of_study
 from wpo_optuna.study.run import destination_of
-from wpo_optuna.track import PARENT_TAG, Follower
+from wpo_optuna.track.follower import Follower
+from wpo_optuna.track.study_run import PARENT_TAG
 
 if TYPE_CHECKING:
     from wpo_optuna.network.weights import LayerWeights

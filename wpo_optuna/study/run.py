@@ -37,7 +37,8 @@ from wpo_optuna.study.results_folder import check_directory, directory_of_study
 from wpo_optuna.study.sampling import Interruption, default_batch_size, interruptible, sample
 from wpo_optuna.study.scoring import score_finalists, strategy_of
 from wpo_optuna.study.settings import DE_OPTIONS, GRADIENT, RecordSettings, RunSettings
-from wpo_optuna.track import Destination, Follower, refuse_file_of
+from wpo_optuna.track.destination import Destination, refuse_file_of
+from wpo_optuna.track.follower import Follower
 
 if TYPE_CHECKING:
     from optuna import Study

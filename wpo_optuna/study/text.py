@@ -11,7 +11,7 @@ from wpo_optuna.storage import masked_url
 from wpo_optuna.study.environment import program_here
 from wpo_optuna.study.estimate import RELATIVE_WIDTH
 from wpo_optuna.study.run import STRATEGY_FILE, destination_of
-from wpo_optuna.track import page_of_experiment
+from wpo_optuna.track.tracker import page_of_experiment
 
 DEFAULT_URI = "sqlite:///mlflow.db"  # where `mlflow ui` looks without options
 

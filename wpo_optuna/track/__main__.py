@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.follow:
-        from wpo_optuna.track.following import follow
+        from wpo_optuna.track.follower import follow
 
         return follow()
     if options.study_name is None:
@@ -62,8 +62,8 @@ def _run(options: argparse.Namespace) -> int:
     try:
         with tqdm(unit="trial", disable=None, delay=2, leave=False) as bar:
 
-            def show(done: Delivered, n_all: int) -> None:
-                bar.total = n_all
+            def show(done: Delivered) -> None:
+                bar.total = done.n_finished
                 bar.update(done.n_trials - bar.n)
 
             delivered = deliver(study, destination, on_progress=show)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +20,10 @@ import optuna
 from wpo_optuna.storage import FinishedTrials
 from wpo_optuna.study import attributes as names
 from wpo_optuna.track.destination import Destination, refuse_file_of
-from wpo_optuna.track.store import (
-    connect,
-    find_or_create_experiment,
-    is_database,
-    settle,
-    turn,
-)
-from wpo_optuna.track.study_run import PARAMETERS_FILE, StudyRun
+from wpo_optuna.track.store import connect, find_or_create_experiment, is_database, settle
+from wpo_optuna.track.study_run import PARAMETERS_FILE, PARQUET_FILE, StudyRun
 from wpo_optuna.track.trials import (
     ATTRIBUTES,
-    best_before,
     best_of,
     milliseconds,
     numbers_of,
@@ -44,8 +40,7 @@ if TYPE_CHECKING:
 # A study of at most so many trials has, for "auto", a run for each of them.
 AUTO_ALL_TRIALS = 1000
 
-TABLE_FILE, PARQUET_FILE = "trials.json", "trials.parquet"
-STRATEGY_FILE, SETTINGS_FILE = "strategy.json", "settings.yaml"
+TABLE_FILE, STRATEGY_FILE, SETTINGS_FILE = "trials.json", "strategy.json", "settings.yaml"
 _TABLES = json.dumps([{"path": TABLE_FILE, "type": "table"}])
 
 _DESCRIBING = (
@@ -54,7 +49,7 @@ _DESCRIBING = (
 )  # fmt: skip
 _FORBIDDEN_IN_NAMES = re.compile(r"[^\w\-. :/]", re.ASCII)
 _TRIALS_AT_ONCE = 100
-OnProgress = Callable[["Delivered", int], None]
+OnProgress = Callable[["Delivered"], None]
 
 
 @dataclass(frozen=True)
@@ -65,19 +60,17 @@ class Delivered:
         run_id: the study's run.
         experiment_id: its experiment.
         n_trials: finished trials that were delivered, now or before.
+        n_finished: finished trials that the study has.
     """
 
     run_id: str
     experiment_id: str
     n_trials: int
+    n_finished: int
 
 
 def deliver(
-    study: Study,
-    destination: Destination,
-    *,
-    running: bool = False,
-    on_progress: OnProgress = lambda delivered, n_all: None,
+    study: Study, destination: Destination, on_progress: OnProgress = lambda delivered: None
 ) -> Delivered:
     """Brings to MLflow what it lacks of a study. A second time it changes nothing.
 
@@ -86,71 +79,62 @@ def deliver(
     Args:
         study: the study.
         destination: where it goes.
-        running: whether trials may still come; otherwise the run is ended, as the study says.
-        on_progress: told, again and again, what is done, and how many trials there are.
+        on_progress: told, again and again, what is done.
 
     Raises:
         InvalidArgument: MLflow's store would be the file of the study's storage.
         Exception: whatever MLflow or the storage raises when it is away; nothing is lost then.
     """
-    delivery = Delivery(study, destination)
+    delivery = Delivery(study, destination, on_progress)
     if names.DESTINATION not in study.user_attrs:
         destination.remember(study)
-    return delivery.bring(running, on_progress)
+    return delivery.bring(running=False)
 
 
 class Delivery:
     """The deliveries of one study one after the other: each costs as much as there is new.
 
-    Deliverers of one study on one host take turns. What MLflow has is asked for unless the same
-    deliverer had the last turn too, and always at the end, when what another host has written
-    twice is reduced to one.
+    What MLflow has is asked for at first, after a failure, when somebody else has delivered
+    meanwhile, and at the end, when what two have written at the same time is reduced to one.
 
-    Args:
-        study: the study.
-        destination: where it goes.
-
-    Raises:
-        InvalidArgument: MLflow's store would be the file of the study's storage.
+    The arguments are those of :func:`deliver`.
     """
 
-    def __init__(self, study: Study, destination: Destination) -> None:
+    def __init__(
+        self,
+        study: Study,
+        destination: Destination,
+        on_progress: OnProgress = lambda delivered: None,
+    ) -> None:
         refuse_file_of(storage_of(study), destination.tracking_uri)
         self._study = study
         self._destination = destination
+        self._on_progress = on_progress
         self._reader = FinishedTrials(study, ATTRIBUTES, reads_only=True)
         self._trials: list[FrozenTrial] = []  # numbers ascend
-        self._lacking: set[int] = set()
         self._attributes: dict[str, Any] = {}
-        self._token = uuid.uuid4().hex
+        self._writer = uuid.uuid4().hex
         self._run: StudyRun | None = None
 
-    def bring(
-        self, running: bool, on_progress: OnProgress = lambda delivered, n_all: None
-    ) -> Delivered:
-        """Like :func:`deliver`."""
-        identity = identity_of(self._study)
-        is_new = self._read()
-        with turn(f"{self._destination.uri} {identity}", self._token) as is_again:
-            run, self._run = self._run, None  # what fails may have been carried out all the same
-            if run is None or not is_again or not running:
-                run = self._open(identity)
-                is_new = True
-            if is_new:
-                self._write(run, running, on_progress)
-            self._run = run
-        return self._delivered(run)
+    def bring(self, running: bool) -> Delivered:
+        """Like :func:`deliver`.
 
-    def _read(self) -> bool:
-        """Reads what is new in the storage; returns whether something is."""
-        attributes, new = self._study.user_attrs, self._reader.read_new()
-        is_new = bool(new) or attributes != self._attributes
+        Args:
+            running: whether trials may still come; otherwise the run is ended, as the study says.
+        """
+        attributes, lacking = self._study.user_attrs, self._reader.read_new()
+        is_new = bool(lacking) or attributes != self._attributes
         self._attributes = attributes
-        self._trials = sorted(self._trials + new, key=lambda trial: trial.number)
-        self._lacking |= {trial.number for trial in new}
-        return is_new
+        self._trials = sorted(self._trials + lacking, key=lambda trial: trial.number)
+        run, self._run = self._run, None  # what fails may have been carried out all the same
+        if run is None or not running or not run.is_written_by(self._writer):
+            run, lacking, is_new = self._open(), self._trials, True
+        if is_new:
+            self._write(run, lacking, running)
+        self._run = run
+        return self._delivered(run, n_lacking=0)
 
-    def _open(self, identity: str) -> StudyRun:
+    def _open(self) -> StudyRun:
         """The study's run as MLflow has it now."""
         client = connect(self._destination.uri)
         experiment = find_or_create_experiment(client, self._destination.experiment_name)
@@ -158,53 +142,50 @@ class Delivery:
         if self._trials:
             first = self._trials[0]
             started_ms = milliseconds(first.datetime_start or first.datetime_complete)
-        run = StudyRun.find(client, experiment, identity, self._study.study_name, started_ms)
-        run.read()
-        run.place_under(self._parent())
-        self._lacking = {trial.number for trial in self._trials}
+        identity, name = identity_of(self._study), self._study.study_name
+        run = StudyRun.find(client, experiment, identity, name, started_ms)
+        run.read(self._writer)
+        parent = self._parent()
+        if parent is not None:
+            run.place_under(parent)
         return run
 
-    def _write(self, run: StudyRun, running: bool, on_progress: OnProgress) -> None:
+    def _write(self, run: StudyRun, lacking: Sequence[FrozenTrial], running: bool) -> None:
         run.describe(self._parameters(), self._tags())
         run.log_metrics(self._metrics())
         if running:
             run.set_status(names.RUNNING, 0)
-        self._write_trials(run, on_progress)
+        self._write_trials(run, lacking)
         if running:
             return
         best = best_of(self._trials)
         if best is not None:
             run.log_metrics({"improvement": numbers_of(best)["improvement"]})
         with tempfile.TemporaryDirectory(prefix="wpo_delivery_") as directory:
-            run.upload(self._files(Path(directory)))
+            self._write_files(Path(directory))
+            run.upload(Path(directory))
         run.set_tags({"mlflow.loggedArtifacts": _TABLES, "mlflow.note.content": _note(best)})
         ended_ms = max((milliseconds(t.datetime_complete) for t in self._trials), default=0)
         run.set_status(self._end(), ended_ms)
         settle(self._destination.uri)
 
-    def _delivered(self, run: StudyRun) -> Delivered:
-        return Delivered(run.run_id, run.experiment_id, len(self._trials) - len(self._lacking))
+    def _delivered(self, run: StudyRun, n_lacking: int) -> Delivered:
+        n_finished = len(self._trials)
+        return Delivered(run.run_id, run.experiment_id, n_finished - n_lacking, n_finished)
 
-    def _write_trials(self, run: StudyRun, on_progress: OnProgress) -> None:
-        lacking = [
-            (trial, best)
-            for trial, best in zip(self._trials, best_before(self._trials), strict=True)
-            if trial.number in self._lacking
-        ]
+    def _write_trials(self, run: StudyRun, lacking: Sequence[FrozenTrial]) -> None:
+        best_before = accumulate(map(rank, self._trials), min, initial=math.inf)
+        best = dict(zip((trial.number for trial in self._trials), best_before, strict=False))
         which = self._which_trial_runs()
+        database = self._destination.uri if is_database(self._destination.uri) else None
         for start in range(0, len(lacking), _TRIALS_AT_ONCE):
+            self._on_progress(self._delivered(run, len(lacking) - start))
             part = lacking[start : start + _TRIALS_AT_ONCE]
-            on_progress(self._delivered(run), len(self._trials))
-            run.deliver_series(part)
-            run.deliver_trials(
-                [
-                    trial
-                    for trial, best in part
-                    if which == "all" or (which == "best" and rank(trial) < best)
-                ],
-                self._destination.uri if is_database(self._destination.uri) else None,
-            )
-            self._lacking -= {trial.number for trial, _ in part}
+            run.deliver_series([(trial, best[trial.number]) for trial in part])
+            if which == "best":
+                part = [trial for trial in part if rank(trial) < best[trial.number]]
+            if which != "none":
+                run.deliver_trials(part, database)
 
     def _which_trial_runs(self) -> str:
         destination = self._destination
@@ -251,29 +232,26 @@ class Delivery:
         status = self._attributes.get(names.STATUS, names.FINISHED)
         return names.KILLED if status == names.RUNNING else str(status)
 
-    def _files(self, directory: Path) -> dict[str, Path]:
-        """The run's artifacts by relative path; those that are not in the results are written."""
-        written = {
+    def _write_files(self, directory: Path) -> None:
+        """Writes the run's artifacts; those that are in the results folder are taken from there."""
+        strategy = self._attributes.get(names.STRATEGY)
+        texts = {
             PARAMETERS_FILE: json.dumps(self._parameters(), indent=2),
-            STRATEGY_FILE: _json(self._attributes.get(names.STRATEGY)),
+            STRATEGY_FILE: None if strategy is None else json.dumps(strategy, indent=2),
             SETTINGS_FILE: self._attributes.get(names.SETTINGS),
         }
-        for name, text in written.items():
+        for name, text in texts.items():
             if text is not None:
                 (directory / name).write_text(text, encoding="utf-8")
         write_parquet(self._trials, directory / PARQUET_FILE)
         write_shown(self._trials, directory / TABLE_FILE)
-        return _files_in(directory) | self._results()
-
-    def _results(self) -> dict[str, Path]:
-        """The files of the results folder, if it is here and this study's."""
-        folder = Path(self._attributes.get(names.RESULTS, ""))
-        if not folder.is_absolute() or not folder.is_dir():
-            return {}
-        strategy, own = folder / STRATEGY_FILE, self._attributes.get(names.STRATEGY)
-        if own and strategy.exists() and json.loads(strategy.read_text("utf-8")) != own:
-            return {}  # another study of the same name has written there since
-        return _files_in(folder)
+        results = Path(self._attributes.get(names.RESULTS, ""))
+        if not results.is_absolute() or not results.is_dir():
+            return
+        kept = results / STRATEGY_FILE
+        if strategy and kept.exists() and json.loads(kept.read_text("utf-8")) != strategy:
+            return  # another study of the same name has written there since
+        shutil.copytree(results, directory, dirs_exist_ok=True)
 
 
 def storage_of(study: Study) -> BaseStorage:
@@ -312,12 +290,3 @@ def _note(best: FrozenTrial | None) -> str:
         f"Best trial {best.number}: TNMSE {numbers['tnmse']:.6g}, {numbers['improvement']:.2f} % "
         f"below the baseline's {numbers['baseline']:.6g}.\n\n{note}"
     )
-
-
-def _json(document: Any) -> str | None:
-    return None if document is None else json.dumps(document, indent=2)
-
-
-def _files_in(folder: Path) -> dict[str, Path]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {path.relative_to(folder).as_posix(): path for path in files}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from wpo_optuna.errors import InvalidArgument, check_choice, first_line
+from wpo_optuna.storage import masked_url, storage_url
 from wpo_optuna.study.attributes import DESTINATION
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Destination:
 
     def to_json(self) -> dict[str, Any]:
         """Its fields without the password, to be kept with the study."""
-        uri = None if self.tracking_uri is None else masked(self.tracking_uri)
+        uri = None if self.tracking_uri is None else masked_url(self.tracking_uri)
         return asdict(self) | {"tracking_uri": uri}
 
     def remember(self, study: Study) -> None:
@@ -103,9 +104,9 @@ class Destination:
 def _named(tracking_uri: str | None) -> str:
     """How a message names the tracking URI: as the argument, or as what stands in its place."""
     if tracking_uri:
-        return f"tracking_uri = {masked(tracking_uri)!r}"
+        return f"tracking_uri = {masked_url(tracking_uri)!r}"
     if os.environ.get(_VARIABLE):
-        return f"{_VARIABLE} = {masked(os.environ[_VARIABLE])!r}"
+        return f"{_VARIABLE} = {masked_url(os.environ[_VARIABLE])!r}"
     return f"tracking_uri = {_DEFAULT!r}, which is MLflow's default"
 
 
@@ -147,8 +148,6 @@ def refuse_file_of(storage: BaseStorage, tracking_uri: str | None) -> None:
     Raises:
         InvalidArgument: the URI names the storage's file.
     """
-    from wpo_optuna.storage import storage_url
-
     url = storage_url(storage)
     file = None if url is None else file_of(url)
     if file is not None and file_of(Destination(tracking_uri).uri) == file:
@@ -167,15 +166,8 @@ def file_of(url: str) -> Path | None:
     return Path(path).resolve()
 
 
-def masked(uri: str) -> str:
-    """The URI for people to read: without its password."""
-    from wpo_optuna.storage import masked_url
-
-    return masked_url(uri)
-
-
 def without_password(text: str, uri: str) -> str:
     """Another program's message about a URI, without the URI's password."""
-    text = text.replace(uri.rstrip("/"), masked(uri).rstrip("/"))
+    text = text.replace(uri.rstrip("/"), masked_url(uri).rstrip("/"))
     password = urlsplit(uri).password
     return text.replace(f":{password}@", ":***@") if password else text

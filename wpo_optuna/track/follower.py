@@ -1,49 +1,62 @@
-"""Records a study in MLflow while it is run, by a process of its own that follows its storage."""
+"""Records a study in MLflow while it is run, by a process of its own that follows its storage.
+
+A process of its own, because MLflow's client takes seconds to import and 10 ms of computing for
+each run that a server is asked for: in the study's process it would take that from the study. The
+two are connected by a pipe: the process is sent what it is to do, and at last a word that tells the
+end; so does the death of the study's process, and what there is gets delivered all the same. It
+sends what it has delivered, or why MLflow takes nothing, and ends with status 0 once MLflow has
+everything.
+"""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import getpass
-import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 import warnings
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from itertools import count
+from itertools import takewhile
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState, create_trial
 from tqdm import tqdm
 
-from wpo_optuna.storage import FinishedTrials, open_storage, storage_url
+from wpo_optuna.storage import FinishedTrials, load_study, masked_url, open_storage, storage_url
 from wpo_optuna.study.attributes import FAILED, KILLED, RUNNING, STATUS
 from wpo_optuna.study.environment import program_here
-from wpo_optuna.track.delivery import Delivered, identity_of, storage_of
-from wpo_optuna.track.destination import Destination, masked, refuse_file_of
-from wpo_optuna.track.following import Task
-from wpo_optuna.track.store import REQUEST_SETTINGS
+from wpo_optuna.track.delivery import Delivered, Delivery, identity_of, storage_of
+from wpo_optuna.track.destination import Destination, refuse_file_of, without_password
+from wpo_optuna.track.store import REQUEST_SETTINGS, reason_of
 
 if TYPE_CHECKING:
     from optuna import Study
 
 _SHOW_PROGRESS_AFTER_S = 2.0
-_POLL_S = 0.05
-_COPY_EVERY_S = 0.5
+_POLL_S, _LONGEST_POLL_S, _POLL_AT_END_S = 0.5, 15.0, 1.0
+# How long to try at the end while MLflow takes nothing: as long as somebody waits, and alone.
+_PATIENCE_S, _PATIENCE_ALONE_S = 8.0, 60.0
+# The study's loop goes first where there are too few cores.
+_NICENESS = 5
 
 
 class TrackingWarning(UserWarning):
     """MLflow does not get something, or not yet."""
 
 
-class Follower:
+class Follower(AbstractContextManager["Follower"]):
     """Records a study from now on until :meth:`finish`.
 
     The process that does so outlives the study's: if that is killed, it delivers what the storage
@@ -71,24 +84,33 @@ class Follower:
         self.study = study
         self.delivered: Delivered | None = None
         self.undelivered: str | None = None
-        self._destination = replace(destination, tags={**_source(), **destination.tags})
+        self._tracking_uri = destination.tracking_uri
         self._show_progress_bar = show_progress_bar
         self._pid = os.getpid()
-        self._is_over = False
-        self._is_complete = False
+        self._is_over = self._is_finished = self._has_warned = False
         self._has_contact = threading.Event()
-        self._n_trials = 0
         self._reason = ""
-        self._destination.remember(study)
+        destination = replace(destination, tags={**_source(), **destination.tags})
+        destination.remember(study)
         identity_of(study)
         _set_status(study, RUNNING)
         url = storage_url(storage_of(study))
-        self._copy = _MemoryCopy(study) if url is None else None
-        self._url = self._copy.url if self._copy is not None else str(url)
-        self._start()
+        self._copy = None if url is not None else _MemoryCopy(study)
+        self._url = url if self._copy is None else self._copy.url
+        self._channel, other_end = Pipe()
+        with other_end:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "wpo_optuna.track", "--follow"],
+                stdin=other_end.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=_environment(),
+                start_new_session=True,  # what ends this process's group must not end it
+            )
+        self._channel.send((self._url, study.study_name, destination, self._copy is not None))
         self._listener = threading.Thread(target=self._listen, name="wpo-mlflow", daemon=True)
         self._listener.start()
-        _unfinished.append(self)
+        atexit.register(self._finish_at_exit)
 
     def wait_for_contact(self, timeout_s: float) -> None:
         """Waits until MLflow has the study's run, or is known to be away."""
@@ -108,7 +130,8 @@ class Follower:
             _set_status(self.study, status)
         if self._copy is not None:
             self._copy.finish()
-        self._tell("end\n")
+        with contextlib.suppress(OSError):  # it was killed, which its exit status tells
+            self._channel.send("end")
 
     def finish(self, status: str | None = None) -> Delivered | None:
         """Waits until everything is delivered and the study's run is ended.
@@ -122,72 +145,52 @@ class Follower:
         Returns:
             what MLflow has; None if it has not everything.
         """
-        try:
-            self.end(status)
-            self._wait()
-        except KeyboardInterrupt:
-            self._process.terminate()
-            self._reason = "stopped before everything was delivered"
-            raise
-        finally:
-            if self in _unfinished:
-                _unfinished.remove(self)
-                if not self._is_complete:
+        if not self._is_finished:
+            self._is_finished = True
+            atexit.unregister(self._finish_at_exit)
+            try:
+                self.end(status)
+                self._wait()
+            except KeyboardInterrupt:
+                self._process.terminate()
+                self._reason = "stopped before everything was delivered"
+                raise
+            finally:
+                if self._process.poll() != 0:
                     self.undelivered = self._sentence()
                     warnings.warn(self.undelivered, TrackingWarning, stacklevel=2)
-        return self.delivered if self._is_complete else None
+        return None if self.undelivered else self.delivered
 
-    def __enter__(self) -> Follower:
-        return self
-
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.finish()
 
-    def _start(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "wpo_optuna.track", "--follow"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=_environment(),
-            start_new_session=True,  # what ends this process's group must not end it
-        )
-        directory = None if self._copy is None else self._copy.directory
-        self._tell(Task(self._url, self.study.study_name, self._destination, directory).to_line())
-
-    def _tell(self, line: str) -> None:
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):  # it was killed, which the end tells
-            self._process.stdin.write(line)
-            self._process.stdin.flush()
+    def _finish_at_exit(self) -> None:
+        if self._pid == os.getpid():  # and not in a copy of the process that ends
+            error = getattr(sys, "last_value", None)  # what ended the program, if anything
+            status = KILLED if isinstance(error, KeyboardInterrupt) else FAILED
+            self.finish(None if error is None else status)
 
     def _listen(self) -> None:
-        with self._process as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                self._take(json.loads(line))
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                told = self._channel.recv()
+                if isinstance(told, Delivered):
+                    self.delivered, self._reason = told, ""
+                else:
+                    self._note_failure(told)
                 self._has_contact.set()
-        self._reason = self._reason or "the delivering process was ended from outside"
+        self._process.wait()
         self._has_contact.set()
 
-    def _take(self, told: dict[str, Any]) -> None:
-        if "delivered" in told:
-            self.delivered = Delivered(**told["delivered"])
-            self._n_trials = told.get("total", self._n_trials)
-            self._is_complete = told.get("is_last", False)
-            return
-        is_first, self._reason = not self._reason, told["away"]
-        if is_first:
+    def _note_failure(self, reason: str) -> None:
+        # Once may be because somebody else wrote the same at the same time.
+        is_away, self._reason = bool(self._reason), reason
+        if is_away and not self._has_warned:
+            self._has_warned = True
             # A filter may make an error of it, which nobody in this thread could catch.
             with contextlib.suppress(TrackingWarning):
                 warnings.warn(
-                    f"MLflow does not take the study ({self._reason}); the study goes on, and what "
+                    f"MLflow does not take the study ({reason}); the study goes on, and what "
                     "MLflow lacks is delivered when it is back",
                     TrackingWarning,
                     stacklevel=2,
@@ -202,21 +205,22 @@ class Follower:
             leave=False,
         ) as bar:
             while self._listener.is_alive():
-                self._listener.join(_POLL_S)
+                self._listener.join(0.05)
                 if self.delivered is not None:
-                    bar.total = self._n_trials
+                    bar.total = self.delivered.n_finished
                     bar.update(self.delivered.n_trials - bar.n)
 
     def _sentence(self) -> str:
         name = self.study.study_name
+        # A path relative to the working directory, where the file is in it.
+        storage = masked_url(str(self._url)).replace(f":///{Path.cwd()}/", ":///")
         words = [program_here("python"), "-m", "wpo_optuna.track", "--study-name", name]
-        words += ["--storage", _from_here(masked(self._url))]
-        if self._destination.tracking_uri is not None:
-            words += ["--tracking-uri", masked(self._destination.tracking_uri)]
-        return (
-            f"MLflow lacks a part of study {name!r} ({self._reason}); deliver it with: "
-            f"{shlex.join(words)}"
-        )
+        words += ["--storage", storage]
+        if self._tracking_uri is not None:
+            words += ["--tracking-uri", masked_url(self._tracking_uri)]
+        reason = self._reason or "the delivering process was ended from outside"
+        command = shlex.join(words)
+        return f"MLflow lacks a part of study {name!r} ({reason}); deliver it with: {command}"
 
 
 class _MemoryCopy:
@@ -227,17 +231,14 @@ class _MemoryCopy:
     """
 
     def __init__(self, study: Study) -> None:
-        self.directory = tempfile.mkdtemp(prefix="wpo_memory_")
-        self.url = f"sqlite:///{self.directory}/study.db"
+        self.url = f"sqlite:///{tempfile.mkdtemp(prefix='wpo_memory_')}/study.db"
         self._study = study
         self._copy = optuna.create_study(
             study_name=study.study_name,
             storage=open_storage(self.url),
             directions=study.directions,
         )
-        self._new = FinishedTrials(study, reads_only=True)
         self._stored = FinishedTrials(self._copy, reads_only=True)
-        self._waiting: dict[int, FrozenTrial] = {}
         self._n_copied = 0
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._work, name="wpo-copy", daemon=True)
@@ -251,7 +252,7 @@ class _MemoryCopy:
     def _work(self) -> None:
         while not self._is_over.is_set():
             self._copy_new(is_last=False)
-            self._is_over.wait(_COPY_EVERY_S)
+            self._is_over.wait(_POLL_S)
         self._copy_new(is_last=True)
 
     def _copy_new(self, is_last: bool) -> None:
@@ -259,29 +260,12 @@ class _MemoryCopy:
         for name, value in self._study.user_attrs.items():
             if name not in copied or copied[name] != value:
                 self._copy.set_user_attr(name, value)
-        self._waiting |= {trial.number: trial for trial in self._new.read_new()}
-        end = next(number for number in count(self._n_copied) if number not in self._waiting)
-        if is_last:
-            end = max(self._waiting, default=end - 1) + 1
-        # A trial that will never finish keeps its number all the same.
-        batch = [
-            self._waiting.pop(number, create_trial(state=TrialState.RUNNING))
-            for number in range(self._n_copied, end)
-        ]
-        self._stored.append(batch, None, lambda trial: None)
-        self._n_copied = end
-
-
-_unfinished: list[Follower] = []
-
-
-@atexit.register
-def _finish_all() -> None:
-    for follower in list(_unfinished):
-        if follower._pid == os.getpid():
-            error = getattr(sys, "last_value", None)  # what ended the program, if anything
-            status = KILLED if isinstance(error, KeyboardInterrupt) else FAILED
-            follower.finish(None if error is None else status)
+        new = self._study.get_trials(deepcopy=False)[self._n_copied :]
+        if not is_last:
+            new = list(takewhile(lambda trial: trial.state.is_finished(), new))
+        # At last also those that will never finish: they keep their numbers all the same.
+        self._stored.append(new, None, lambda trial: None)
+        self._n_copied += len(new)
 
 
 def _set_status(study: Study, status: str) -> None:
@@ -301,16 +285,54 @@ def _source() -> dict[str, str]:
 
 def _environment() -> dict[str, str]:
     """The user's environment, with settings for requests where the user has none."""
-    packages = str(Path(__file__).resolve().parents[2])
-    search_path = [packages, *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         **REQUEST_SETTINGS,
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(search_path),
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "OMP_NUM_THREADS": "1",  # the study's loop needs the cores
     }
 
 
-def _from_here(url: str) -> str:
-    """The URL with a path relative to the working directory where the file is in it."""
-    return url.replace(f":///{Path.cwd()}/", ":///")
+def follow() -> int:
+    """Follows the study that standard input names, in a process of its own; returns its status."""
+    os.nice(_NICENESS)
+    parent = os.getppid()
+    channel = Connection(sys.stdin.fileno())
+    url, study_name, destination, is_copy = channel.recv()
+    delivery: Delivery | None = None
+    last_progress = time.monotonic()
+
+    def tell(what: Delivered | str) -> None:
+        nonlocal last_progress
+        if isinstance(what, Delivered):
+            last_progress = time.monotonic()
+        with contextlib.suppress(OSError):  # nobody listens any more
+            channel.send(what)
+
+    def is_taken(running: bool) -> bool:
+        """Delivers what there is; returns whether MLflow took it."""
+        nonlocal delivery
+        try:
+            delivery = delivery or Delivery(load_study(url, study_name), destination, tell)
+            tell(delivery.bring(running))
+        except Exception as error:  # MLflow and storages raise what they like
+            tell(without_password(reason_of(error, destination.uri), url))
+            return False
+        return True
+
+    import mlflow  # noqa: F401
+
+    gc.freeze()  # what was imported stays, and need not be looked through again and again
+    wait = 0.0
+    # A forked copy of the study's process may hold the pipe open after its death.
+    while not channel.poll(wait) and os.getppid() == parent:
+        wait = _POLL_S if is_taken(running=True) else min(2 * wait + _POLL_S, _LONGEST_POLL_S)
+    ended = time.monotonic()
+    while not is_taken(running=False):
+        patience_s = _PATIENCE_S if os.getppid() == parent else _PATIENCE_ALONE_S
+        if time.monotonic() > max(ended, last_progress) + patience_s:
+            return 1
+        time.sleep(_POLL_AT_END_S)
+    if is_copy:
+        shutil.rmtree(Path(url.removeprefix("sqlite:///")).parent, ignore_errors=True)
+    return 0

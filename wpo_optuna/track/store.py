@@ -1,21 +1,23 @@
-"""MLflow's store: opened without waiting for nothing, quick to write if SQLite, and its limits."""
+"""MLflow's store: opened without waiting for nothing, and written within its limits."""
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import math
 import os
 import sqlite3
-import tempfile
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
-from wpo_optuna.storage import network_file_system
-from wpo_optuna.track.destination import DATABASES, file_of, masked, without_password
+from sqlalchemy import create_engine, inspect
+from sqlalchemy.pool import NullPool
+
+from wpo_optuna.storage import masked_url, network_file_system
+from wpo_optuna.track.destination import DATABASES, file_of, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -42,34 +44,24 @@ _EXPERIMENT_NOTE = (
     f"studies alone, search for ``{STUDIES_FILTER}``. The chart view lays the studies' "
     "series over each other; `best_tnmse` shows which one got further."
 )
-# What requests and urllib3 say inside the message of MLflow's exception, and what it means.
+# What the messages of MLflow's exceptions contain, and what it means.
 _REQUEST_FAILURES = {
-    "NameResolutionError": "cannot be reached: no such host",
     "Connection refused": "cannot be reached: connection refused",
-    "NewConnectionError": "cannot be reached",
-    "timeout exception": "does not answer in time",
-    "ConnectTimeoutError": "does not answer in time",
-    "ReadTimeoutError": "does not answer in time",
-    "RemoteDisconnected": "breaks off connections",
-    "Connection reset": "breaks off connections",
+    "timeout": "does not answer in time",
+    "timed out": "does not answer in time",
     "error responses": "answers with server errors",
+    "Max retries exceeded": "cannot be reached",
 }
 _MOST_CHARACTERS_OF_A_REASON = 300
 
 _Item = TypeVar("_Item")
-_quick_files: set[str] = set()
 
 
 def connect(tracking_uri: str) -> MlflowClient:
     """Opens a store; an SQLite database is created if there is none.
 
-    A new database gets a write-ahead log: a trial's run then takes a third of the time on a busy
-    disk, and whoever looks at the runs in MLflow's UI does not keep them from being written. One
-    that exists stays as it is. With a write-ahead log, ``synchronous = NORMAL`` keeps the database
-    whole through a power cut; what it loses of the last seconds is delivered again.
-
-    Several processes that open the same new store take turns: MLflow creates its tables without
-    looking whether somebody else is doing the same.
+    A new database on a local disk gets a write-ahead log: a delivery waits for the disk less often,
+    and whoever looks at the runs in MLflow's UI does not keep them from being written.
 
     Args:
         tracking_uri: MLflow's tracking URI.
@@ -77,66 +69,37 @@ def connect(tracking_uri: str) -> MlflowClient:
     Raises:
         SQLAlchemyError: there is no such database, or it does not answer.
     """
-    from mlflow import MlflowClient
-
     path = file_of(tracking_uri)
     if path is None:
-        _check_that_it_answers(tracking_uri)
-        return MlflowClient(tracking_uri)
-    with turn(str(path)):
-        if not path.exists():
-            _create(path)
-        _quicken(path)
+        return _connect(tracking_uri)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _alone_in(path.parent):
+        if not path.exists() and network_file_system(path.parent) is None:
+            with closing(sqlite3.connect(path)) as database:
+                database.execute("PRAGMA journal_mode = WAL")
         # MLflow keeps a connection for each URI, and a relative one means another file elsewhere.
-        tracking_uri = tracking_uri.replace(tracking_uri.partition(":///")[2], str(path))
-        _check_that_it_answers(tracking_uri)
-        return MlflowClient(tracking_uri)
+        return _connect(tracking_uri.replace(tracking_uri.partition(":///")[2], str(path)))
+
+
+def _connect(tracking_uri: str) -> MlflowClient:
+    from mlflow import MlflowClient
+
+    if is_database(tracking_uri):
+        # MLflow would try for two minutes before it says that a database does not answer.
+        inspect(create_engine(tracking_uri, poolclass=NullPool)).get_table_names()
+    return MlflowClient(tracking_uri)
 
 
 @contextmanager
-def turn(name: str, who: str = "") -> Iterator[bool]:
-    """Lets the processes of this host's user that name the same thing go one after the other.
-
-    Yields:
-        whether ``who`` had the last turn too, so that nobody on this host has come between.
-    """
-    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
-    path = Path(tempfile.gettempdir(), f"wpo_mlflow_{os.getuid()}_{digest}.lock")
-    with path.open("a+") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        lock.seek(0)
-        is_again = lock.read() == who
-        if not is_again:
-            lock.truncate(0)
-            lock.write(who)
-            lock.flush()
-        yield is_again
-
-
-def _create(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if network_file_system(path.parent) is None:
-        with closing(sqlite3.connect(path)) as database:
-            database.execute("PRAGMA journal_mode = WAL")
-
-
-def _quicken(path: Path) -> None:
-    """Makes connections of this process to a database with a write-ahead log write quickly."""
-    from sqlalchemy import event
-    from sqlalchemy.engine import Engine
-
-    _quick_files.add(str(path))
-    if not event.contains(Engine, "connect", _set_up_connection):
-        event.listen(Engine, "connect", _set_up_connection)
-
-
-def _set_up_connection(connection: Any, _: object) -> None:
-    if not isinstance(connection, sqlite3.Connection):
-        return
-    file = connection.execute("PRAGMA database_list").fetchone()[2]
-    # Optuna's databases, which have every trial only once, are none of these.
-    if file in _quick_files and connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
-        connection.execute("PRAGMA synchronous = NORMAL")
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Lets processes go one after the other: MLflow creates its tables as if it were alone."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # network file systems do not lock directories
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def settle(tracking_uri: str) -> None:
@@ -150,19 +113,6 @@ def settle(tracking_uri: str) -> None:
 def is_database(tracking_uri: str) -> bool:
     """Whether MLflow's store is a database, and not a server's."""
     return urlsplit(tracking_uri).scheme.partition("+")[0] in DATABASES
-
-
-def _check_that_it_answers(tracking_uri: str) -> None:
-    """Reads a database once: MLflow would try for two minutes before it says anything."""
-    from sqlalchemy import create_engine, inspect
-
-    if not is_database(tracking_uri):
-        return
-    engine = create_engine(tracking_uri)
-    try:
-        inspect(engine).get_table_names()
-    finally:
-        engine.dispose()
 
 
 def find_or_create_experiment(client: MlflowClient, name: str) -> str:
@@ -190,17 +140,16 @@ def find_or_create_experiment(client: MlflowClient, name: str) -> str:
 
 
 def search_runs(client: MlflowClient, experiment_id: str, filter_string: str) -> list[Run]:
-    """All active runs of an experiment that a filter lets through."""
+    """All active runs of an experiment that a filter lets through, by id."""
     runs: list[Run] = []
     token = None
-    while True:
+    while token is None or token:
         page = client.search_runs(
             [experiment_id], filter_string, max_results=_RUNS_PER_PAGE, page_token=token
         )
         runs += page
-        token = page.token
-        if not token:
-            return runs
+        token = page.token or ""
+    return sorted(runs, key=lambda run: str(run.info.run_id))
 
 
 def metrics_of(values: Mapping[str, float], timestamp_ms: int, step: int = 0) -> list[Metric]:
@@ -245,11 +194,9 @@ def _batches(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
 
 def reason_of(error: BaseException, tracking_uri: str) -> str:
     """Why MLflow did not take something, as a phrase without passwords."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    text = without_password(text.partition(" [SQL: ")[0], tracking_uri)
+    text = str(error) or type(error).__name__
+    text = without_password(text.partition("[SQL: ")[0], tracking_uri)
     for sign, reason in _REQUEST_FAILURES.items():
         if sign in text:
-            return f"{masked(tracking_uri)} {reason}"
-    if len(text) <= _MOST_CHARACTERS_OF_A_REASON:
-        return text
-    return text[:_MOST_CHARACTERS_OF_A_REASON] + " ..."
+            return f"{masked_url(tracking_uri)} {reason}"
+    return textwrap.shorten(text, _MOST_CHARACTERS_OF_A_REASON, placeholder=" ...")

@@ -1,9 +1,13 @@
-"""A study's run in MLflow: what is there already is not written again.
+"""A study's run in MLflow, with those of its trials: what is there already is not written again.
 
 MLflow's interface has no transaction over several runs, and a request that failed may have been
 carried out. So nothing is remembered across a failure: :meth:`StudyRun.find` and
 :meth:`StudyRun.read` ask MLflow what it has. Steps, times and values of the series come from the
 trials alone, so that a metric written twice is one and the same row of MLflow's database.
+
+A trial's run takes three requests, 10 ms of computing together; a thousand trials would take longer
+to record than to search. Where MLflow's store is a database, the runs of a batch of trials are
+therefore inserted into its tables in one transaction, as MLflow itself would have written them.
 """
 
 from __future__ import annotations
@@ -11,11 +15,16 @@ from __future__ import annotations
 import json
 import math
 import time
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from wpo_optuna.track.bulk import TrialRun, insert_runs
+from sqlalchemy import Insert, Table, create_engine, insert
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.pool import NullPool
+
+from wpo_optuna.study.attributes import FAILED, FINISHED, KILLED, RUNNING
 from wpo_optuna.track.store import (
     KIND_TAG,
     MAX_PARAM_LENGTH,
@@ -30,16 +39,16 @@ from wpo_optuna.track.trials import is_complete, milliseconds, numbers_of, rank
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Run
+    from mlflow.entities import Metric, Run, RunInfo
     from optuna.trial import FrozenTrial
 
-PARAMETERS_FILE = "parameters.json"
+PARAMETERS_FILE, PARQUET_FILE = "parameters.json", "trials.parquet"
 PARENT_TAG = "mlflow.parentRunId"
 
 _STUDY_TAG = "wpo.study_id"
 _TRIAL_TAG = "wpo.trial_number"
-_RUNNING = "RUNNING"
-_ENDED = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
+_WRITER_TAG = "wpo.writer"
+_ENDED = {"COMPLETE": FINISHED, "PRUNED": KILLED, "FAIL": FAILED}
 
 
 class StudyRun:
@@ -55,13 +64,12 @@ class StudyRun:
         self.run_id = str(run.info.run_id)
         self.experiment_id = str(run.info.experiment_id)
         self._client = client
+        self._run = run
         self._name = name
-        self._series: set[int] = set()
-        self._trial_runs: dict[int, tuple[str, bool]] = {}
-        self._status = str(run.info.status)
-        self._tags = dict(run.data.tags)
-        self._params = dict(run.data.params)
-        self._metrics = dict(run.data.metrics)
+        self._steps: set[int] = set()
+        # The ids of the trials' runs by number, and which of them have ended.
+        self._trial_runs: dict[int, str] = {}
+        self._ended: set[int] = set()
 
     @classmethod
     def find(
@@ -69,88 +77,101 @@ class StudyRun:
     ) -> StudyRun:
         """The run of the study with this identity, created if there is none.
 
-        What several hosts created at the same time is reduced to one, for each of them the same.
+        What several deliverers created at the same time is reduced to one, for each of them the
+        same.
         """
-        runs = runs_of(client, experiment_id, identity)
+        runs = _runs_of(client, experiment_id, identity)
         if not runs:
             tags = {_STUDY_TAG: identity, KIND_TAG: "study"}
             client.create_run(experiment_id, run_name=name, start_time=started_ms, tags=tags)
-            runs = runs_of(client, experiment_id, identity)
+            runs = _runs_of(client, experiment_id, identity)
         for superfluous in runs[1:]:
-            cls(client, superfluous, name)._delete()
+            for run in cls(client, superfluous, name)._runs_of_trials():
+                client.delete_run(run.info.run_id)
+            client.delete_run(superfluous.info.run_id)
         return cls(client, runs[0], name)
 
-    def read(self) -> None:
+    def read(self, writer: str) -> None:
         """Asks MLflow what it has of the study; of a trial's two runs one is deleted.
 
         A second one appears if a request that seemed to have failed was carried out after all, or
-        if another host delivers the same study.
+        if two deliverers ask a server for the same trial's at the same time.
+
+        Args:
+            writer: who writes from now on, until :meth:`is_written_by` says otherwise.
         """
-        self._series = {m.step for m in self._client.get_metric_history(self.run_id, "tnmse")}
-        self._trial_runs = {}
-        for run in sorted(self._children(), key=lambda run: run.info.run_id):
-            number = run.data.tags.get(_TRIAL_TAG)
-            if number is None:
-                continue  # a study of which this is the parent, or somebody else put it there
-            if int(number) in self._trial_runs:
+        self.set_tags({_WRITER_TAG: writer})
+        self._steps = {m.step for m in self._client.get_metric_history(self.run_id, "tnmse")}
+        for run in self._runs_of_trials():
+            number = int(run.data.tags[_TRIAL_TAG])
+            if number in self._trial_runs:
                 self._client.delete_run(run.info.run_id)
-            else:
-                has_ended = run.info.status != _RUNNING
-                self._trial_runs[int(number)] = (run.info.run_id, has_ended)
+                continue
+            self._trial_runs[number] = run.info.run_id
+            if run.info.status != RUNNING:
+                self._ended.add(number)
+
+    def is_written_by(self, writer: str) -> bool:
+        """Whether the run is still there, and nobody else has begun to write it since."""
+        self._run = self._client.get_run(self.run_id)
+        is_there = self._run.info.lifecycle_stage == "active"
+        return is_there and self._run.data.tags.get(_WRITER_TAG) == writer
 
     def describe(self, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
         """Writes the parameters and tags that the run lacks."""
-        changed = {}
-        lacking = {}
-        for name, value in params.items():
-            if len(value) > MAX_PARAM_LENGTH:
-                value = f"whole in the artifact {PARAMETERS_FILE} ({len(value)} characters)"
-            if name not in self._params:
-                lacking[name] = value
-            elif self._params[name] != value:
-                # MLflow's parameters cannot be changed; the first session's stay.
-                changed[f"wpo.since_resumed.{name}"] = value
+        present = self._run.data.params
+        whole = f"whole in the artifact {PARAMETERS_FILE}"
+        params = {name: _short(value, whole) for name, value in params.items()}
+        lacking = {name: value for name, value in params.items() if name not in present}
         log_params(self._client, self.run_id, lacking)
-        self._params |= lacking
+        # MLflow's parameters cannot be changed; the first session's stay.
+        changed = {
+            f"wpo.since_resumed.{name}": value
+            for name, value in params.items()
+            if present.get(name, value) != value
+        }
         self.set_tags({**tags, **changed})
 
-    def place_under(self, parent: str | None) -> None:
+    def place_under(self, parent: str) -> None:
         """Puts the run under that of another study, if MLflow has one of this identity."""
-        parents = [] if parent is None else runs_of(self._client, self.experiment_id, parent)
-        if parents:
-            self.set_tags({PARENT_TAG: parents[0].info.run_id})
+        for run in _runs_of(self._client, self.experiment_id, parent)[:1]:
+            self.set_tags({PARENT_TAG: run.info.run_id})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Sets the tags that differ."""
-        changed = {name: value for name, value in tags.items() if self._tags.get(name) != value}
+        present = self._run.data.tags
+        changed = {name: value for name, value in tags.items() if present.get(name) != value}
         set_tags(self._client, self.run_id, changed)
-        self._tags |= changed
 
     def log_metrics(self, values: Mapping[str, float]) -> None:
         """Logs values about the whole study that differ, at step 0, where the UI shows bars."""
-        changed = {
-            name: value
-            for name, value in values.items()
-            if not _is_same(self._metrics.get(name), value)
-        }
-        now_ms = int(time.time() * 1000)
-        log_metrics(self._client, self.run_id, metrics_of(changed, now_ms))
-        self._metrics |= changed
+        present = self._run.data.metrics
+        metrics = metrics_of(values, int(time.time() * 1000))
+        # As text, so that NaN equals itself.
+        changed = [m for m in metrics if str(present.get(m.key)) != str(m.value)]
+        log_metrics(self._client, self.run_id, changed)
+
+    def upload(self, directory: Path) -> None:
+        """Keeps the files of a directory as the run's artifacts."""
+        self._client.log_artifacts(self.run_id, str(directory))
+
+    def set_status(self, status: str, ended_ms: int) -> None:
+        """Says that the study is being run, or how and when it ended."""
+        if status != RUNNING:
+            self._client.set_terminated(self.run_id, status, ended_ms)
+        elif self._run.info.status != RUNNING:
+            self._client.update_run(self.run_id, status=RUNNING)
 
     def deliver_series(self, points: Iterable[tuple[FrozenTrial, float]]) -> None:
         """Logs what the series lack of some trials, each given with the best before it."""
         metrics: list[Metric] = []
-        steps = []
         for trial, best in points:
-            if not is_complete(trial) or trial.number in self._series:
-                continue
-            steps.append(trial.number)
-            values = numbers_of(trial)
-            del values["improvement"]
-            values["best_tnmse"] = min(best, rank(trial))
-            metrics += metrics_of(values, milliseconds(trial.datetime_complete), trial.number)
+            if is_complete(trial) and trial.number not in self._steps:
+                values = {**numbers_of(trial), "best_tnmse": min(best, rank(trial))}
+                del values["improvement"]
+                ended_ms = milliseconds(trial.datetime_complete)
+                metrics += metrics_of(values, ended_ms, trial.number)
         log_metrics(self._client, self.run_id, metrics)
-        self._series.update(steps)
 
     def deliver_trials(self, trials: Sequence[FrozenTrial], database: str | None) -> None:
         """Writes the runs of some trials, or what is missing of them.
@@ -160,104 +181,156 @@ class StudyRun:
             database: MLflow's own database, where new runs are inserted at once; None if MLflow's
                 store is a server's.
         """
-        lacking = [trial for trial in trials if not self._has_ended(trial)]
-        new = [(trial, self._run_of(trial)) for trial in lacking]
-        if database is not None:
-            at_once = [
-                (trial, run)
-                for trial, run in new
-                if trial.number not in self._trial_runs and not run.is_long
-            ]
-            ids = insert_runs(database, self.experiment_id, [run for _, run in at_once])
-            for (trial, _), run_id in zip(at_once, ids, strict=True):
-                self._trial_runs[trial.number] = (run_id, True)
-        for trial, run in new:
-            if not self._has_ended(trial):
-                self._write(trial, run)
+        new = []
+        for trial in trials:
+            if trial.number in self._ended:
+                continue
+            run = _TrialRun(trial, self._name, self._run.info)
+            if database is None or trial.number in self._trial_runs:
+                run.write(self._client, self._trial_runs.get(trial.number))
+            else:
+                new.append(run)
+        if database is not None and new:
+            _insert(database, new)
 
-    def _has_ended(self, trial: FrozenTrial) -> bool:
-        return self._trial_runs.get(trial.number, ("", False))[1]
+    def _runs_of_trials(self) -> list[Run]:
+        """Studies of which this is the parent, and others' runs under it, are none."""
+        under_this = f"tags.`{PARENT_TAG}` = '{self.run_id}'"
+        runs = search_runs(self._client, self.experiment_id, under_this)
+        return [run for run in runs if _TRIAL_TAG in run.data.tags]
 
-    def _write(self, trial: FrozenTrial, run: TrialRun) -> None:
-        """Writes a trial's run in three requests, the fewest that MLflow's interface allows.
+
+def _runs_of(client: MlflowClient, experiment_id: str, identity: str) -> list[Run]:
+    """A study's runs, first the one that every process agrees on."""
+    wanted = f"tags.`{_STUDY_TAG}` = '{identity}' and {STUDIES_FILTER}"
+    return search_runs(client, experiment_id, wanted)
+
+
+class _TrialRun:
+    """What the run of a finished trial says.
+
+    Args:
+        trial: the trial.
+        study_name: its study.
+        parent: the study's run.
+    """
+
+    def __init__(self, trial: FrozenTrial, study_name: str, parent: RunInfo) -> None:
+        self.name = f"{study_name} trial {trial.number}"
+        self.started_ms = milliseconds(trial.datetime_start or trial.datetime_complete)
+        self.ended_ms = milliseconds(trial.datetime_complete)
+        self.status = _ENDED[trial.state.name]
+        self.tags = {PARENT_TAG: parent.run_id, _TRIAL_TAG: str(trial.number)}
+        self.params: dict[str, str] = {}
+        self.metrics: list[Metric] = []
+        self._parent = parent
+        if "phase" in trial.user_attrs:
+            self.tags["wpo.phase"] = trial.user_attrs["phase"]
+        if not is_complete(trial):
+            self.tags["wpo.state"] = trial.state.name
+            return
+        numbers = numbers_of(trial)
+        if not math.isfinite(numbers["loss"]):
+            self.tags["wpo.loss"] = str(numbers["loss"])
+        self.metrics = metrics_of(numbers, self.ended_ms, trial.number)
+        whole = f"whole in {PARQUET_FILE}, an artifact of the study's run"
+        for name in ("f_lst", "g_lst", "k_w"):
+            if name in trial.user_attrs:
+                self.params[name] = _short(json.dumps(trial.user_attrs[name]), whole)
+
+    def write(self, client: MlflowClient, run_id: str | None) -> None:
+        """Writes it in three requests, the fewest that MLflow's interface allows.
 
         The last one ends the run: one that is still running was interrupted, and is completed.
+
+        Args:
+            client: MLflow.
+            run_id: the run if it is there.
         """
         from mlflow.entities import Param
 
-        run_id, _ = self._trial_runs.get(trial.number) or (self._create(run), False)
-        params = dict(run.params)
-        for name in [name for name, value in params.items() if len(value) > MAX_PARAM_LENGTH]:
-            self._client.log_text(run_id, params[name], f"{name}.json")
-            params[name] = f"whole in the artifact {name}.json"
-        metrics = metrics_of(run.metrics, run.ended_ms, run.step)
-        self._client.log_batch(run_id, metrics, [Param(*item) for item in params.items()])
-        self._client.set_terminated(run_id, run.status, run.ended_ms)
-        self._trial_runs[trial.number] = (run_id, True)
+        if run_id is None:
+            run_id = client.create_run(
+                self._parent.experiment_id,
+                run_name=self.name,
+                start_time=self.started_ms,
+                tags=self.tags,
+            ).info.run_id
+        client.log_batch(run_id, self.metrics, [Param(*item) for item in self.params.items()])
+        client.set_terminated(run_id, self.status, self.ended_ms)
 
-    def upload(self, files: Mapping[str, Path]) -> None:
-        """Keeps files as the run's artifacts, by their relative path among these."""
-        for name, path in files.items():
-            directory = Path(name).parent.as_posix()
-            self._client.log_artifact(
-                self.run_id, str(path), None if directory == "." else directory
-            )
+    def rows(self) -> list[tuple[Any, list[dict[str, Any]]]]:
+        """It as rows of MLflow's tables, each given with the table's model.
 
-    def set_status(self, status: str, ended_ms: int) -> None:
-        """Says that the study is being run, or how and when it ended."""
-        if status != _RUNNING:
-            self._client.set_terminated(self.run_id, status, ended_ms)
-        elif self._status != _RUNNING:
-            self._client.update_run(self.run_id, status=_RUNNING)
-        self._status = status
+        Its id follows from the parent's and the trial's number: what another deliverer inserts at
+        the same time is there once.
+        """
+        from mlflow.store.tracking.dbmodels import models
 
-    def _children(self) -> list[Run]:
-        under_this = f"tags.`{PARENT_TAG}` = '{self.run_id}'"
-        return search_runs(self._client, self.experiment_id, under_this)
-
-    def _delete(self) -> None:
-        """Deletes the run and its trials' runs."""
-        for run in self._children():
-            if _TRIAL_TAG in run.data.tags:
-                self._client.delete_run(run.info.run_id)
-        self._client.delete_run(self.run_id)
-
-    def _create(self, run: TrialRun) -> str:
-        created = self._client.create_run(
-            self.experiment_id, run_name=run.name, start_time=run.started_ms, tags=dict(run.tags)
-        )
-        return str(created.info.run_id)
-
-    def _run_of(self, trial: FrozenTrial) -> TrialRun:
-        numbers = numbers_of(trial)
-        tags = {PARENT_TAG: self.run_id, _TRIAL_TAG: str(trial.number)}
-        if not is_complete(trial):
-            tags["wpo.state"] = trial.state.name
-        elif not math.isfinite(numbers["loss"]):
-            tags["wpo.loss"] = str(numbers["loss"])
-        if "phase" in trial.user_attrs:
-            tags["wpo.phase"] = trial.user_attrs["phase"]
-        names = ("f_lst", "g_lst", "k_w") if is_complete(trial) else ()
-        return TrialRun(
-            name=f"{self._name} trial {trial.number}",
-            started_ms=milliseconds(trial.datetime_start or trial.datetime_complete),
-            ended_ms=milliseconds(trial.datetime_complete),
-            status=_ENDED[trial.state.name],
-            step=trial.number,
-            tags=tags,
-            params={n: json.dumps(trial.user_attrs[n]) for n in names if n in trial.user_attrs},
-            metrics=numbers if is_complete(trial) else {},
-        )
+        parent = self._parent
+        run_id = uuid.uuid5(uuid.UUID(parent.run_id), self.tags[_TRIAL_TAG]).hex
+        row = {
+            "run_uuid": run_id,
+            "name": self.name,
+            "experiment_id": int(parent.experiment_id),
+            "artifact_uri": parent.artifact_uri.replace(parent.run_id, run_id),
+            "source_type": "UNKNOWN",
+            "source_name": "",
+            "entry_point_name": "",
+            "source_version": "",
+            "user_id": "unknown",
+            "status": self.status,
+            "start_time": self.started_ms,
+            "end_time": self.ended_ms,
+            "lifecycle_stage": "active",
+        }
+        # MLflow's own client sets this tag, too.
+        tags = {**self.tags, "mlflow.runName": self.name}
+        metrics = [
+            {
+                "run_uuid": run_id,
+                "key": metric.key,
+                # As MLflow keeps what is no number.
+                "value": 0.0 if math.isnan(metric.value) else metric.value,
+                "is_nan": math.isnan(metric.value),
+                "timestamp": metric.timestamp,
+                "step": metric.step,
+            }
+            for metric in self.metrics
+        ]
+        return [
+            (models.SqlRun, [row]),
+            (models.SqlTag, _pairs(run_id, tags)),
+            (models.SqlParam, _pairs(run_id, self.params)),
+            (models.SqlMetric, metrics),
+            (models.SqlLatestMetric, metrics),
+        ]
 
 
-def runs_of(client: MlflowClient, experiment_id: str, identity: str) -> list[Run]:
-    """A study's runs, first the one that every process agrees on."""
-    wanted = f"tags.`{_STUDY_TAG}` = '{identity}' and {STUDIES_FILTER}"
-    runs = search_runs(client, experiment_id, wanted)
-    return sorted(runs, key=lambda run: str(run.info.run_id))
+def _pairs(run_id: str, values: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"run_uuid": run_id, "key": key, "value": value} for key, value in values.items()]
 
 
-def _is_same(present: float | None, value: float) -> bool:
-    if present is None:
-        return False
-    return present == value or (math.isnan(present) and not math.isfinite(value))
+def _short(value: str, otherwise: str) -> str:
+    return value if len(value) <= MAX_PARAM_LENGTH else f"{otherwise} ({len(value)} characters)"
+
+
+def _insert(uri: str, runs: Sequence[_TrialRun]) -> None:
+    """Inserts runs into MLflow's database, whose tables are there; all of them or none."""
+    of_tables = zip(*(run.rows() for run in runs), strict=True)
+    engine = create_engine(uri, poolclass=NullPool)
+    with engine.begin() as connection:
+        for of_table in of_tables:
+            rows = [row for _, of_run in of_table for row in of_run]
+            if rows:
+                statement = _insert_new(of_table[0][0].__table__, engine.dialect.name)
+                connection.execute(statement, rows)
+
+
+def _insert_new(table: Table, dialect: str) -> Insert:
+    """Leaves rows that are there as they are; in other databases they make the whole fail."""
+    if dialect == "sqlite":
+        return sqlite.insert(table).on_conflict_do_nothing()
+    if dialect == "postgresql":
+        return postgresql.insert(table).on_conflict_do_nothing()
+    return insert(table)

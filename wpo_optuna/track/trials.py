@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import datetime
-import heapq
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +50,6 @@ def rank(trial: FrozenTrial) -> float:
     return math.inf if math.isnan(tnmse) else tnmse
 
 
-def best_before(trials: Iterable[FrozenTrial]) -> Iterator[float]:
-    """For each of some trials, numbers ascending, the lowest TNMSE of those before it."""
-    best = math.inf
-    for trial in trials:
-        yield best
-        best = min(best, rank(trial))
-
-
 def best_of(trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
     """The trial of lowest TNMSE, the first of equals; None if there is none."""
     best = min(trials, key=rank, default=None)
@@ -96,7 +87,7 @@ def write_shown(trials: Sequence[FrozenTrial], path: Path) -> None:
     Of more than 50 000 trials it has those of the lowest TNMSE.
     """
     if len(trials) > MOST_ROWS_SHOWN:
-        best = heapq.nsmallest(MOST_ROWS_SHOWN, trials, key=rank)
+        best = sorted(trials, key=rank)[:MOST_ROWS_SHOWN]
         trials = sorted(best, key=lambda trial: trial.number)
     rows = ",\n".join(
         json.dumps([_shown(value) for value in _row(trial).values()]) for trial in trials
@@ -122,17 +113,12 @@ def _is_missing(value: Any) -> bool:
 
 def _shown(value: Any) -> Any:
     """A cell of the UI's table: JSON knows no infinity, and lists are shown as text."""
-    if value is None:
-        return ""
+    if isinstance(value, list):
+        return f"[{', '.join(str(_shown(item)) for item in value)}]"
     if isinstance(value, float):
         text = format(value, _SHOWN)
         return float(text) if math.isfinite(value) else text
-    return _list_text(value) if isinstance(value, list) else value
-
-
-def _list_text(values: list[Any]) -> str:
-    texts = [_list_text(v) if isinstance(v, list) else format(v, _SHOWN) for v in values]
-    return f"[{', '.join(texts)}]"
+    return "" if value is None else value
 
 
 def _number(value: Any) -> float:

@@ -150,7 +150,7 @@ class Account:
         n_analogue = self.count(analogue=True, in_matrices=True)
         if n_analogue >= _MOST * n_all:
             return None
-        left = defaultdict(int)
+        left: defaultdict[str, int] = defaultdict(int)
         for tensor in self.tensors:
             if tensor.is_matrix and tensor.counts and tensor.becomes != ANALOGUE:
                 left[f"{tensor.becomes} because {tensor.because}"] += tensor.count

@@ -40,7 +40,8 @@ _HUGGING_FACE_FILES = (
 # As safetensors and torch name them.
 _TORCH_TYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
-    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "BOOL": "bool", "U8": "uint8",
+    "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64",
 }  # fmt: skip
 
 # What Git leaves in a file's place until Git LFS has fetched it.
@@ -132,7 +133,7 @@ def _tensors_of_safetensors(path: Path) -> tuple[StoredTensor, ...]:
     def stored(name: str, header: Any, metadata: Mapping[str, str]) -> StoredTensor:
         def read(index: Index) -> Tensor:
             with safe_open(path, framework="pt") as opened:
-                return opened.get_slice(name)[index]
+                return opened.get_tensor(name) if index is ... else opened.get_slice(name)[index]
 
         type_name = _TORCH_TYPES.get(header.get_dtype(), header.get_dtype().lower())
         # safetensors.torch.save_model keeps one of several tied tensors, and says so here.
@@ -146,7 +147,7 @@ def _tensors_of_safetensors(path: Path) -> tuple[StoredTensor, ...]:
         names = opened.offset_keys()
         found = [stored(name, opened.get_slice(name), metadata) for name in names]
     if any(".analog_module." in tensor.name for tensor in found):
-        state = {tensor.name: tensor.read(slice(None)) for tensor in found if tensor.shape}
+        state = {tensor.name: tensor.read(...) for tensor in found}
         return tensors_of_network(state, str(path))
     return tuple(found)
 
@@ -164,7 +165,8 @@ def _tensors_of_torch_file(path: Path, open_part: OpenPart) -> tuple[StoredTenso
 
         def read(index: Index) -> Tensor:
             rows = index[0] if isinstance(index, tuple) else index
-            part = (first + (rows.start or 0) * of_row) // _BYTES_BEFORE_REOPENING
+            start = rows.start or 0 if isinstance(rows, slice) else 0
+            part = (first + start * of_row) // _BYTES_BEFORE_REOPENING
             return open_part(path, part)[name][index]
 
         # The tensor itself is let go of, and with it this mapping of the file.

@@ -78,7 +78,8 @@ class NetworkForms:
             name = f"the analog {type(model).__name__}"
             account, _ = account_for(tensors_of_network(model, name), Choice(), name)
             places = {f"{tile.layer}.weight": (tile.layer,) for tile in analog_tiles(model)}
-            return cls(_digital_form(model), copy.deepcopy(model), account, places)
+            analog = _without_fast_path(copy.deepcopy(model))
+            return cls(_digital_form(model), analog, account, places)
         if rpu_config is None:
             raise InvalidArgument("rpu_config: a digital model needs the hardware it runs on.")
         return cls._converted(model, rpu_config, choice or Choice())
@@ -90,7 +91,6 @@ class NetworkForms:
         is_widened = any(parameter.dtype in _HALF for parameter in model.parameters())
         if is_widened:
             model = copy.deepcopy(model).float()
-            model.register_forward_pre_hook(_widen, with_kwargs=True)
         name = f"the {type(model).__name__}"
         try:
             account, _ = account_for(tensors_of_network(model, name), choice, name)
@@ -103,6 +103,10 @@ class NetworkForms:
         wanted = {tensor.name for tensor in account.analogue}
         restated, places, digital = _restated(model, wanted)
         analog = convert_to_analog(restated, rpu_config, exclude_modules=digital)
+        _without_fast_path(analog)
+        if is_widened:
+            for form in {model, restated, analog}:
+                form.register_forward_pre_hook(_widen, with_kwargs=True)
         return cls(model, analog, account, places, restated, is_widened)
 
     def layers_by_parameter(self, parameters: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -199,6 +203,18 @@ def _restated(
                 restated = copy.deepcopy(model)
             restated.set_submodule(layer.name, replacement)
     return restated, places, digital
+
+
+def _without_fast_path(network: nn.Module) -> nn.Module:
+    """The network itself, whose transformer layers no longer compute past the layers in them.
+
+    In evaluation mode torch's own take the weights of the layers in them for one fused function;
+    analogue layers have none.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0  # "another activation", which torch does not fuse
+    return network
 
 
 def _joined(layer: str, path: str) -> str:

@@ -15,6 +15,7 @@ from aihwkit.nn.modules.base import AnalogLayerBase
 from torch import Tensor, nn
 
 from wpo_optuna.network.restated import (
+    Convolution,
     Recurrence,
     SeparateAttention,
     UnfoldedConvolution,
@@ -28,7 +29,6 @@ IS_EMBEDDING, IS_NORMALISATION = "it is an embedding", "it is a normalisation"
 WITH_PROJECTIONS = "aihwkit has no LSTM with projections"
 DEPTHWISE = "a depthwise convolution has too few inputs for a tile of each channel"
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _DIGITAL: Mapping[type[nn.Module], tuple[str, str]] = {
     nn.Embedding: (EMBEDDING, IS_EMBEDDING),
     nn.EmbeddingBag: (EMBEDDING, IS_EMBEDDING),
@@ -91,15 +91,13 @@ def _layer(name: str, module: nn.Module) -> Layer | None:
         return _recurrent(name, module)
     if isinstance(module, nn.MultiheadAttention):
         return _attention(name, module)
-    if type(module) in _CONVOLUTIONS:
+    if isinstance(module, Convolution):
         return _convolution(name, module)
     own = dict(module.named_parameters(recurse=False))
     if type(module) is nn.Linear and "weight" in own:
         return Layer(name, module, LINEAR, {"weight": ("",)})
     if not own:
         return None
-    if isinstance(module, _CONVOLUTIONS):
-        return _like_a_convolution(name, module)
     weight = own.get("weight")
     if isinstance(module, nn.Linear) or (weight is not None and weight.dim() == 2):
         return _like_a_linear_layer(name, module, own)
@@ -128,41 +126,23 @@ def _attention(name: str, attention: nn.MultiheadAttention) -> Layer:
     return _replaced(name, attention, ATTENTION, matrices, SeparateAttention(attention), inputs)
 
 
-def _convolution(name: str, convolution: nn.Module) -> Layer:
-    groups = convolution.groups
-    if groups > 1 and groups == convolution.in_channels:
+def _convolution(name: str, convolution: Convolution) -> Layer:
+    if convolution.groups > 1 and convolution.groups == convolution.in_channels:
         return Layer(name, convolution, CONVOLUTION, digital_because=DEPTHWISE)
     is_aihwkits = (
-        isinstance(convolution, nn.Conv2d)
-        and groups == 1
+        type(convolution) is nn.Conv2d
+        and convolution.groups == 1
         and convolution.padding_mode == "zeros"
         and not isinstance(convolution.padding, str)
     )
     if is_aihwkits:
         return Layer(name, convolution, CONVOLUTION, {"weight": ("",)})
-    paths = tuple(f"groups.{group}" for group in range(groups))
+    matrices = {"weight": tuple(f"groups.{group}" for group in range(convolution.groups))}
+    lengths = zip(convolution.dilation, convolution.kernel_size, strict=True)
+    sizes = [2 * dilation * length + 3 for dilation, length in lengths]
+    inputs = torch.randn(2, convolution.in_channels, *sizes, generator=_generator())
     replacement = UnfoldedConvolution(convolution)
-    return Layer(name, convolution, CONVOLUTION, {"weight": paths}, replacement=replacement)
-
-
-def _like_a_convolution(name: str, convolution: nn.Module) -> Layer:
-    """A convolution of a user's class: one that acts as torch's counts as torch's."""
-    plain_class = next(known for known in _CONVOLUTIONS if isinstance(convolution, known))
-    plain = plain_class(
-        convolution.in_channels, convolution.out_channels, convolution.kernel_size,
-        stride=convolution.stride, padding=convolution.padding, dilation=convolution.dilation,
-        groups=convolution.groups, bias=convolution.bias is not None,
-        padding_mode=convolution.padding_mode,
-    )  # fmt: skip
-    plain.load_state_dict(convolution.state_dict(), strict=False)
-    sizes = [2 * d * k + 3 for d, k in zip(plain.dilation, plain.kernel_size, strict=True)]
-    inputs = torch.randn(2, plain.in_channels, *sizes, generator=_generator())
-    if not _agree(convolution, plain, (inputs,)):
-        reason = f"a {type(convolution).__name__} does not act as a convolution with its weight"
-        return Layer(name, convolution, CONVOLUTION, digital_because=reason)
-    layer = _convolution(name, plain)
-    replacement = layer.replacement or (plain if layer.matrices else None)
-    return Layer(name, convolution, CONVOLUTION, layer.matrices, layer.digital_because, replacement)
+    return _replaced(name, convolution, CONVOLUTION, matrices, replacement, (inputs,))
 
 
 def _like_a_linear_layer(name: str, module: nn.Module, own: Mapping[str, Tensor]) -> Layer:

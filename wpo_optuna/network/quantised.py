@@ -82,7 +82,7 @@ def _multiplied(
     unit = 1 / 127 if scale.name.endswith(".SCB") else 1.0
 
     def of_blocks(part: StoredTensor, rows: slice, columns: slice) -> Tensor:
-        values = _all(part).to(torch.float32)
+        values = part.read(...).to(torch.float32)
         values = values.reshape((*part.shape, 1, 1)[:2])
         row = torch.arange(tensor.shape[0])[rows] // block[0]
         column = torch.arange(tensor.shape[1])[columns] // block[1]
@@ -90,13 +90,10 @@ def _multiplied(
 
     def read(index: Index) -> Tensor:
         rows, columns = index if isinstance(index, tuple) else (index, slice(None))
+        assert isinstance(rows, slice)
         numbers = tensor.read(index).to(torch.float32)
         if zero is not None:
             numbers = numbers - of_blocks(zero, rows, columns)
         return numbers * of_blocks(scale, rows, columns) * unit
 
     return replace(tensor, type_name="float32", read=read)
-
-
-def _all(tensor: StoredTensor) -> Tensor:
-    return tensor.read(slice(0, tensor.shape[0])) if tensor.shape else tensor.read(slice(None))

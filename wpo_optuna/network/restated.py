@@ -6,7 +6,9 @@ of ``nn.Linear``, which ``convert_to_analog`` finds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from operator import itemgetter
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
@@ -14,6 +16,9 @@ from aihwkit.nn import AnalogRNN
 from aihwkit.nn.modules.rnn.cells import AnalogLSTMCell, AnalogVanillaRNNCell
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
+
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+States = Tensor | tuple[Tensor, Tensor]
 
 
 class UnfoldedConvolution(nn.Module):
@@ -26,7 +31,7 @@ class UnfoldedConvolution(nn.Module):
         convolution: an ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d``.
     """
 
-    def __init__(self, convolution: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> None:
+    def __init__(self, convolution: Convolution) -> None:
         super().__init__()
         self.kernel_size, self.stride = convolution.kernel_size, convolution.stride
         self.dilation = convolution.dilation
@@ -76,7 +81,9 @@ class SeparateAttention(nn.Module):
     def __init__(self, attention: nn.MultiheadAttention) -> None:
         super().__init__()
         self.embed_dim, self.num_heads = attention.embed_dim, attention.num_heads
+        self.kdim, self.vdim = attention.kdim, attention.vdim
         self.batch_first, self.dropout = attention.batch_first, attention.dropout
+        self.in_proj_weight = self.in_proj_bias = None  # as torch's layers around it ask for them
         weights = (
             (attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight)
             if attention.in_proj_weight is None
@@ -159,7 +166,7 @@ class Recurrence(nn.Module):
     @staticmethod
     def layers_of(network: nn.RNNBase) -> dict[str, tuple[str, ...]]:
         """The new layer that holds each of the network's matrices."""
-        places = {}
+        places: dict[str, tuple[str, ...]] = {}
         for layer in range(network.num_layers):
             for direction in range(2 if network.bidirectional else 1):
                 place = f"unrolled.rnn.layers.{layer}"
@@ -170,8 +177,8 @@ class Recurrence(nn.Module):
         return places
 
     def forward(
-        self, inputs: Tensor | PackedSequence, states: Tensor | tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor | PackedSequence, Tensor | tuple[Tensor, Tensor]]:
+        self, inputs: Tensor | PackedSequence, states: States | None = None
+    ) -> tuple[Tensor | PackedSequence, States]:
         """As the forward pass of the network that this one replaces."""
         if isinstance(inputs, PackedSequence):
             return self._packed(inputs, states)
@@ -187,30 +194,33 @@ class Recurrence(nn.Module):
             return outputs.squeeze(1), _map(lambda state: state.squeeze(1), joined)
         return outputs.transpose(0, 1) if self.batch_first else outputs, joined
 
-    def _packed(self, inputs: PackedSequence, states: object) -> tuple[PackedSequence, object]:
+    def _packed(
+        self, inputs: PackedSequence, states: States | None
+    ) -> tuple[PackedSequence, States]:
         """Sequences of several lengths, one after the other."""
         padded, lengths = pad_packed_sequence(inputs)
         results = []
         for n, length in enumerate(lengths.tolist()):
-            own = _map(lambda state, n=n: state[:, n : n + 1], states)
+            own = _map(itemgetter((slice(None), slice(n, n + 1))), states)
             sequence = padded[:length, n : n + 1]
             sequence = sequence.transpose(0, 1) if self.batch_first else sequence
             results.append(self(sequence, own))
         batch = 0 if self.batch_first else 1
         outputs = pack_sequence([out.squeeze(batch) for out, _ in results], enforce_sorted=False)
-        last = [state for _, state in results]
-        if isinstance(last[0], tuple):
-            return outputs, tuple(torch.cat(part, dim=1) for part in zip(*last, strict=True))
-        return outputs, torch.cat(last, dim=1)
+        last: list[Any] = [state for _, state in results]
+        if isinstance(last[0], Tensor):
+            return outputs, torch.cat(last, dim=1)
+        hidden, cell = (torch.cat(part, dim=1) for part in zip(*last, strict=True))
+        return outputs, (hidden, cell)
 
-    def _by_layer(self, states: Tensor | tuple[Tensor, Tensor]) -> list[object]:
+    def _by_layer(self, states: States) -> list[Any]:
         """torch's states ``(layers × directions, n, hidden)`` as aihwkit's, by layer."""
         flat = list(zip(*states, strict=True)) if isinstance(states, tuple) else list(states)
         if self.n_directions == 1:
             return flat
         return [flat[first : first + 2] for first in range(0, len(flat), 2)]
 
-    def _joined(self, states: list[object]) -> Tensor | tuple[Tensor, Tensor]:
+    def _joined(self, states: list[Any]) -> States:
         """Reverses :meth:`_by_layer`."""
         flat = states if self.n_directions == 1 else [own for both in states for own in both]
         if isinstance(flat[0], Tensor):
@@ -257,7 +267,7 @@ def _set(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
         layer.bias = nn.Parameter(bias.detach().clone())
 
 
-def _padding_of(convolution: nn.Module) -> list[int]:
+def _padding_of(convolution: Convolution) -> list[int]:
     """A convolution's padding as ``torch.nn.functional.pad`` takes it, the last axis first."""
     if convolution.padding == "valid":
         return [0] * (2 * len(convolution.kernel_size))
@@ -266,6 +276,7 @@ def _padding_of(convolution: nn.Module) -> list[int]:
         totals = [dilation * (size - 1) for dilation, size in sizes]
         both = [(total // 2, total - total // 2) for total in totals]
     else:
+        assert not isinstance(convolution.padding, str)
         both = [(padding, padding) for padding in convolution.padding]
     return [padding for pair in reversed(both) for padding in pair]
 
@@ -287,8 +298,8 @@ def _added(mask: Tensor, scores: Tensor) -> Tensor:
     )
 
 
-def _map(function: object, states: object) -> object:
+def _map(function: Callable[[Tensor], Tensor], states: Any) -> Any:
     """A function of each of a network's states; None of none."""
     if isinstance(states, tuple):
-        return tuple(function(state) for state in states)
+        return tuple(map(function, states))
     return None if states is None else function(states)

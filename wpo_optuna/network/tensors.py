@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
+from types import EllipsisType
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ _STATE_DICT_KEYS = (
     "state_dict", "model_state_dict", "model", "module", "network", "net", "weights", "params",
 )  # fmt: skip
 
-Index = slice | tuple[slice, slice]
+Index = slice | tuple[slice, slice] | EllipsisType
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class StoredTensor:
         shape: its shape.
         type_name: its element type as torch names it, such as ``float32``.
         place: the file or function it comes from, for messages.
-        read: reads some of its rows, or of some of its rows some columns.
+        read: reads some of its rows, of some of its rows some columns, or (``...``) all.
         known: what the layer that holds it says, where there is one.
         is_named: whether the name is that of a parameter; arrays are named as people please.
         storage: what tensors that share their memory have in common; None if that is unknown.
@@ -90,9 +91,13 @@ class StoredTensor:
     def transposed(self) -> StoredTensor:
         """The matrix as (outputs, inputs), where it is stored the other way round."""
         outputs_last = self.read
-        return replace(
-            self, shape=self.shape[::-1], read=lambda rows: outputs_last((slice(None), rows)).T
-        )
+
+        def read(index: Index) -> Tensor:
+            if isinstance(index, slice):
+                return outputs_last((slice(None), index)).T
+            return outputs_last(index if index is ... else (index[1], index[0])).T
+
+        return replace(self, shape=self.shape[::-1], read=read)
 
     def blocks(self, first: int = 0, last: int | None = None) -> Iterator[Tensor]:
         """The rows from ``first`` to before ``last``, some at a time, in float32."""

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import torch
 from aihwkit.inference.converter.base import BaseConductanceConverter
 from aihwkit.inference.noise.base import BaseNoiseModel
 from aihwkit.simulator.configs import InferenceRPUConfig
 from aihwkit.simulator.tiles.module import TileModule
-from torch import nn
+from torch import Tensor, nn
 
 from wpo_optuna.errors import InvalidArgument, did_you_mean
 from wpo_optuna.hardware import conductance_range
@@ -60,12 +61,29 @@ class AnalogTile:
         Neither the tile's RPU configuration nor its noise model is changed: both may be shared
         with other tiles, so that the tile gets its own.
         """
+        assert self.noise_model is not None
+        self.set_noise_model(_with_converter(self.noise_model, converter))
+
+    def set_noise_model(self, noise_model: BaseNoiseModel) -> None:
+        """Gives the tile other devices; see :meth:`set_converter`."""
         rpu_config = copy.copy(self.tile.rpu_config)
-        rpu_config.noise_model = _with_converter(rpu_config.noise_model, converter)
+        rpu_config.noise_model = noise_model
         self.tile.rpu_config = rpu_config
         # What was drawn for the devices of another converter has no meaning for these.
         self.tile.programmed_weights = None
         self.tile.drift_noise_parameters = None
+
+    def target_weights(self) -> Tensor:
+        """The weights ``(outputs, inputs)`` that are to be programmed, unitless."""
+        reference = getattr(self.tile, "reference_combined_weights", None)
+        weights = self.tile.tile.get_weights() if reference is None else reference
+        return weights.detach().clone()
+
+    def output_scales(self) -> Tensor:
+        """By what the outputs are multiplied digitally, ``(outputs,)``."""
+        n_outputs = self.tile.out_size
+        scales = self.tile.get_scales()
+        return torch.ones(n_outputs) if scales is None else scales.detach().expand(n_outputs)
 
 
 def analog_tiles(model: nn.Module) -> Iterator[AnalogTile]:

@@ -26,12 +26,12 @@ from aihwkit.inference.noise.pcm import CustomDriftPCMLikeNoiseModel
 from aihwkit.simulator.configs import InferenceRPUConfig
 from aihwkit.simulator.parameters import IOParameters, MappingParameter
 from aihwkit.simulator.parameters.enums import WeightNoiseType
-from numpy.typing import NDArray
 from scipy import stats
 from scipy.optimize import differential_evolution
 from small_problems import gaussian_weights
 
-from wpo_optuna.loss.base import LossEngine
+from wpo_optuna.loss.monte_carlo import MonteCarloEngine
+from wpo_optuna.loss.reference import ReferenceEngine
 from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 
 DAY = 86400.0
@@ -112,17 +112,16 @@ def comparison_problem(
     return WeightProgrammingProblem(**(arguments | overrides))
 
 
-def good_and_bad_points(engine: LossEngine, n_random: int = 2) -> NDArray[np.float64]:
-    """Points (3 + n_random, d): two near the optimum, one of middling quality, random ones.
+def good_and_bad_converters(problem: WeightProgrammingProblem, n_random: int) -> list[Any]:
+    """Converters of two strategies near the optimum, one of middling quality and random ones.
 
-    Found by a short differential evolution on the engine.
+    Found by a short differential evolution.
     """
-    rng = np.random.default_rng(0)
-    dimension = engine.problem.hypercube.dimension
+    rng, cube, engine = np.random.default_rng(0), problem.hypercube, MonteCarloEngine(problem)
     evolved = differential_evolution(
         lambda x: engine.tnmse(x.T),
-        [(0, 1)] * dimension,
-        init=rng.random((96, dimension)),
+        [(0, 1)] * cube.dimension,
+        init=rng.random((96, cube.dimension)),
         maxiter=15,
         polish=False,
         updating="deferred",
@@ -130,33 +129,33 @@ def good_and_bad_points(engine: LossEngine, n_random: int = 2) -> NDArray[np.flo
         rng=rng,
     )
     ranked = evolved.population[evolved.population_energies.argsort()]
-    return np.concatenate([ranked[[0, 1, 60]], rng.random((n_random, dimension))])
+    points = np.concatenate([ranked[[0, 1, 60]], rng.random((n_random, cube.dimension))])
+    return [strategy.to_converter() for strategy in cube.decode(points)]
 
 
 class Compared(NamedTuple):
-    """Difference of one strategy's mean TNMSE by two engines in standard errors, made normal."""
+    """Difference of a strategy's mean TNMSE by two engines in standard errors, made normal."""
 
     of: str
     z: float
 
 
 def compare(
-    reference: LossEngine,
-    tested: LossEngine,
+    problem: WeightProgrammingProblem,
     converters: Sequence[Any],
     n_draws: int,
     label: str,
     seed: int,
 ) -> list[Compared]:
-    """Means of each converter by both engines, every one with noise of its own."""
-    compared = []
+    """Means of converters on aihwkit's tile and by Monte Carlo, all with noise of their own."""
+    engines, compared = (MonteCarloEngine(problem), ReferenceEngine(problem)), []
     for i, converter in enumerate(converters):
-        seeds = np.random.SeedSequence([seed, i]).generate_state(2)
-        a, b = (
+        seeds = np.random.SeedSequence([seed, i]).generate_state(2)[::-1]
+        tested, reference = (
             engine.tnmse_of(converter, n_draws, seed=int(s))
-            for engine, s in zip((tested, reference), seeds[::-1], strict=True)
+            for engine, s in zip(engines, seeds, strict=True)
         )
-        test = stats.ttest_ind(a, b, equal_var=False)
+        test = stats.ttest_ind(tested, reference, equal_var=False)
         z = np.sign(test.statistic) * stats.norm.isf(test.pvalue / 2)
         compared.append(Compared(f"{label}, strategy {i}", float(z)))
     return compared

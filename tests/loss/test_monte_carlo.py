@@ -10,20 +10,13 @@ import numpy as np
 import pytest
 import torch
 from aihwkit.inference import GlobalDriftCompensation, PCMLikeNoiseModel
-from aihwkit.inference.converter.base import BaseConductanceConverter
 from aihwkit.inference.converter.conductance import (
     CustomPairConductanceConverter,
-    DualPairConductanceConverter,
-    NPairConductanceConverter,
-    SingleDeviceConductanceConverter,
 )
 from aihwkit.simulator.configs import InferenceRPUConfig, TorchInferenceRPUConfig
 from loss_agreement import (
     DEVICES,
     PERIPHERY,
-    Compared,
-    assert_means_agree,
-    compare,
     comparison_problem,
 )
 from numpy.typing import NDArray
@@ -33,7 +26,6 @@ from torch import Tensor
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.loss import make_engine
 from wpo_optuna.loss.monte_carlo import MonteCarloEngine
-from wpo_optuna.loss.reference import ReferenceEngine
 from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 
 
@@ -104,9 +96,12 @@ def test_the_seed_decides_and_is_the_problems_unless_given(
     assert np.array_equal(engine.tnmse(x, seed=problem.seed), own)
 
 
-def test_global_generators_stay_as_they_are(problem: WeightProgrammingProblem) -> None:
+@pytest.mark.parametrize("engine_name", ["montecarlo", "aihwkit"])
+def test_global_generators_stay_as_they_are(
+    problem: WeightProgrammingProblem, engine_name: str
+) -> None:
     before = generator_states()
-    engine = MonteCarloEngine(problem)
+    engine = make_engine(engine_name, problem)
     engine.tnmse(random_points(problem, 3))
     engine.tnmse_of(problem.g_converter_baseline, 2)
     assert generator_states() == before
@@ -114,61 +109,6 @@ def test_global_generators_stay_as_they_are(problem: WeightProgrammingProblem) -
 
 def generator_states() -> bytes:
     return pickle.dumps((torch.get_rng_state().numpy(), np.random.get_state(), random.getstate()))  # noqa: NPY002
-
-
-class UnknownConverter(DualPairConductanceConverter):
-    """A converter of the user's own, which splits weights evenly over its two pairs."""
-
-    def convert_to_conductances(self, weights: Tensor) -> tuple[list[Tensor], dict[str, Any]]:
-        scale = 2 * (self.g_max - self.g_min) / weights.abs().max()
-        half = weights * scale / 2
-        pair = [half.clamp(min=0) + self.g_min, (-half).clamp(min=0) + self.g_min]
-        return [*pair, *pair], {"scale_ratio": scale, "f_lst": self.f_lst}
-
-
-CONVERTERS: dict[str, BaseConductanceConverter] = {
-    "three pairs": NPairConductanceConverter([0.5, 1.0, 3.0], g_max=20.0, g_min=2.0),
-    "curves": CustomPairConductanceConverter(
-        [1.0], [[0.0, 0.0, 8.0, 25.0], [25.0, 8.0, 0.0, 0.0]], 25.0, 0.0, invertibility_test=False
-    ),
-    "one device": SingleDeviceConductanceConverter(g_max=25.0, g_min=5.0),
-    "of the user's own": UnknownConverter([1.0, 1.0], g_max=25.0),
-}
-
-
-class UsualSubclass(PCMLikeNoiseModel):
-    """Draws in the usual way, changes what it drew, and clips its targets in place."""
-
-    def apply_programming_noise_to_conductance(self, g_target: Tensor) -> Tensor:
-        g_target.clamp_(max=24.0)
-        return (g_target + torch.randn_like(g_target).mul_(0.5)).clamp_(min=0)
-
-    def generate_drift_coefficients(self, g_target: Tensor) -> Tensor:
-        return 0.001 * g_target + torch.randn_like(g_target).mul_(0.01) + 0.05
-
-
-def test_converters_models_and_tiles_of_all_kinds_agree_with_aihwkit() -> None:
-    # 7 comparisons of 100 draws; false-alarm rate 10^-4.
-    problem = comparison_problem(t_steps=[3600.0])
-    compared = [
-        difference
-        for i, (name, converter) in enumerate(CONVERTERS.items())
-        for difference in compare_on(problem, [converter], name, seed=i)
-    ]
-    # Each of several tiles scales, reads out and compensates for itself.
-    tiles = small_rpu_config(max_input_size=32, max_output_size=4, **PERIPHERY)
-    own_model = small_rpu_config(UsualSubclass(), max_input_size=32, **PERIPHERY)
-    for name, rpu_config, n in (("tiles", tiles, 1), ("own model", own_model, 2)):
-        problem = comparison_problem(rpu_config=rpu_config)
-        strategies = problem.hypercube.decode(random_points(problem, n))
-        compared += compare_on(problem, [s.to_converter() for s in strategies], name, seed=9)
-    assert_means_agree(compared)
-
-
-def compare_on(
-    problem: WeightProgrammingProblem, converters: list[Any], name: str, seed: int
-) -> list[Compared]:
-    return compare(ReferenceEngine(problem), MonteCarloEngine(problem), converters, 100, name, seed)
 
 
 def test_a_strategy_that_cannot_hold_weights_is_infinitely_bad() -> None:

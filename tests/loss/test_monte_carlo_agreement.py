@@ -13,6 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from aihwkit.inference import PCMLikeNoiseModel
+from aihwkit.inference.converter.base import BaseConductanceConverter
+from aihwkit.inference.converter.conductance import (
+    CustomPairConductanceConverter,
+    DualPairConductanceConverter,
+    NPairConductanceConverter,
+    SingleDeviceConductanceConverter,
+)
 from aihwkit.inference.noise.base import BaseNoiseModel
 from aihwkit.simulator.parameters.enums import BoundManagementType, WeightNoiseType
 from loss_agreement import (
@@ -24,8 +32,9 @@ from loss_agreement import (
     assert_means_agree,
     compare,
     comparison_problem,
-    good_and_bad_points,
+    good_and_bad_converters,
 )
+from small_problems import small_rpu_config
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -108,21 +117,9 @@ def test_with_the_same_noise_every_hardware_gives_aihwkits_value(
     devices: str, compensation: str
 ) -> None:
     place = HARDWARE.index((devices, compensation))
-    n_pairs, symmetric = 1 + place % 3, place % 2 == 0
-    perfect = {"is_perfect": True}
-    assert_same_draw(
-        comparison_problem(devices, compensation, n_pairs, symmetric, perfect), rtol=1e-4
-    )
-
-
-def compare_strategies(
-    problem: WeightProgrammingProblem, n_draws: int, label: str, seed: int, n_random: int = 2
-) -> list[Compared]:
-    """Compared of strategies near the optimum and far from it."""
-    tested = MonteCarloEngine(problem)
-    points = good_and_bad_points(tested, n_random)
-    converters = [s.to_converter() for s in problem.hypercube.decode(points)]
-    return compare(ReferenceEngine(problem), tested, converters, n_draws, label, seed)
+    n_pairs, symmetric, perfect = 1 + place % 3, place % 2 == 0, {"is_perfect": True}
+    problem = comparison_problem(devices, compensation, n_pairs, symmetric, perfect)
+    assert_same_draw(problem, rtol=1e-4)
 
 
 # Every compensation, number of pairs and symmetry in some cell.
@@ -141,8 +138,57 @@ def test_a_spread_of_hardware_agrees_with_aihwkit() -> None:
     for seed, (devices, compensation, n_pairs, symmetric) in enumerate(SPREAD):
         problem = comparison_problem(devices, compensation, n_pairs, symmetric)
         label = f"{devices}, {compensation}, {n_pairs} pairs"
-        compared += compare_strategies(problem, 40, label, seed, n_random=1)
+        compared += compare(problem, good_and_bad_converters(problem, 1), 40, label, seed)
     assert len(compared) == 16
+    assert_means_agree(compared)
+
+
+class UnknownConverter(DualPairConductanceConverter):
+    """A converter of the user's own, which splits weights evenly over its two pairs."""
+
+    def convert_to_conductances(self, weights: Tensor) -> tuple[list[Tensor], dict[str, Any]]:
+        scale = 2 * (self.g_max - self.g_min) / weights.abs().max()
+        half = weights * scale / 2
+        pair = [half.clamp(min=0) + self.g_min, (-half).clamp(min=0) + self.g_min]
+        return [*pair, *pair], {"scale_ratio": scale, "f_lst": self.f_lst}
+
+
+CONVERTERS: dict[str, BaseConductanceConverter] = {
+    "three pairs": NPairConductanceConverter([0.5, 1.0, 3.0], g_max=20.0, g_min=2.0),
+    "curves": CustomPairConductanceConverter(
+        [1.0], [[0.0, 0.0, 8.0, 25.0], [25.0, 8.0, 0.0, 0.0]], 25.0, 0.0, invertibility_test=False
+    ),
+    "one device": SingleDeviceConductanceConverter(g_max=25.0, g_min=5.0),
+    "of the user's own": UnknownConverter([1.0, 1.0], g_max=25.0),
+}
+
+
+class UsualSubclass(PCMLikeNoiseModel):
+    """Draws in the usual way, changes what it drew, and clips its targets in place."""
+
+    def apply_programming_noise_to_conductance(self, g_target: Tensor) -> Tensor:
+        g_target.clamp_(max=24.0)
+        return (g_target + torch.randn_like(g_target).mul_(0.5)).clamp_(min=0)
+
+    def generate_drift_coefficients(self, g_target: Tensor) -> Tensor:
+        return 0.001 * g_target + torch.randn_like(g_target).mul_(0.01) + 0.05
+
+
+def test_converters_models_and_tiles_of_all_kinds_agree_with_aihwkit() -> None:
+    # 7 comparisons of 100 draws; false-alarm rate 10^-4.
+    compared: list[Compared] = []
+    for seed, (name, converter) in enumerate(CONVERTERS.items()):
+        problem = comparison_problem(t_steps=[3600.0])
+        compared += compare(problem, [converter], 100, name, seed)
+    # Each of several tiles scales, reads out and compensates for itself.
+    tiles = small_rpu_config(max_input_size=32, max_output_size=4, **PERIPHERY)
+    own_model = small_rpu_config(UsualSubclass(), max_input_size=32, **PERIPHERY)
+    for name, rpu_config, n in (("tiles", tiles, 1), ("own model", own_model, 2)):
+        problem = comparison_problem(rpu_config=rpu_config)
+        strategies = problem.hypercube.decode(
+            np.random.default_rng(0).random((n, problem.hypercube.dimension))
+        )
+        compared += compare(problem, [s.to_converter() for s in strategies], 100, name, 9)
     assert_means_agree(compared)
 
 
@@ -168,5 +214,5 @@ def test_other_peripheries_agree_with_aihwkit() -> None:
             "state-independent", compensation, periphery=PERIPHERY | changes, t_steps=[DAY]
         )
         label = f"{name}, {compensation}"
-        compared += compare_strategies(problem, 30, label, 100 + seed, n_random=1)
+        compared += compare(problem, good_and_bad_converters(problem, 1), 30, label, 100 + seed)
     assert_means_agree(compared)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from aihwkit.inference import (
     GlobalDriftCompensation,
     PCMLikeNoiseModel,
@@ -21,7 +19,7 @@ from aihwkit.inference.compensation.drift import (
 )
 from aihwkit.simulator.configs import InferenceRPUConfig
 from aihwkit.simulator.parameters.enums import BoundManagementType, NoiseManagementType
-from aihwkit_reference import reference_losses, reference_optimizer
+from aihwkit_reference import reference_losses
 from numpy.typing import NDArray
 from small_problems import seedable_rpu_config, small_problem, small_rpu_config
 
@@ -111,25 +109,6 @@ def test_means_of_200_draws_agree_with_the_references_within_3_standard_errors(n
     problem = varied_problem(name, small_rpu_config)
     if abs(standard_errors_apart(problem, first_seed=0)) > 3:
         assert abs(standard_errors_apart(problem, first_seed=1000)) <= 3
-
-
-def generator_states() -> list[Any]:
-    numpy_state = np.random.get_state()  # noqa: NPY002
-    return [torch.get_rng_state().tolist(), numpy_state[1].tolist(), random.getstate()]
-
-
-def test_no_global_generator_is_touched_unlike_by_the_reference(
-    problem: WeightProgrammingProblem,
-) -> None:
-    before, x = generator_states(), some_point(problem)
-    engine = ReferenceEngine(problem)
-    engine.tnmse(x)
-    engine.tnmse(x, seed=3)
-    engine.tnmse_of(problem.g_converter_baseline, repeats=2, seed=3)
-    assert generator_states() == before
-
-    reference_optimizer(problem, baseline_iterations=1).get_loss_baseline()
-    assert generator_states() != before
 
 
 def test_equal_seeds_repeat_all_noise_but_that_inside_the_tile() -> None:

@@ -30,8 +30,8 @@ STAGES = (
     ("wpo_optuna.study.run:sample", "sampling"),
     ("wpo_optuna.study.run:polish_best", "polishing"),
     ("wpo_optuna.study.run:score_finalists", "scoring"),
-    ("wpo_optuna.report:measure", "measuring for the report"),
-    ("wpo_optuna.report:write_report", "drawing the report"),
+    ("wpo_optuna.report.measurements:measure", "measuring for the report"),
+    ("wpo_optuna.report.page:write_report", "drawing the report"),
     ("wpo_optuna.track.follower:Follower.finish", "waiting for MLflow"),
 )
 ROOT = Path(__file__).parents[1]

@@ -24,14 +24,10 @@ from torch import Tensor, nn
 
 from experiments.train_digits import WEIGHTS_FILE, digits_data, digits_network
 from wpo_optuna import ProgrammingStrategy, WeightProgrammingProblem, run_study
-from wpo_optuna.evaluate.accuracy import (
-    OPTIMISED,
-    MetricOverTime,
-    accuracy,
-    compare_over_time,
-)
+from wpo_optuna.evaluate.accuracy import OPTIMISED, NetworkSetup, accuracy, compare_over_time
+from wpo_optuna.evaluate.metric_over_time import MetricOverTime
 from wpo_optuna.hardware import NAMED_RPU_CONFIGS, NamedRPUConfig, format_duration, parse_durations
-from wpo_optuna.network.apply import NetworkForms
+from wpo_optuna.network.conversion import NetworkForms
 from wpo_optuna.network.weights import read_weights
 
 T_STEPS = parse_durations("1s,1min,1h,1d,30d,1y", "t_steps")
@@ -79,9 +75,10 @@ def follow(
 ) -> MetricOverTime:
     """The accuracy over time with a strategy, and with the hardware's baseline."""
     forms = NetworkForms.of(network(), hardware.build())
+    setup = NetworkSetup(forms, hardware.name, batches(), accuracy, "accuracy")
     return compare_over_time(
-        forms, {OPTIMISED: strategy}, hardware.baseline(), batches(), times_for(hardware), accuracy,
-        metric_name="accuracy", repeats=repeats, seed=seed, show_progress_bar=True,
+        setup, {OPTIMISED: strategy}, hardware.baseline(), times_for(hardware),
+        repeats=repeats, seed=seed, show_progress_bar=True,
     )  # fmt: skip
 
 

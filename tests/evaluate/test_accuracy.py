@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,22 +17,16 @@ from aihwkit.inference import (
     ReRamWan2022NoiseModel,
 )
 from aihwkit.inference.noise.base import BaseNoiseModel
-from aihwkit.nn import AnalogLinear
 from aihwkit.nn.conversion import convert_to_analog
 from aihwkit.simulator.configs import InferenceRPUConfig
 from aihwkit.simulator.presets import StandardHWATrainingPreset
 from torch import nn
 
 from wpo_optuna.errors import InvalidArgument
-from wpo_optuna.evaluate.accuracy import (
-    OPTIMISED,
-    MetricOverTime,
-    accuracy,
-    compare_over_time,
-    measure_over_time,
-)
-from wpo_optuna.evaluate.accuracy_figure import save
-from wpo_optuna.network.apply import NetworkForms, analog_tiles
+from wpo_optuna.evaluate.accuracy import OPTIMISED, NetworkSetup, accuracy, compare_over_time
+from wpo_optuna.evaluate.metric_over_time import MetricOverTime
+from wpo_optuna.network.apply import analog_tiles
+from wpo_optuna.network.conversion import NetworkForms
 from wpo_optuna.strategy import ProgrammingStrategy
 
 ONE_PAIR = ProgrammingStrategy((1.0,), ((0.0, 10.0, 20.0), (20.0, 10.0, 0.0)), 0.0, 25.0)
@@ -72,10 +65,9 @@ def _devices(network: nn.Module, _: Iterable[Any]) -> float:
 
 def _compare(network: NetworkForms, strategy: Any, metric: Any, **options: Any) -> MetricOverTime:
     data = options.pop("data", [(torch.zeros(1, 6), torch.zeros(1, dtype=torch.int64))])
-    return compare_over_time(
-        network, {OPTIMISED: strategy}, BASELINE, data, options.pop("t_steps", T_STEPS), metric,
-        metric_name="metric", **options,
-    )  # fmt: skip
+    setup = NetworkSetup(network, "that of the test", data, metric, "metric")
+    t_steps = options.pop("t_steps", T_STEPS)
+    return compare_over_time(setup, {OPTIMISED: strategy}, BASELINE, t_steps, **options)
 
 
 def test_without_noise_the_analog_network_is_the_digital_one_at_all_times() -> None:
@@ -95,28 +87,27 @@ def test_conductances_decay_with_the_drift_models_power_of_time() -> None:
     noise_model = CustomDriftPCMLikeNoiseModel(
         drift, prog_noise_scale=0.0, read_noise_scale=0.0, t_0=20.0
     )
-    layer = nn.Linear(6, 3, bias=False)
-    analog = convert_to_analog(layer, _hardware(noise_model))
-    data = [(torch.rand(4, 6), None)]
-    values = measure_over_time(analog, data, (0.0, 1e3, 1e6), _output, repeats=1)
-    with torch.no_grad():
-        expected = [_output(layer, data) * ((t + 20) / 20) ** -0.05 for t in (0.0, 1e3, 1e6)]
-    assert values[0] == pytest.approx(expected, rel=1e-5)
+    network = NetworkForms.of(nn.Linear(6, 3, bias=False), _hardware(noise_model))
+    times, data = (0.0, 1e3, 1e6), [(torch.rand(4, 6), None)]
+    result = _compare(network, ONE_PAIR, _output, data=data, t_steps=times, repeats=1)
+    assert result.ideal is not None
+    expected = [result.ideal * ((t + 20) / 20) ** -0.05 for t in times]
+    for values in result.curves.values():
+        assert values[0] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_repeat_is_one_programming_followed_through_time() -> None:
-    noise_model = PCMLikeNoiseModel(read_noise_scale=0.0, drift_scale=0.0)
-    analog = convert_to_analog(_classifier(), _hardware(noise_model))
-    data = _batches(_classifier())
-    values = measure_over_time(analog, data, T_STEPS, _output, repeats=3)
-    # Programming errors stay the same over time, and differ from one programming to the next.
-    assert np.ptp(values, axis=1) == pytest.approx(0, abs=1e-5 * np.abs(values).max())
-    assert len(np.unique(values[:, 0])) == 3
+    hardware = _hardware(PCMLikeNoiseModel(read_noise_scale=0.0, drift_scale=0.0))
+    network, data = NetworkForms.of(_classifier(), hardware), _batches(_classifier())
+    for values in _compare(network, ONE_PAIR, _output, data=data, repeats=3).curves.values():
+        # Programming errors stay the same over time, and differ from one programming to the next.
+        assert np.ptp(values, axis=1) == pytest.approx(0, abs=1e-5 * np.abs(values).max())
+        assert len(np.unique(values[:, 0])) == 3
 
 
 def test_device_noise_repeats_with_the_seed_whatever_else_draws_random_numbers() -> None:
-    analog = convert_to_analog(_classifier(), _hardware(PCMLikeNoiseModel()))
-    data = _batches(_classifier())
+    network = NetworkForms.of(_classifier(), _hardware(PCMLikeNoiseModel()))
+    options: dict[str, Any] = {"data": _batches(_classifier()), "repeats": 2}
 
     def drawing(network: nn.Module, batches: Iterable[Any]) -> float:
         torch.rand(7)
@@ -124,14 +115,14 @@ def test_device_noise_repeats_with_the_seed_whatever_else_draws_random_numbers()
 
     torch.manual_seed(11)
     state = torch.get_rng_state()
-    first = measure_over_time(analog, data, T_STEPS, _output, repeats=2, seed=3)
+    first = _compare(network, ONE_PAIR, _output, seed=3, **options).curves
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(12)
-    assert np.array_equal(
-        measure_over_time(analog, data, T_STEPS, drawing, repeats=2, seed=3), first
-    )
-    other = measure_over_time(analog, data, T_STEPS, _output, repeats=2, seed=4)
-    assert not (other == first).any()
+    again = _compare(network, ONE_PAIR, drawing, seed=3, **options).curves
+    other = _compare(network, ONE_PAIR, _output, seed=4, **options).curves
+    for name, values in first.items():
+        assert np.array_equal(again[name], values)
+        assert not (other[name] == values).any()
 
 
 @pytest.mark.parametrize(("strategy", "optimised"), [(ONE_PAIR, 22), ({"2": ONE_PAIR}, 42)])
@@ -219,52 +210,30 @@ def test_input_ranges_of_converted_networks_are_the_largest_inputs_and_others_ar
     assert [tile.tile.input_range.item() for tile in analog_tiles(again.analog)] == ranges
 
 
-def test_models_without_two_forms_are_refused() -> None:
-    hardware = _hardware(PCMLikeNoiseModel())
-    analog = AnalogLinear(3, 2, rpu_config=hardware)
-    cases: list[tuple[Any, Any, str]] = [
-        ({"weight": torch.zeros(2)}, hardware, "model is a dict: a torch module is needed"),
-        (nn.LayerNorm(3), hardware, "model is a LayerNorm without a linear or convolutional"),
-        (_classifier(), None, "a digital model needs the hardware"),
-        (analog, hardware, "the model has analog layers, whose hardware is settled already"),
-    ]
-    for model, rpu_config, message in cases:
-        with pytest.raises(InvalidArgument, match=re.escape(message)):
-            NetworkForms.of(model, rpu_config)
-
-
-def _result(seed: int = 0, repeats: int = 4) -> MetricOverTime:
-    values = np.random.default_rng(seed).uniform(0.8, 1.0, (2, repeats, 3))
+def test_files_hold_every_measurement_its_summary_and_a_readable_figure(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).uniform(0.8, 1.0, (2, 4, 3))
     curves = {"baseline": values[0], "optimised": values[1]}
-    return MetricOverTime("accuracy", T_STEPS, 0.98, curves)
-
-
-def test_tables_hold_every_measurement_and_its_summary_exactly(tmp_path: Path) -> None:
-    result = _result()
-    with result.write_measurements(tmp_path / "new" / "measurements.csv").open() as file:
+    result = MetricOverTime("accuracy", T_STEPS, 0.98, curves)
+    measurements, summary, png, svg = result.save(tmp_path / "new")
+    with measurements.open() as file:
         rows = list(csv.DictReader(file))
     assert float(rows[0]["accuracy"]) == 0.98
     assert rows[0]["programming"] == "ideal"
-    for name, values in result.curves.items():
+    for name, of_name in curves.items():
         mine = [row for row in rows if row["programming"] == name]
         read = np.array([float(row["accuracy"]) for row in mine]).reshape(4, 3)
-        assert np.array_equal(read, values)
+        assert np.array_equal(read, of_name)
         assert [float(row["t_s"]) for row in mine] == [*T_STEPS] * 4
-    with result.write_summary(tmp_path / "summary.csv").open() as file:
-        summary = list(csv.DictReader(file))
-    assert [row["time"] for row in summary] == ["1s", "1h", "1d"] * 2
-    optimised = result.curves["optimised"]
-    for row, values in zip(summary[3:], optimised.T, strict=True):
-        assert float(row["mean"]) == pytest.approx(np.mean(values), rel=1e-12)
-        assert float(row["standard_deviation"]) == pytest.approx(np.std(values, ddof=1), rel=1e-12)
-        assert (float(row["lowest"]), float(row["highest"])) == (values.min(), values.max())
-
-
-def test_the_figure_is_written_as_png_and_as_svg_with_readable_text(tmp_path: Path) -> None:
-    png, svg = save(_result(), tmp_path / "new", "over_time")
+    with summary.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["time"] for row in rows] == ["1s", "1h", "1d"] * 2
+    for row, of_time in zip(rows[3:], curves["optimised"].T, strict=True):
+        assert float(row["mean"]) == pytest.approx(np.mean(of_time), rel=1e-12)
+        assert float(row["standard_deviation"]) == pytest.approx(np.std(of_time, ddof=1), rel=1e-12)
+        assert (float(row["lowest"]), float(row["highest"])) == (of_time.min(), of_time.max())
     assert png.read_bytes().startswith(b"\x89PNG")
     text = svg.read_text(encoding="utf-8")
     for word in ("baseline", "optimised", "ideal", "1h", "accuracy", "4 programmings"):
         assert f">{word}" in text or f"{word}<" in text
-    again = save(_result(), tmp_path / "again", "over_time")[1]
+    *_, again = result.save(tmp_path / "again")
     assert again.read_text(encoding="utf-8") == text

@@ -15,16 +15,11 @@ from mlflow import MlflowClient
 from wpo_optuna.evaluate.__main__ import main
 from wpo_optuna.strategy import ProgrammingStrategy
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 # A strategy of one pair that uses most of the range: nearly as good as the baseline's first pair.
-STRATEGY = ProgrammingStrategy(
-    (1.0,),
-    ((0.0, 12.5, 25.0), (25.0, 12.5, 0.0)),
-    0.0,
-    25.0,
-    provenance={"study_name": "blobs-de"},
-)
+CURVES = ((0.0, 12.5, 25.0), (25.0, 12.5, 0.0))
+STRATEGY = ProgrammingStrategy((1.0,), CURVES, 0.0, 25.0, provenance={"study_name": "blobs-de"})
 
 USERS_MODULE = """
 import torch
@@ -64,6 +59,8 @@ def images():
     return [(torch.zeros(2, 28, 28), torch.zeros(2, dtype=torch.int64))]
 
 def three(): return 3
+
+def normalisation(): return nn.LayerNorm(3)
 """
 
 
@@ -179,7 +176,7 @@ def test_a_metric_of_the_users_an_analog_model_and_one_shot_data(here: Path) -> 
 
 
 def test_strategies_by_layer_are_written_beside_the_results(here: Path) -> None:
-    other = ProgrammingStrategy((2.0,), STRATEGY.g_lst, 0.0, 25.0)
+    other = ProgrammingStrategy((2.0,), CURVES, 0.0, 25.0)
     other.save(here / "other.json")
     assert main(_arguments(strategy=["0=strategy.json", "[2-9]*=other.json"])) == 0
     assert ProgrammingStrategy.load(here / "out" / "strategy-0.json") == STRATEGY
@@ -215,19 +212,20 @@ def test_mlflow_being_away_costs_a_warning_and_no_results(
         ({"model": "blobs.py:netwrk"}, "has no function 'netwrk' (did you mean 'network'?)"),
         ({"model": "blobs.py:failing"}, "raised OSError: no such disk"),
         ({"model": "blobs.py:three"}, "model is a int: a torch module is needed"),
+        (
+            {"model": "blobs.py:normalisation"},
+            "model is a LayerNorm without a layer that can be analog",
+        ),
         ({"data": "blobs.py:three"}, "data 'blobs.py:three' returned int"),
         ({"data": "blobs.py:images"}, "classifying them raised RuntimeError: mat1 and mat2"),
-        ({"metric": "blobs.py:failing_metric"}, "raised KeyError: 'f1'"),
-        ({"metric": "blobs.py:words"}, "metric 'words' returned str: a number is needed"),
+        ({"metric": "blobs.py:failing_metric"}, "'failing_metric' raised KeyError: 'f1'"),
+        ({"metric": "blobs.py:words"}, "metric 'words' raised ValueError: could not convert"),
         ({"strategy": "absent.json"}, "Strategy absent.json cannot be read"),
         ({"strategy": ["strategy.json", "strategy.json"]}, "two strategies for all layers"),
         ({"strategy": "fc1=strategy.json"}, "no analog layer matches 'fc1'; there are 0, 2."),
         ({"rpu_config": "pcn"}, "did you mean 'pcm'?"),
         ({"rpu_config": "hermes"}, "describes devices of 0 to 20.7 µS"),
-        (
-            {"rpu_config": "pcm", "model": "blobs.py:analog_network"},
-            "hardware is settled already",
-        ),
+        ({"rpu_config": "pcm", "model": "blobs.py:analog_network"}, "settled already"),
         ({"repeats": "0"}, "repeats = 0"),
         ({"seed": "-1"}, "seed = -1"),
         ({"output": "blobs.py"}, "output = 'blobs.py': this is not a directory"),

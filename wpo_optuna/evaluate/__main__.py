@@ -6,10 +6,12 @@ import argparse
 import re
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.hardware import parse_converter, parse_durations
+from wpo_optuna.strategy import ProgrammingStrategy
 from wpo_optuna.study.command_line import (
     Settings,
     Text,
@@ -19,13 +21,12 @@ from wpo_optuna.study.command_line import (
     run_command,
     setting,
 )
-
-if TYPE_CHECKING:
-    from wpo_optuna.evaluate.accuracy import MetricOverTime
-    from wpo_optuna.evaluate.evaluation_setup import NetworkSetup
-    from wpo_optuna.strategy import ProgrammingStrategy
+from wpo_optuna.study.environment import check_aihwkit
+from wpo_optuna.study.results_folder import check_directory
+from wpo_optuna.track.destination import Destination
 
 NO_TRACKING = "none"
+ALL_LAYERS = "*"
 _WHAT, _HOW, _RECORD = "what is measured", "how it is measured", "records"
 
 
@@ -99,81 +100,72 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(settings: EvaluationSettings, quiet: bool) -> int:
-    # Everything heavy is imported here, so that --help and wrong usage answer at once.
-    from wpo_optuna.study.environment import check_aihwkit
-    from wpo_optuna.study.results_folder import check_directory
-    from wpo_optuna.track.destination import Destination
-
-    check_directory(Path(settings.output), "output")
+    # What cannot be used is refused before anything is done.
     check_aihwkit()
-    if settings.tracking_uri != NO_TRACKING:
-        # Refuses an address or a name that MLflow does not take, before anything is done.
-        Destination(settings.tracking_uri, settings.experiment)
-    from wpo_optuna.evaluate.accuracy import OPTIMISED, compare_over_time
-    from wpo_optuna.evaluate.evaluation_setup import (
-        read_strategies,
-        set_up_network,
-        warn_of_other_hardware,
-    )
-    from wpo_optuna.hardware import parse_converter, parse_durations
+    from wpo_optuna.evaluate import accuracy  # not earlier, so that --help answers at once
 
     started_s, output = time.time(), Path(settings.output)
+    check_directory(output, "output")
+    destination = None
+    if settings.tracking_uri != NO_TRACKING:
+        destination = Destination(settings.tracking_uri, settings.experiment)
     t_steps = parse_durations(settings.t_steps, "t_steps")
-    strategies = read_strategies(settings.strategy)
+    strategies = _read_strategies(settings.strategy)
     # On devices of the range that the strategies were made for.
     g_min = min(strategy.g_min for strategy in strategies.values())
     g_max = max(strategy.g_max for strategy in strategies.values())
     baseline = parse_converter(settings.baseline, g_min, g_max, "baseline")
-    setup = set_up_network(
+    setup = accuracy.set_up_network(
         model=settings.model, data=settings.data, metric=settings.metric,
         rpu_config=settings.rpu_config,
     )  # fmt: skip
-    warn_of_other_hardware(strategies.values(), setup.network)
-    result = compare_over_time(
-        setup.network, {OPTIMISED: strategies}, baseline, setup.data, t_steps, setup.metric,
-        metric_name=setup.metric_name, repeats=settings.repeats, seed=settings.seed,
-        show_progress_bar=not quiet,
+    accuracy.warn_of_other_hardware(strategies.values(), setup.network)
+    result = accuracy.compare_over_time(
+        setup, {accuracy.OPTIMISED: strategies}, baseline, t_steps,
+        repeats=settings.repeats, seed=settings.seed, show_progress_bar=not quiet,
     )  # fmt: skip
     files = result.save(output)
     for layer, strategy in strategies.items():
-        suffix = "" if layer == "*" else "-" + re.sub(r"[^\w.-]", "_", layer)
+        suffix = "" if layer == ALL_LAYERS else "-" + re.sub(r"[^\w.-]", "_", layer)
         files.append(strategy.save(output / f"strategy{suffix}.json"))
-    tracked = _track(settings, setup, strategies.values(), result, files, started_s)
+    tracked = "off"
+    if destination is not None:
+        provenances = [strategy.provenance for strategy in strategies.values()]
+        studies = sorted({str(p["study_name"]) for p in provenances if "study_name" in p})
+        parameters = settings.model_dump(exclude={"output", "tracking_uri", "experiment"})
+        parameters["strategy"] = " ".join(settings.strategy)
+        parameters["metric"] = settings.metric or setup.metric_name
+        parameters["rpu_config"] = setup.hardware
+        run_id = result.record(
+            files, destination, parameters=parameters, started_s=started_s,
+            run_name=f"{result.metric} of {', '.join(studies) or settings.strategy[0]}"[:250],
+        )  # fmt: skip
+        tracked = f"run {run_id}, experiment {settings.experiment}"
+        if run_id is None:
+            tracked = "not recorded (see the warning)"
     print(f"{result.table()}\n\nresults  {settings.output}\nMLflow   {tracked}")
     return 0
 
 
-def _track(
-    settings: EvaluationSettings,
-    setup: NetworkSetup,
-    strategies: Iterable[ProgrammingStrategy],
-    result: MetricOverTime,
-    files: Sequence[Path],
-    started_s: float,
-) -> str:
-    """Records the comparison in MLflow, and says where."""
-    if settings.tracking_uri == NO_TRACKING:
-        return "off"
-    from wpo_optuna.evaluate.accuracy_tracking import record_or_warn
+def _read_strategies(entries: Sequence[str]) -> dict[str, ProgrammingStrategy]:
+    """Strategies by layer, from ``FILE`` for all layers or ``LAYER=FILE`` for some.
 
-    parameters = settings.model_dump(exclude={"output", "tracking_uri", "experiment"})
-    parameters["strategy"] = " ".join(settings.strategy)
-    parameters["metric"] = settings.metric or setup.metric_name
-    parameters["rpu_config"] = setup.hardware
-    provenances = [strategy.provenance for strategy in strategies]
-    studies = sorted({str(p["study_name"]) for p in provenances if "study_name" in p})
-    run_id = record_or_warn(
-        result,
-        files,
-        tracking_uri=settings.tracking_uri,
-        experiment_name=settings.experiment,
-        run_name=f"{result.metric} of {', '.join(studies) or settings.strategy[0]}"[:250],
-        parameters=parameters,
-        started_s=started_s,
-    )
-    if run_id is None:
-        return "not recorded (see the warning)"
-    return f"run {run_id}, experiment {settings.experiment}"
+    Raises:
+        InvalidArgument: a file cannot be read, or there are two strategies for a layer.
+    """
+    strategies: dict[str, ProgrammingStrategy] = {}
+    for entry in entries:
+        layer, equals, path = entry.partition("=")
+        if not equals or Path(entry).is_file():
+            layer, path = ALL_LAYERS, entry
+        if layer in strategies:
+            which = "all layers" if layer == ALL_LAYERS else f"layer {layer!r}"
+            raise InvalidArgument(
+                f"strategy = {' '.join(entries)!r}: there are two strategies for {which}; one is "
+                "needed, or LAYER=FILE for strategies by layer."
+            )
+        strategies[layer] = ProgrammingStrategy.load(path)
+    return strategies
 
 
 if __name__ == "__main__":

@@ -8,11 +8,10 @@ a forward pass does not: aihwkit's compiled tile draws it from a generator of it
 
 from __future__ import annotations
 
-import csv
+import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +21,12 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
+from wpo_optuna import hardware
 from wpo_optuna.errors import InvalidArgument
-from wpo_optuna.hardware import format_duration
-from wpo_optuna.network.apply import NetworkForms, analog_tiles, apply_converter, apply_strategy
-from wpo_optuna.network.references import raised
+from wpo_optuna.evaluate.metric_over_time import MetricOverTime
+from wpo_optuna.network.apply import analog_tiles, apply_converter, apply_strategy
+from wpo_optuna.network.conversion import NetworkForms
+from wpo_optuna.network.references import call_function, load_function, raised
 from wpo_optuna.problem.validation import checked_times
 from wpo_optuna.strategy import ProgrammingStrategy
 
@@ -38,95 +39,92 @@ Metric = Callable[[nn.Module, Iterable[Any]], float]
 Programming = ProgrammingStrategy | Mapping[str, ProgrammingStrategy]
 
 
-@dataclass(frozen=True, eq=False)
-class MetricOverTime:
-    """A metric over time, for several ways to program the same weights.
+class HardwareWarning(UserWarning):
+    """A strategy is measured on other hardware than it was found for."""
+
+
+@dataclass(frozen=True)
+class NetworkSetup:
+    """A network and how its quality is measured.
 
     Attributes:
-        metric: name of the metric.
-        t_steps: times after programming in s ``(times,)``.
-        ideal: the metric of the digital network; None where there is no digital one.
-        curves: the metric ``(repeats, times)`` for each way to program, by its name.
+        network: the network, digital and analog.
+        hardware: name of its hardware; that of an analog model is its own.
+        data: batches for the metric, read anew for each measurement.
+        metric: takes the network and the data and returns a number.
+        metric_name: what to call it.
     """
 
-    metric: str
-    t_steps: tuple[float, ...]
-    ideal: float | None
-    curves: Mapping[str, NDArray[np.float64]]
+    network: NetworkForms
+    hardware: str
+    data: Iterable[Any]
+    metric: Metric
+    metric_name: str
 
-    @property
-    def repeats(self) -> int:
-        """How often each way to program was repeated."""
-        return len(next(iter(self.curves.values())))
+    @torch.no_grad()
+    def measure(self, network: nn.Module) -> float:
+        """The metric of one of the forms as it is, in evaluation mode.
 
-    def mean(self, name: str) -> NDArray[np.float64]:
-        """Mean of a curve over the repeats ``(times,)``."""
-        return self.curves[name].mean(axis=0)
+        Raises:
+            InvalidArgument: the metric fails or does not return a number.
+        """
+        try:
+            return float(self.metric(network.eval(), self.data))
+        except InvalidArgument:
+            raise
+        except Exception as error:  # what the user gives raises what it likes
+            raise InvalidArgument(f"metric {self.metric_name!r} raised {raised(error)}.") from error
 
-    def spread(self, name: str) -> NDArray[np.float64]:
-        """Standard deviation of a curve over the repeats ``(times,)``; NaN for a single one."""
-        if self.repeats == 1:
-            return np.full(len(self.t_steps), np.nan)
-        return self.curves[name].std(axis=0, ddof=1)
 
-    def table(self) -> str:
-        """The means and standard deviations, for people to read."""
-        rows = [["", *self.curves]]
-        for step, t in enumerate(self.t_steps):
-            cells = [
-                f"{self.mean(name)[step]:.4g}"
-                + (f" ± {self.spread(name)[step]:.2g}" if self.repeats > 1 else "")
-                for name in self.curves
-            ]
-            rows.append([format_duration(t), *cells])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        of_what = f"mean ± standard deviation of {self.repeats} programmings"
-        if self.repeats == 1:
-            of_what = "one programming"
-        ideal = "" if self.ideal is None else f"; of the digital network {self.ideal:.4g}"
-        return "\n".join([f"{self.metric} after programming, {of_what}{ideal}:", "", *lines])
+def set_up_network(
+    *, model: str, data: str, metric: str | None, rpu_config: str | None
+) -> NetworkSetup:
+    """Calls the user's functions; see the command's help for each setting.
 
-    def save(self, directory: Path) -> list[Path]:
-        """Writes tables and figure, and returns their paths."""
-        from wpo_optuna.evaluate import accuracy_figure
+    Raises:
+        InvalidArgument: a function cannot be found, fails, or returns something else.
+    """
+    chosen_metric, metric_name = accuracy, accuracy.__name__
+    if metric is not None:
+        chosen_metric, metric_name = load_function(metric, "metric"), re.split("[:.]", metric)[-1]
+    network = call_function(load_function(model, "model"), model, "model")
+    is_analog = isinstance(network, nn.Module) and any(analog_tiles(network))
+    if rpu_config is None and not is_analog:
+        rpu_config = "pcm"
+    config = None if rpu_config is None else hardware.rpu_config(rpu_config)
+    forms = NetworkForms.of(network, config)
+    batches = call_function(load_function(data, "data"), data, "data")
+    if not isinstance(batches, Iterable):
+        raise InvalidArgument(
+            f"data {data!r} returned {type(batches).__name__}; an iterable of batches is needed."
+        )
+    if iter(batches) is batches:  # a generator, which can be read only once
+        batches = list(batches)
+    return NetworkSetup(forms, rpu_config or "the model's own", batches, chosen_metric, metric_name)
 
-        return [
-            self.write_measurements(directory / "measurements.csv"),
-            self.write_summary(directory / "summary.csv"),
-            *accuracy_figure.save(self, directory, "over_time"),
-        ]
 
-    def write_measurements(self, path: Path) -> Path:
-        """Writes every single measurement as CSV: one line for each repeat and time."""
-        rows: list[Sequence[Any]] = [["programming", "repeat", "t_s", self.metric]]
-        if self.ideal is not None:
-            rows.append(["ideal", "", "", self.ideal])
-        for name, values in self.curves.items():
-            for (repeat, step), value in np.ndenumerate(values):
-                rows.append([name, repeat, self.t_steps[step], float(value)])
-        return _write_rows(rows, path)
-
-    def write_summary(self, path: Path) -> Path:
-        """Writes the mean, the standard deviation and the extremes of each curve as CSV."""
-        header = ["programming", "t_s", "time", "mean", "standard_deviation", "lowest", "highest"]
-        rows: list[Sequence[Any]] = [[*header, "repeats"]]
-        for name, values in self.curves.items():
-            columns = (self.mean(name), self.spread(name), values.min(axis=0), values.max(axis=0))
-            for t, *numbers in zip(self.t_steps, *(c.tolist() for c in columns), strict=True):
-                rows.append([name, t, format_duration(t), *numbers, self.repeats])
-        return _write_rows(rows, path)
+def warn_of_other_hardware(
+    strategies: Iterable[ProgrammingStrategy], network: NetworkForms
+) -> None:
+    """Warns of strategies that were found for other devices than the network's."""
+    devices = {type(tile.noise_model).__name__ for tile in analog_tiles(network.analog)}
+    made_for = {strategy.provenance.get("noise_model") for strategy in strategies}
+    others = sorted(str(name) for name in made_for - devices - {None})
+    if others:
+        warnings.warn(
+            f"The strategy was found for devices of the {', '.join(others)}, and is measured on "
+            f"those of the {', '.join(sorted(devices))}; rpu_config chooses the hardware.",
+            HardwareWarning,
+            stacklevel=2,
+        )
 
 
 def compare_over_time(
-    network: NetworkForms,
+    setup: NetworkSetup,
     programmings: Mapping[str, Programming],
     baseline: BaseConductanceConverter,
-    data: Iterable[Any],
     t_steps: Sequence[float],
-    metric: Metric,
     *,
-    metric_name: str,
     repeats: int = 10,
     seed: int = 0,
     show_progress_bar: bool = False,
@@ -137,14 +135,11 @@ def compare_over_time(
     one, for hardware with input ranges, these are set to the largest inputs among the data.
 
     Args:
-        network: the network, digital and analog.
+        setup: the network, and how its quality is measured.
         programmings: what is compared, by the name of its curve: a strategy, or strategies by
             layer; layers without one are programmed like the baseline.
         baseline: converter of the programming to compare with.
-        data: what the metric is measured on; iterated over anew for each measurement.
         t_steps: times after programming in s, ascending.
-        metric: takes the network and the data and returns a number.
-        metric_name: what to call it.
         repeats: number of programmings of each kind.
         seed: seed of programming, drift and accumulated read noise.
         show_progress_bar: whether to show progress on a terminal.
@@ -155,7 +150,7 @@ def compare_over_time(
     """
     if repeats < 1:
         raise InvalidArgument(f"repeats = {repeats}: a whole number of at least 1 is needed.")
-    analog = network.analog
+    digital, analog = setup.network.digital, setup.network.analog
     # A tile made for training has no noise model, and is refused when it is to be programmed.
     models = {type(m): m for tile in analog_tiles(analog) if (m := tile.noise_model) is not None}
     for model in models.values():
@@ -164,44 +159,29 @@ def compare_over_time(
         apply_strategy(analog, programming)
     apply_converter(analog, baseline, "baseline")
 
-    total = (network.digital is not None) + (1 + len(programmings)) * len(t_steps) * repeats
+    total = (digital is not None) + (1 + len(programmings)) * len(t_steps) * repeats
     ideal, curves = None, {}
     with tqdm(
         desc="evaluating", total=total, unit="measurement",
         disable=None if show_progress_bar else True,
     ) as bar:  # fmt: skip
-        if network.digital is not None:
-            with network.setting_input_ranges():
-                ideal = measure(network.digital, data, metric)
+        if digital is not None:
+            with setup.network.setting_input_ranges() as observed:
+                ideal = setup.measure(digital if observed is None else observed)
             bar.update()
         for name, chosen in [(BASELINE, None), *programmings.items()]:
             apply_converter(analog, baseline, "baseline")
             if chosen is not None:
                 apply_strategy(analog, chosen)
-            curves[name] = measure_over_time(
-                analog, data, t_steps, metric, repeats=repeats, seed=seed, on_measured=bar.update
-            )
-    return MetricOverTime(metric_name, tuple(t_steps), ideal, curves)
+            curves[name] = _measure_over_time(setup, t_steps, repeats, seed, bar)
+    return MetricOverTime(setup.metric_name, tuple(t_steps), ideal, curves)
 
 
-def measure_over_time(
-    network: nn.Module,
-    data: Iterable[Any],
-    t_steps: Sequence[float],
-    metric: Metric,
-    *,
-    repeats: int,
-    seed: int = 0,
-    on_measured: Callable[[int], object] = lambda n: None,
+def _measure_over_time(
+    setup: NetworkSetup, t_steps: Sequence[float], repeats: int, seed: int, bar: tqdm
 ) -> NDArray[np.float64]:
-    """Programs a network again and again and follows a metric over time ``(repeats, times)``.
-
-    Afterwards the network is in evaluation mode, with the weights of the last repeat at the last
-    time; its reference weights, which the next programming starts from, are as before. For the
-    arguments and errors see :func:`compare_over_time`.
-    """
-    network.eval()
-    tiles = [tile.tile for tile in analog_tiles(network)]
+    """Programs the analog network again and again and follows its metric ``(repeats, times)``."""
+    tiles = [tile.tile for tile in analog_tiles(setup.network.analog.eval())]
     values = np.empty((repeats, len(t_steps)))
     with torch.random.fork_rng():
         for repeat in range(repeats):
@@ -213,27 +193,13 @@ def measure_over_time(
                 torch.manual_seed(_seed(seed, repeat, 1 + step))
                 for tile in tiles:
                     tile.drift_weights(t)
-                values[repeat, step] = measure(network, data, metric)
-                on_measured(1)
+                values[repeat, step] = setup.measure(setup.network.analog)
+                bar.update()
     return values
 
 
-@torch.no_grad()
-def measure(network: nn.Module, data: Iterable[Any], metric: Metric) -> float:
-    """The metric of a network as it is, in evaluation mode.
-
-    Raises:
-        InvalidArgument: the metric does not return a number.
-    """
-    network.eval()
-    value: Any = metric(network, data)
-    is_scalar = isinstance(value, torch.Tensor) and value.numel() == 1
-    if not isinstance(value, Real) and not is_scalar:
-        name = getattr(metric, "__name__", type(metric).__name__)
-        raise InvalidArgument(
-            f"metric {name!r} returned {type(value).__name__}: a number is needed."
-        )
-    return float(value)
+def _seed(*entropy: int) -> int:
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
 
 
 def accuracy(network: nn.Module, batches: Iterable[Any]) -> float:
@@ -266,14 +232,3 @@ def accuracy(network: nn.Module, batches: Iterable[Any]) -> float:
     if n_all == 0:
         raise InvalidArgument("data: there are no inputs; at least one batch is needed.")
     return n_right / n_all
-
-
-def _seed(*entropy: int) -> int:
-    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _write_rows(rows: Iterable[Sequence[Any]], path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
-    return path

@@ -1,8 +1,4 @@
-"""The report: ``python -m wpo_optuna.report --study-name NAME``, one page with all figures.
-
-What it shows of weights and hardware is measured at the end of a study and lies in its results
-folder, see :mod:`wpo_optuna.report.measurements`; everything else is in the Optuna storage.
-"""
+"""The command line: ``python -m wpo_optuna.report``, one page with all figures of a study."""
 
 from __future__ import annotations
 
@@ -69,27 +65,23 @@ def _run(options: argparse.Namespace) -> int:
     # Everything heavy is imported here, so that --help and wrong usage answer at once.
     from wpo_optuna.report.page import FIGURES, REPORT_FILE, write_report
     from wpo_optuna.storage import load_study
+    from wpo_optuna.track.delivery import deliver
+    from wpo_optuna.track.destination import Destination
 
-    names = list(dict.fromkeys(options.study_names))
-    studies = [load_study(options.storage, name) for name in names]
-    is_comparison = len(studies) > 1
-    folder = _RESULTS / _COMPARISON if is_comparison else directory_of_study(_RESULTS, names[0])
-    page = options.output or folder / REPORT_FILE
-    destinations = []
-    if options.tracking_uri is not None:
-        from wpo_optuna.track.delivery import deliver
-        from wpo_optuna.track.destination import Destination
-
-        # Checked before anything is written.
-        destinations = [
-            Destination.of_study(study, options.tracking_uri, options.experiment)
-            for study in studies
-        ]
-    files = write_report(studies, page)
+    studies = [load_study(options.storage, name) for name in dict.fromkeys(options.study_names)]
+    comparison = _COMPARISON if len(studies) > 1 else ""
+    folder = directory_of_study(_RESULTS, comparison or studies[0].study_name)
+    # Checked before anything is written.
+    destinations = [
+        Destination.of_study(study, options.tracking_uri, options.experiment)
+        for study in studies
+        if options.tracking_uri is not None
+    ]
+    files = write_report(studies, options.output or folder / REPORT_FILE)
     print(f"report   {files.page}")
     print(f"figures  {files.page.parent / FIGURES} ({len(files.figures)} files)")
     for study, destination in zip(studies, destinations, strict=False):
-        _put_into_results(files, study, _COMPARISON if is_comparison else "")
+        _put_into_results(files, study, comparison)
         print(f"MLflow   run {deliver(study, destination).run_id}")
     return 0
 

@@ -6,65 +6,48 @@ a report draws of them is measured while they are there, and lies in a file besi
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
+from aihwkit.inference.converter.base import BaseConductanceConverter
 from numpy.typing import NDArray
 from pydantic import PlainSerializer, PlainValidator, TypeAdapter
 
+from wpo_optuna.loss.base import DrawingEngine
 from wpo_optuna.loss.engine_choice import drawing_engine
 from wpo_optuna.loss.parallel import one_thread
+from wpo_optuna.problem import WeightProgrammingProblem
+from wpo_optuna.strategy import ProgrammingStrategy
 from wpo_optuna.study.estimate import Estimate
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from aihwkit.inference.converter.base import BaseConductanceConverter
-
-    from wpo_optuna.loss.base import DrawingEngine
-    from wpo_optuna.problem import WeightProgrammingProblem
-    from wpo_optuna.strategy import ProgrammingStrategy
 
 MEASUREMENTS_FILE = "measurements.json"
 DRAWS = 16
 
-_SIGNIFICANT_DIGITS = 5  # figures show no more
 _N_CURVE_POINTS = 81
 _N_HISTOGRAM_BINS = 60
 # Draws of these measurements alone: no search and no scoring has their seeds.
 _SEED_OFFSET = 104_729
 
-# Figures of single weights have a panel for each time; of more times, these many are shown.
-_MOST_PANELS = 4
+# Figures of single weights and devices have a panel or a line for each time, of so many at most.
+MOST_TIMES = 6
 _N_ERROR_BINS = 61
 _OUTSIDE_BINS = 5e-3
 # The band of errors holds 95 % of the weights, in groups of equal width over the target weight.
 _BAND = (0.025, 0.5, 0.975)
 _N_GROUPS = 25
 
-_MOST_READS = 8  # times at which devices are read: more lines cannot be told apart
 _N_TARGETS = 41
 _DEVICES_PER_TARGET = 5000
 
 
-def _plain(values: Any) -> Any:
-    """Nested lists of numbers with five digits; None for what is not finite."""
-    if isinstance(values, np.ndarray):
-        values = values.tolist()
-    if isinstance(values, list):
-        return [_plain(value) for value in values]
-    return float(f"{values:.{_SIGNIFICANT_DIGITS}g}") if math.isfinite(values) else None
-
-
-# An array that is kept in a file; what was not finite is read back as NaN.
+# An array that is kept in a file; what is not finite is null there, and NaN once it is read.
 Array = Annotated[
     NDArray[np.float64],
     PlainValidator(lambda values: np.array(values, dtype=np.float64)),
-    PlainSerializer(_plain),
+    PlainSerializer(np.ndarray.tolist),
 ]
 
 
@@ -72,7 +55,7 @@ Array = Annotated[
 class WeightErrors:
     """Errors of programmed weights, all relative to the largest absolute weight m.
 
-    All but the first are about S of the T times, see :func:`times_shown`.
+    All but the first are about the S times that are shown.
 
     Attributes:
         tnmse: 100 times the mean of ``((α w − W) / m)²`` at each time, and its 95 % interval
@@ -80,7 +63,7 @@ class WeightErrors:
         standard_deviation: of the errors ``(S,)``.
         correlation: Pearson's, of acting and target weights ``(S,)``.
         edges: edges of the bins of the distribution of errors ``(B + 1,)``.
-        density: share of the errors in each bin ``(S, B)``.
+        density: percentage of the errors in each bin, per % of error ``(S, B)``.
         targets: mean target weight of G groups of weights ``(G,)``, ascending.
         band: the 2.5 %, 50 % and 97.5 % quantiles of the errors in each group ``(S, 3, G)``.
     """
@@ -96,13 +79,12 @@ class WeightErrors:
 
 @dataclass(frozen=True)
 class DeviceModel:
-    """Statistics of devices programmed to G targets and read at S times.
+    """Statistics of devices programmed to G targets and read at the S times that are shown.
 
     Attributes:
         g_target_us: the targets ``(G,)`` in µS, ascending.
         programmed_mean_us: mean conductance after programming ``(G,)`` in µS.
         programmed_std_us: its standard deviation from device to device.
-        t_s: times after programming ``(S,)`` in s.
         mean_us: mean conductance read at each time ``(S, G)`` in µS.
         read_std_us: standard deviation ``(S, G)`` in µS of repeated reads of one device.
     """
@@ -110,25 +92,8 @@ class DeviceModel:
     g_target_us: Array
     programmed_mean_us: Array
     programmed_std_us: Array
-    t_s: Array
     mean_us: Array
     read_std_us: Array
-
-
-@dataclass(frozen=True)
-class Programming:
-    """A way to program weights, and what becomes of them.
-
-    Attributes:
-        f: significance factor of each pair ``(P,)``.
-        g_us: conductances ``(2P, N)`` in µS at weights evenly spaced from the most negative to the
-            most positive, ordered g+ of pair 0, g- of pair 0, ...
-        errors: errors of the weights over time.
-    """
-
-    f: Array
-    g_us: Array
-    errors: WeightErrors
 
 
 @dataclass(frozen=True)
@@ -142,9 +107,12 @@ class Measurements:
         t_s: times after programming in s ``(T,)``.
         histogram: share of the weights in each of equal bins from -m to m ``(B,)``.
         devices: the device model; None if the noise model cannot be sampled apart from a tile.
-        baseline: the baseline.
+        baseline_f: significance factor of each of the baseline's pairs ``(P,)``.
+        baseline_g_us: its conductances ``(2P, N)`` in µS at weights evenly spaced from the most
+            negative to the most positive, ordered g+ of pair 0, g- of pair 0, ...
+        baseline: errors of weights that are programmed like the baseline.
         trial_number: the winning trial.
-        optimised: its strategy.
+        optimised: errors of weights that are programmed with its strategy.
     """
 
     fingerprint: str
@@ -153,25 +121,22 @@ class Measurements:
     t_s: Array
     histogram: Array
     devices: DeviceModel | None
-    baseline: Programming
+    baseline_f: Array
+    baseline_g_us: Array
+    baseline: WeightErrors
     trial_number: int
-    optimised: Programming
+    optimised: WeightErrors
 
     def save(self, folder: Path) -> Path:
         """Writes the file into a study's results folder, which is made, and returns its path."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / MEASUREMENTS_FILE
-        partial = path.with_name(path.name + ".partial")
-        partial.write_bytes(TypeAdapter(Measurements).dump_json(self))
-        partial.replace(path)
+        path.write_bytes(TypeAdapter(Measurements).dump_json(self))
         return path
 
     @classmethod
     def load(cls, folder: Path) -> Measurements | None:
-        """What was saved in a folder, but for digits that no figure shows; None if there is none.
-
-        A file that cannot be read, or that another version wrote, counts as none.
-        """
+        """What was saved in a folder; None if there is none that this version can read."""
         try:
             return TypeAdapter(cls).validate_json((folder / MEASUREMENTS_FILE).read_bytes())
         except (OSError, ValueError):
@@ -195,42 +160,34 @@ def measure(
     """
     engine, converter = drawing_engine(problem), problem.g_converter_baseline
     weights = problem.test_weights.double().numpy().ravel() / problem.max_abs_weight
-    with one_thread():
-        of_baseline = measure_weight_errors(engine, converter, _seed(problem, 0))
-        of_winner = measure_weight_errors(
-            engine, strategy.to_converter(), _seed(problem, winning_trial + 1)
-        )
-    measured = Measurements(
-        fingerprint=problem.fingerprint,
-        engine=engine.name,
-        draws=DRAWS,
-        t_s=np.array(problem.t_steps),
-        histogram=np.histogram(weights, _N_HISTOGRAM_BINS, (-1, 1))[0] / weights.size,
-        devices=_devices(problem),
-        baseline=Programming(*_curves(problem), of_baseline),
-        trial_number=winning_trial,
-        optimised=Programming(np.array(strategy.f_lst), np.array(strategy.g_lst), of_winner),
+    # aihwkit's converters span the matrix at hand, whose largest weight is here m.
+    curves, _ = converter.convert_to_conductances(
+        torch.linspace(-1, 1, _N_CURVE_POINTS) * problem.max_abs_weight
     )
+    with one_thread():
+        measured = Measurements(
+            fingerprint=problem.fingerprint,
+            engine=engine.name,
+            draws=DRAWS,
+            t_s=np.array(problem.t_steps),
+            histogram=np.histogram(weights, _N_HISTOGRAM_BINS, (-1, 1))[0] / weights.size,
+            devices=_devices(problem),
+            baseline_f=np.array(getattr(converter, "f_lst", [1.0]), dtype=np.float64),
+            baseline_g_us=np.array([curve.double().numpy() for curve in curves]),
+            baseline=measure_weight_errors(engine, converter, _seed(problem, 0)),
+            trial_number=winning_trial,
+            optimised=measure_weight_errors(
+                engine, strategy.to_converter(), _seed(problem, winning_trial + 1)
+            ),
+        )
     measured.save(folder)
     return measured
 
 
-def _curves(problem: WeightProgrammingProblem) -> tuple[Array, Array]:
-    """The baseline's factors (P,) and its curves (2P, N) in µS."""
-    converter = problem.g_converter_baseline
-    weights = torch.linspace(-1, 1, _N_CURVE_POINTS)
-    # aihwkit's converters span the matrix at hand, whose largest weight is here m.
-    conductances, _ = converter.convert_to_conductances(weights * problem.max_abs_weight)
-    g = np.array([g.double().numpy() for g in conductances])
-    return np.asarray(getattr(converter, "f_lst", [1.0] * (len(g) // 2)), dtype=np.float64), g
-
-
 def _devices(problem: WeightProgrammingProblem) -> DeviceModel | None:
-    t_s = [problem.t_steps[i] for i in times_shown(len(problem.t_steps), _MOST_READS)]
     try:
-        return sample_device_model(problem, t_s, _seed(problem, 0))
-    # A noise model may serve aihwkit's tile only, and fails otherwise as it likes.
-    except Exception:
+        return sample_device_model(problem, _seed(problem, 0))
+    except Exception:  # a noise model may serve aihwkit's tile only, and fails as it likes
         return None
 
 
@@ -239,9 +196,9 @@ def _seed(problem: WeightProgrammingProblem, what: int) -> int:
     return int(sequence.generate_state(1)[0])
 
 
-def times_shown(n_times: int, most: int = _MOST_PANELS) -> NDArray[np.int64]:
-    """Indices of the times that are shown: all, or so many evenly spread with both ends."""
-    return np.linspace(0, n_times - 1, min(n_times, most)).round().astype(np.int64)
+def evenly_spread(n: int, most: int) -> NDArray[np.int64]:
+    """Indices of n things, or of so many that are spread evenly over them with both ends."""
+    return np.linspace(0, n - 1, min(n, most)).round().astype(np.int64)
 
 
 def measure_weight_errors(
@@ -260,38 +217,32 @@ def measure_weight_errors(
     errors = acting.transpose(0, 1).numpy() - target  # (T, draws, weights)
     tnmse = 100 * np.square(errors).mean(axis=2, dtype=np.float64)
     estimates = [Estimate.of(at_time) for at_time in tnmse]
-    errors = errors[times_shown(len(errors))]
-    reach = np.nanquantile(np.abs(errors), 1 - _OUTSIDE_BINS, axis=(1, 2)).max() or 1.0
+    errors = errors[evenly_spread(len(errors), MOST_TIMES)]
+    reach = float(np.nanquantile(np.abs(errors), 1 - _OUTSIDE_BINS, axis=(1, 2)).max()) or 1.0
     edges = np.linspace(-reach, reach, _N_ERROR_BINS + 1)
     group = np.clip(((target + 1) / 2 * _N_GROUPS).astype(int), 0, _N_GROUPS - 1)
     members = [group == index for index in np.unique(group)]
     quantiles = [np.quantile(errors[:, :, m], _BAND, axis=(1, 2)) for m in members]
+    per_percent = 1 / (errors[0].size * (edges[1] - edges[0]))
+    repeated = np.tile(target, DRAWS)
+    with np.errstate(invalid="ignore", divide="ignore"):  # all weights alike: NaN
+        correlation = [np.corrcoef(repeated, repeated + e.ravel())[0, 1] for e in errors]
     return WeightErrors(
         tnmse=np.array([(e.mean, e.low, e.high) for e in estimates]),
         standard_deviation=errors.std(axis=(1, 2), dtype=np.float64),
-        correlation=np.array([_correlation(target, drawn) for drawn in errors]),
+        correlation=np.array(correlation),
         edges=edges,
-        density=np.array([np.histogram(drawn, edges)[0] / drawn.size for drawn in errors]),
+        density=np.array([np.histogram(e, edges)[0] for e in errors]) * per_percent,
         targets=np.array([target[m].mean() for m in members]),
         band=np.array(quantiles).transpose(2, 1, 0),
     )
 
 
-def _correlation(target: NDArray[np.floating], errors: NDArray[np.floating]) -> float:
-    """Pearson's correlation of target weights (n,) and acting ones, from all errors (draws, n)."""
-    repeated = np.tile(target, len(errors))
-    with np.errstate(invalid="ignore", divide="ignore"):  # all weights alike: NaN
-        return float(np.corrcoef(repeated, repeated + errors.ravel())[0, 1])
-
-
-def sample_device_model(
-    problem: WeightProgrammingProblem, t_s: Sequence[float], seed: int
-) -> DeviceModel:
+def sample_device_model(problem: WeightProgrammingProblem, seed: int) -> DeviceModel:
     """Samples the noise model's own methods, thousands of devices for each target.
 
     Args:
         problem: its noise model is sampled from g_min to g_max.
-        t_s: times after programming in s.
         seed: seed of the sample; torch's generator stays as it is.
     """
     model = problem.noise_model
@@ -309,14 +260,14 @@ def sample_device_model(
             g = model.apply_drift_noise_to_conductance(programmed.clone(), kept, t)
             return g.double().cpu().numpy()
 
+        shown = evenly_spread(len(problem.t_steps), MOST_TIMES)
         # Two reads of the same devices differ by the noise of both.
-        reads = [(read(t), read(t)) for t in t_s]
+        reads = [(read(t), read(t)) for t in np.array(problem.t_steps)[shown].tolist()]
     g = programmed.double().cpu().numpy()
     return DeviceModel(
         g_target_us=targets.double().numpy(),
         programmed_mean_us=np.nanmean(g, axis=1),
         programmed_std_us=np.nanstd(g, axis=1, ddof=1),
-        t_s=np.asarray(t_s, dtype=np.float64),
         mean_us=np.array([np.nanmean(first, axis=1) for first, _ in reads]),
         read_std_us=np.array([np.nanstd(a - b, axis=1, ddof=1) / np.sqrt(2) for a, b in reads]),
     )

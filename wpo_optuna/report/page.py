@@ -5,45 +5,37 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.hardware import format_duration
-from wpo_optuna.report.figures import measured, search
-from wpo_optuna.report.figures.drawing import Drawn, draw
+from wpo_optuna.report import figures
+from wpo_optuna.report.drawing import save
 from wpo_optuna.report.record import StudyRecord, are_about_one_problem, read_study
 from wpo_optuna.study.results_folder import check_directory
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from optuna import Study
-
-    from wpo_optuna.study.estimate import Estimate
 
 REPORT_FILE = "report.html"
 FIGURES = "figures"
 
 # Figures of one study; the names of these functions are those of the files.
-_OF_THE_STUDY = (measured.conductance_curves, search.explored_factors, search.importance)
+_OF_THE_STUDY = (figures.conductance_curves, figures.explored_factors, figures.importance)
 _OF_MEASUREMENTS = (
-    measured.tnmse_over_time,
-    measured.weight_errors,
-    measured.weight_correlation,
-    measured.devices,
+    figures.tnmse_over_time,
+    figures.weight_errors,
+    figures.weight_correlation,
+    figures.devices,
 )
 _NOT_MEASURED = "This is measured when a study has been scored."
 
 
-@dataclass(frozen=True)
-class ReportFiles:
-    """A report as it was written.
-
-    Attributes:
-        page: the page, which needs no other file.
-        figures: each figure as PNG and SVG, for use elsewhere.
-    """
+class ReportFiles(NamedTuple):
+    """A report as it was written: the page, and each of its figures as PNG and SVG beside it."""
 
     page: Path
     figures: tuple[Path, ...]
@@ -77,29 +69,30 @@ def write_report(studies: Sequence[Study], page: str | os.PathLike[str]) -> Repo
             f"{str(page / REPORT_FILE)!r}."
         )
     check_directory(page.parent, "output")  # before the work of drawing is done for nothing
-    figures = {"search_progress": draw(search.search_progress, records)}
+    folder = page.parent / FIGURES
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn: dict[str, Path | str] = {}
+
+    def draw(figure_of: Callable[[Any], Figure | str], subject: object, prefix: str = "") -> None:
+        name = prefix + figure_of.__name__
+        drawn[name] = _NOT_MEASURED if subject is None else save(figure_of, subject, folder / name)
+
+    draw(figures.search_progress, records)
     if len(records) > 1:
-        figures["sampler_comparison"] = draw(search.sampler_comparison, records)
+        draw(figures.sampler_comparison, records)
     parts = []
     for record in records:
         prefix = re.sub(r"[^\w.-]", "_", record.name) + "-" if len(records) > 1 else ""
         parts.append(StudyPart(record, prefix))
-        figures |= {prefix + f.__name__: draw(f, record) for f in _OF_THE_STUDY}
-        known = record.measurements
-        for f in _OF_MEASUREMENTS:
-            figures[prefix + f.__name__] = draw(f, known) if known else _NOT_MEASURED
-    text = _template().render(
-        parts=parts, figures=figures, is_one_problem=are_about_one_problem(records)
-    )
-    (page.parent / FIGURES).mkdir(parents=True, exist_ok=True)
-    paths: list[Path] = []
-    for name, figure in figures.items():
-        if isinstance(figure, Drawn):
-            paths += figure.save(page.parent / FIGURES, name)
-    partial = page.with_name(page.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(page)
-    return ReportFiles(page, tuple(paths))
+        for figure_of in _OF_THE_STUDY:
+            draw(figure_of, record, prefix)
+        for figure_of in _OF_MEASUREMENTS:
+            draw(figure_of, record.measurements, prefix)
+    is_one_problem = are_about_one_problem(records)
+    text = _template().render(parts=parts, figures=drawn, is_one_problem=is_one_problem)
+    page.write_text(text, encoding="utf-8")
+    written = [path for path in drawn.values() if isinstance(path, Path)]
+    return ReportFiles(page, tuple(f for svg in written for f in (svg.with_suffix(".png"), svg)))
 
 
 def _template() -> Any:
@@ -113,17 +106,15 @@ def _template() -> Any:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "as_url": lambda svg: "data:image/svg+xml;base64," + base64.b64encode(svg).decode(),
-        "duration": lambda seconds: format_duration(float(seconds)),
-        "interval": _interval,
+        "as_url": _as_url,
+        "duration": format_duration,
         "shown": _shown,
     }
     return environment.get_template("page.html.j2")
 
 
-def _interval(estimate: Estimate) -> str:
-    """A mean and its 95 % interval."""
-    return f"{estimate.mean:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
+def _as_url(svg: Path) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.read_bytes()).decode()
 
 
 def _shown(value: Any) -> str:

@@ -31,6 +31,10 @@ class StudyRecord:
     Attributes:
         name: its name.
         settings: the study's user attributes.
+        sampler: name of the sampler.
+        engine: name of the loss engine.
+        problem: the problem's settings in a form to read; empty if the study does not know them.
+        fingerprint: the problem's fingerprint; None if the study does not know it.
         trials: its n completed trials, in order of their number.
         winner: the finalist that won; without scores the trial with the lowest loss.
         scores: scores on fresh noise; None if the study was not finished.
@@ -39,30 +43,14 @@ class StudyRecord:
 
     name: str
     settings: Mapping[str, Any]
+    sampler: str
+    engine: str
+    problem: Mapping[str, Any]
+    fingerprint: str | None
     trials: tuple[FrozenTrial, ...]
     winner: FrozenTrial
     scores: Scores | None
     measurements: Measurements | None
-
-    @property
-    def sampler(self) -> str:
-        """Name of the sampler."""
-        return str(self.settings.get(attributes.SAMPLER, "unknown"))
-
-    @property
-    def engine(self) -> str:
-        """Name of the loss engine."""
-        return str(self.settings.get(attributes.ENGINE, "unknown"))
-
-    @property
-    def problem(self) -> Mapping[str, Any]:
-        """The problem's settings in a form to read; empty if the study does not know them."""
-        return self.settings.get(attributes.PROBLEM) or {}
-
-    @property
-    def fingerprint(self) -> str | None:
-        """The problem's fingerprint; None if the study does not know it."""
-        return self.settings.get(attributes.FINGERPRINT)
 
     @cached_property
     def number(self) -> NDArray[np.int64]:
@@ -97,26 +85,39 @@ def read_study(study: Study) -> StudyRecord:
         InvalidArgument: no trial of weight programming was completed.
     """
     reader = FinishedTrials(study, attributes=_ATTRIBUTES | {attributes.PHASE})
-    complete = [trial for trial in reader.read_new() if trial.state == TrialState.COMPLETE]
-    own = [t for t in complete if t.user_attrs.keys() >= _ATTRIBUTES and t.value is not None]
+    own = [
+        trial
+        for trial in reader.read_new()
+        if trial.state == TrialState.COMPLETE and trial.user_attrs.keys() >= _ATTRIBUTES
+    ]
     if not own:
-        of_another_kind = "none of its trials is one of weight programming"
         raise InvalidArgument(
-            f"study_name = {study.study_name!r}: "
-            f"{of_another_kind if complete else 'it has no completed trial'}; a report needs at "
-            "least one."
+            f"study_name = {study.study_name!r}: it has no completed trial of weight programming; "
+            "a report needs at least one."
         )
     settings = study.user_attrs
     stored = settings.get(attributes.SCORES)
     scores = None if stored is None else Scores.from_json(stored)
-    lowest = min(own, key=lambda trial: (trial.value, trial.number))
-    number = lowest.number if scores is None else scores.winning_trial
-    winner = next((trial for trial in own if trial.number == number), lowest)
+    winner = min(own, key=lambda trial: (trial.value, trial.number))
+    if scores is not None:
+        winner = next((trial for trial in own if trial.number == scores.winning_trial), winner)
+    fingerprint = settings.get(attributes.FINGERPRINT)
     folder = settings.get(attributes.RESULTS)
     measurements = None if folder is None else Measurements.load(Path(folder))
-    if measurements and measurements.fingerprint != settings.get(attributes.FINGERPRINT):
+    if measurements is not None and measurements.fingerprint != fingerprint:
         measurements = None  # of a study that had this folder before
-    return StudyRecord(study.study_name, settings, tuple(own), winner, scores, measurements)
+    return StudyRecord(
+        name=study.study_name,
+        settings=settings,
+        sampler=settings.get(attributes.SAMPLER, "unknown"),
+        engine=settings.get(attributes.ENGINE, "unknown"),
+        problem=settings.get(attributes.PROBLEM) or {},
+        fingerprint=fingerprint,
+        trials=tuple(own),
+        winner=winner,
+        scores=scores,
+        measurements=measurements,
+    )
 
 
 def are_about_one_problem(records: Sequence[StudyRecord]) -> bool:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wpo_optuna.evaluate.accuracy import (
-    MetricOverTime,
+    NetworkSetup,
     Programming,
     compare_over_time,
+    set_up_network,
 )
-from wpo_optuna.evaluate.accuracy_tracking import record_or_warn
-from wpo_optuna.evaluate.evaluation_setup import NetworkSetup, set_up_network
+from wpo_optuna.evaluate.metric_over_time import MetricOverTime
 from wpo_optuna.hardware import rpu_config
-from wpo_optuna.network.apply import layers_by_parameter
 from wpo_optuna.study.attributes import FINISHED, METRICS
 from wpo_optuna.study.layers import Layer, LayersResult, RunStudy, run_layers
 from wpo_optuna.study.problem_setup import ProblemSetup, make_problem
@@ -55,7 +54,7 @@ def run(
     network = _network(settings)
     searched = [weights for weights in setup.checkpoint.layers if not weights.is_zero]
     names = [weights.name for weights in searched]
-    places = {} if network is None else layers_by_parameter(names, network.network.analog)
+    places = {} if network is None else network.network.layers_by_parameter(names)
     layers = [_layer(settings, weights) for weights in searched]
     numbers = {layer.name: number for number, layer in enumerate(layers, start=1)}
 
@@ -112,18 +111,21 @@ def _measure(
     setup: ProblemSetup,
     network: NetworkSetup,
     result: LayersResult,
-    places: Mapping[str, str],
+    places: Mapping[str, Sequence[str]],
     quiet: bool,
 ) -> MetricOverTime:
     problem = setup.problem
     assert result.network.strategy is not None
     programmings: dict[str, Programming] = {
         NETWORK_WIDE: result.network.strategy,
-        PER_LAYER: {places[name]: strategy for name, strategy in result.strategies.items()},
+        PER_LAYER: {
+            layer: strategy
+            for name, strategy in result.strategies.items()
+            for layer in places[name]
+        },
     }
     return compare_over_time(
-        network.network, programmings, problem.g_converter_baseline, network.data,
-        problem.t_steps, network.metric, metric_name=network.metric_name,
+        network, programmings, problem.g_converter_baseline, problem.t_steps,
         repeats=settings.repeats, seed=settings.seed, show_progress_bar=not quiet,
     )  # fmt: skip
 
@@ -154,11 +156,9 @@ def _record_accuracy(
     names = ("model", "data", "repeats", "seed")
     parameters = {name: getattr(settings, name) for name in names}
     parameters |= {"metric": network.metric_name, "rpu_config": network.hardware}
-    record_or_warn(
-        measured,
+    measured.record(
         files,
-        tracking_uri=destination.tracking_uri,
-        experiment_name=settings.experiment,
+        destination,
         run_name=f"{measured.metric} of {result.network.study.study_name} by layer"[:250],
         parameters=parameters,
         tags={PARENT_TAG: result.network.run_id},

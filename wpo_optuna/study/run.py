@@ -352,7 +352,8 @@ class _Run:
         return self._result(scores, strategy, page)
 
     def _report(self, results: Path, scores: Scores, strategy: ProgrammingStrategy) -> Path | None:
-        from wpo_optuna.report import measure, write_report
+        from wpo_optuna.report.measurements import measure
+        from wpo_optuna.report.page import write_report
 
         try:
             measure(

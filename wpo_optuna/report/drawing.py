@@ -6,19 +6,19 @@ page's text on a desktop.
 
 from __future__ import annotations
 
-import io
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.style
 import numpy as np
+from matplotlib import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from optuna.exceptions import ExperimentalWarning
 
 from wpo_optuna.hardware import SECONDS_PER_UNIT, format_duration
 
@@ -29,19 +29,18 @@ _PNG_DPI = 160
 
 # Colours that people with any colour vision can tell apart. Source: M. Okabe and K. Ito, "Color
 # universal design", 2008. Whatever differs in colour differs in marker or line style too.
-_BLUE, _VERMILION, _GREEN, _PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-BASELINE, OPTIMISED, WINNER = _VERMILION, _BLUE, _VERMILION
-G_PLUS, G_MINUS = _GREEN, _PURPLE
-WEIGHTS, NEUTRAL = "#D9D9D9", "#000000"
-LOOKS = (
-    {"color": _BLUE, "linestyle": "-", "marker": "o"},
-    {"color": "#E69F00", "linestyle": "--", "marker": "s"},
-    {"color": _GREEN, "linestyle": "-.", "marker": "^"},
-    {"color": _PURPLE, "linestyle": ":", "marker": "D"},
-    {"color": "#56B4E9", "linestyle": "-", "marker": "v"},
-    {"color": _VERMILION, "linestyle": "--", "marker": "P"},
-    {"color": NEUTRAL, "linestyle": "-.", "marker": "X"},
+BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
+SKY, VERMILION, GREY, BLACK = "#56B4E9", "#D55E00", "#D9D9D9", "#000000"
+LOOKS = tuple(
+    cycler(
+        color=[BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, BLACK],
+        linestyle=["-", "--", "-.", ":", "-", "--", "-."],
+        marker=["o", "s", "^", "D", "v", "P", "X"],
+    )
 )
+BASELINE: dict[str, Any] = {"color": VERMILION, "linestyle": "--", "label": "baseline"}
+OPTIMISED: dict[str, Any] = {"color": BLUE, "linestyle": "-", "label": "optimised"}
+REFERENCE: dict[str, Any] = {"color": BLACK, "linestyle": "--", "linewidth": 1.1}
 
 _STYLE = {
     "font.size": 10,
@@ -71,83 +70,61 @@ _LABEL_WIDTH = 0.13
 _LONGEST_TIME = 5
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A figure as the contents of its two files."""
-
-    svg: bytes
-    png: bytes
-
-    def save(self, directory: Path, name: str) -> list[Path]:
-        """Writes ``name.png`` and ``name.svg`` into a directory; returns the paths."""
-        paths = [directory / f"{name}.{ending}" for ending in ("png", "svg")]
-        for path, content in zip(paths, (self.png, self.svg), strict=True):
-            path.write_bytes(content)
-        return paths
-
-
-def draw(figure_of: Callable[..., Figure | str], *arguments: object) -> Drawn | str:
-    """Draws a figure once, for both of its files.
+def save(figure_of: Callable[[Any], Figure | str], subject: object, path: Path) -> Path | str:
+    """Draws a figure once, and writes it as PNG and as SVG.
 
     Args:
         figure_of: makes the figure, or says in a sentence why there is none.
-        arguments: what it is called with.
+        subject: what it is called with.
+        path: of both files without their endings, in a directory that exists.
+
+    Returns:
+        path of the SVG, or the sentence.
     """
     with style():
-        figure = figure_of(*arguments)
+        figure = figure_of(subject)
         if isinstance(figure, str):
             return figure
-        settle_layout(figure)
-        return Drawn(_contents(figure, "svg"), _contents(figure, "png"))
+        # The places of everything are found once, and not again for each file.
+        figure.get_layout_engine().execute(figure)
+        figure.set_layout_engine(None)  # "none" would have savefig draw everything twice
+        figure.savefig(f"{path}.png", dpi=_PNG_DPI)
+        figure.savefig(f"{path}.svg", metadata={"Date": None})
+        return Path(f"{path}.svg")
 
 
 @contextmanager
 def style() -> Iterator[None]:
     """The report's style, whatever the user's matplotlibrc says, which is put back afterwards."""
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
+    with matplotlib.style.context(["default", _STYLE]), warnings.catch_warnings():
         # A name in a script that the font lacks; browsers have it.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
+        warnings.filterwarnings("ignore", category=ExperimentalWarning)  # PED-ANOVA
         yield
 
 
-def settle_layout(figure: Figure) -> None:
-    """Finds the places of everything once, and not again for each file."""
-    engine = figure.get_layout_engine()
-    if engine is not None:
-        engine.execute(figure)
-    figure.set_layout_engine(None)  # "none" would have savefig draw everything twice
-
-
-def _contents(figure: Figure, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    metadata = {"Date": None} if kind == "svg" else None
-    figure.savefig(buffer, format=kind, dpi=_PNG_DPI, metadata=metadata)
-    return buffer.getvalue()
-
-
-def panels(
-    n: int, height: float, *, columns: int = 1, share_x: bool = False, share_y: bool = False
-) -> tuple[Figure, list[Axes]]:
+def panels(n: int, height: float, columns: int = 1, **shared: bool) -> tuple[Figure, list[Axes]]:
     """A new figure with n axes, beside and below each other.
 
     Args:
         n: number of axes.
         height: of one row in inches.
-        columns: most axes beside each other.
-        share_x: whether all have the same x axis.
-        share_y: whether all have the same y axis.
+        columns: number of axes beside each other, a divisor of n.
+        shared: whether all have the same ``sharex`` or ``sharey``.
     """
-    columns = min(n, columns)
-    rows = -(-n // columns)
+    rows = n // columns
     figure = Figure(figsize=(WIDTH_INCHES, height * rows), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False, sharex=share_x, sharey=share_y).flat)
-    for superfluous in axes[n:]:
-        superfluous.remove()
-    for lowest in axes[:n][-columns:]:  # of each column, where the last row is not full
-        lowest.tick_params(labelbottom=True)
-    return figure, axes[:n]
+    return figure, list(figure.subplots(rows, columns, squeeze=False, **shared).flat)
+
+
+def band(
+    axes: Axes, x: FloatArray, low: FloatArray, high: FloatArray, look: Mapping[str, Any]
+) -> None:
+    """Fills what lies between two curves; where bands overlap their edges tell which is which."""
+    colour, line = look["color"], look.get("linestyle", "-")
+    axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
+    for edge in (low, high):
+        axes.plot(x, edge, color=colour, linestyle=line, linewidth=0.8, alpha=0.9)
 
 
 def legend_above(figure: Figure, axes: Axes) -> None:
@@ -162,12 +139,6 @@ def legend_above(figure: Figure, axes: Axes) -> None:
         handles, labels, loc="outside upper left", ncols=columns, handlelength=1.6,
         columnspacing=1.2, borderaxespad=0.0,
     )  # fmt: skip
-
-
-def colours_of_times(n: int) -> list[Any]:
-    """A colour for each of n times, from dark to light, in order also without colours."""
-    # The last tenth of the map is too light for lines on white.
-    return [matplotlib.colormaps["viridis"](0.88 * i / max(1, n - 1)) for i in range(n)]
 
 
 def time_name(seconds: float) -> str:

@@ -1,0 +1,325 @@
+"""The figures of a report: each a function from what is known of a study to a matplotlib figure.
+
+Where there is nothing to draw, the function returns a sentence that says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import cycle
+from typing import Any
+
+import matplotlib
+import numpy as np
+import optuna
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, StrMethodFormatter
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.trial import create_trial
+
+from wpo_optuna.report import drawing
+from wpo_optuna.report.drawing import LOOKS, FloatArray, legend_above, panels
+from wpo_optuna.report.measurements import MOST_TIMES, Measurements, WeightErrors, evenly_spread
+from wpo_optuna.report.record import StudyRecord, are_about_one_problem
+
+# Few enough that importance takes no time, and that an SVG of single dots stays small.
+MOST_TRIALS, MOST_DOTS = 1000, 500
+MOST_COORDINATES = 20
+# PED-ANOVA compares the best tenth with all: of fewer trials it would be a handful.
+LEAST_TRIALS = 50
+# The worst trials would leave no room for the difference that matters.
+_SHOWN_QUANTILE = 0.95
+_LONGEST_NAME = 24
+_NOTHING_FINITE = "No trial has a finite TNMSE."
+# Height of the histogram's highest bar, as a fraction of the range of conductance.
+_HISTOGRAM_HEIGHT = 0.55
+# Relative to the largest conductance: a mean below this has no meaningful quotient.
+_SMALLEST_MEAN = 1e-3
+
+
+def search_progress(records: Sequence[StudyRecord]) -> Figure | str:
+    """Every trial, and the best so far, of each study."""
+    ratios = np.concatenate([record.ratio for record in records])
+    if not _has_place(ratios).any():
+        return _NOTHING_FINITE
+    figure, (axes,) = panels(1, 3.3)
+    for record, look in zip(records, cycle(LOOKS), strict=False):
+        _plot_trials(axes, record, look, is_one_of_several=len(records) > 1)
+    _scale(axes, ratios)
+    axes.axhline(1, label="baseline", **drawing.REFERENCE)
+    margins = {record.problem.get("loss_margin") or 0.0 for record in records}
+    # The studies may have different margins; there is no common line then.
+    if len(margins) == 1 and 0 < (margin := margins.pop()) < 1:
+        label = f"loss 0: {100 * margin:.3g} % better"
+        axes.axhline(1 - margin, label=label, **drawing.REFERENCE | {"linestyle": ":"})
+    axes.set(xlabel="trial", ylabel="TNMSE / baseline", xmargin=0.02)
+    legend_above(figure, axes)
+    return figure
+
+
+def _plot_trials(
+    axes: Axes, record: StudyRecord, look: dict[str, str], is_one_of_several: bool
+) -> None:
+    numbers, ratios, colour = record.number, record.ratio, look["color"]
+    polished = record.is_polished
+    dots = np.flatnonzero(~polished)
+    dots = dots[evenly_spread(len(dots), MOST_DOTS)]
+    axes.plot(
+        numbers[dots], ratios[dots], linestyle="none", marker=look["marker"], color=colour,
+        markersize=3, alpha=0.35, markeredgewidth=0,
+    )  # fmt: skip
+    best = np.fmin.accumulate(ratios)
+    steps = np.union1d(np.flatnonzero(np.diff(best, prepend=np.nan)), len(best) - 1)
+    axes.plot(
+        numbers[steps], best[steps], color=colour, linestyle=look["linestyle"],
+        drawstyle="steps-post", label=_label(record) if is_one_of_several else "best so far",
+    )  # fmt: skip
+    if polished.any():
+        axes.plot(
+            numbers[polished], ratios[polished], linestyle="none", marker="D", color=colour,
+            markeredgecolor=drawing.BLACK, markersize=6, zorder=4,
+            label=None if is_one_of_several else "polished",
+        )  # fmt: skip
+
+
+def _label(record: StudyRecord) -> str:
+    name = " ".join(f"{record.name} ({record.sampler})".split())
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+
+
+def explored_factors(record: StudyRecord) -> Figure | str:
+    """Which significance factors and scales were explored, and how good they were."""
+    shown = np.flatnonzero(_has_place(record.ratio))
+    if not len(shown):
+        return _NOTHING_FINITE
+    f, f_of_winner = record.values("f_lst"), record.winner.user_attrs["f_lst"]
+    quantities = [
+        *((f"f_{pair}, factor of pair {pair}", f[:, pair], f_of_winner[pair])
+          for pair in range(f.shape[1])),
+        ("k_w (µS per unit weight)", record.values("k_w"), record.winner.user_attrs["k_w"]),
+    ]  # fmt: skip
+    quantities = [q for q in quantities if np.ptp(q[1][np.isfinite(q[1])]) > 0]
+    if not quantities:
+        return "All trials have the same significance factors and scale."
+    figure, all_axes = panels(len(quantities), 2.3, sharey=True)
+    shown = shown[evenly_spread(len(shown), MOST_DOTS)]
+    for axes, (label, values, of_winner) in zip(all_axes, quantities, strict=True):
+        points = axes.scatter(
+            values[shown], record.ratio[shown], c=record.number[shown], s=9, alpha=0.6,
+            cmap="viridis", linewidths=0,
+        )  # fmt: skip
+        axes.plot(
+            of_winner, record.winner_ratio, marker="o", markersize=11, markerfacecolor="none",
+            markeredgecolor=drawing.VERMILION, markeredgewidth=2,
+        )  # fmt: skip
+        axes.axhline(1, **drawing.REFERENCE)
+        axes.set_xlabel(label)
+    _scale(all_axes[0], record.ratio)
+    figure.supylabel("TNMSE / baseline")
+    figure.colorbar(points, ax=all_axes, label="trial", aspect=30, pad=0.02)
+    return figure
+
+
+def importance(record: StudyRecord) -> Figure | str:
+    """Which coordinates of the hypercube mattered, by Optuna's PED-ANOVA."""
+    losses = np.array([trial.value for trial in record.trials], dtype=np.float64)
+    proposed = np.flatnonzero(np.isfinite(losses) & ~record.is_polished)
+    if len(proposed) < LEAST_TRIALS:
+        return (
+            f"Importance needs at least {LEAST_TRIALS} trials proposed by the sampler; there are "
+            f"{len(proposed)}."
+        )
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study()
+    optuna.logging.set_verbosity(level)
+    # The study copies each trial with all it holds: no attributes, and one distribution for all.
+    unit: BaseDistribution = FloatDistribution(0.0, 1.0)
+    chosen = [record.trials[i] for i in proposed[evenly_spread(len(proposed), MOST_TRIALS)]]
+    study.add_trials(
+        create_trial(value=t.value, params=t.params, distributions=dict.fromkeys(t.params, unit))
+        for t in chosen
+    )
+    found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+    names = list(found)[:MOST_COORDINATES][::-1]
+    figure, (axes,) = panels(1, 0.6 + 0.2 * len(names))
+    axes.barh(names, [100 * found[name] for name in names], color=drawing.BLUE)
+    axes.set(xlabel="importance (%)", ymargin=0.02)
+    axes.grid(axis="y", visible=False)
+    return figure
+
+
+def sampler_comparison(records: Sequence[StudyRecord]) -> Figure | str:
+    """The TNMSE that each study reached on fresh noise, with its interval."""
+    scored = [record for record in records if record.scores is not None]
+    if not scored:
+        return "None of the studies has been scored yet."
+    is_relative = not are_about_one_problem(records)
+    figure, (axes,) = panels(1, 0.7 + 0.3 * len(scored))
+    for place, (record, look) in enumerate(zip(scored, cycle(LOOKS), strict=False)):
+        assert record.scores is not None
+        unit = record.scores.baseline.mean if is_relative else 1.0
+        winner = record.scores.winner
+        mean, low, high = (value / unit for value in (winner.mean, winner.low, winner.high))
+        axes.errorbar(
+            mean, -place, xerr=[[mean - low], [high - mean]], color=look["color"],
+            marker=look["marker"], markersize=7, capsize=5,
+        )  # fmt: skip
+    axes.set_yticks(-np.arange(len(scored)), map(_label, scored))
+    axes.set(ylim=(0.6 - len(scored), 0.4), xmargin=0.08)
+    axes.set_xlabel("TNMSE / baseline" if is_relative else "TNMSE (%)")
+    axes.locator_params(axis="x", nbins=4)
+    return figure
+
+
+def _has_place(ratios: FloatArray) -> NDArray[np.bool_]:
+    """Which values have a place on a logarithmic axis ``(n,)``."""
+    return np.isfinite(ratios) & (ratios > 0)
+
+
+def _scale(axes: Axes, ratios: FloatArray) -> None:
+    """A logarithmic axis that shows the baseline and all but the worst trials."""
+    placed = ratios[_has_place(ratios)]
+    low = min(float(placed.min()), 0.9)
+    high = max(float(np.quantile(placed, _SHOWN_QUANTILE)), 1.2)
+    room = (high / low) ** 0.05
+    axes.set_yscale("log")
+    axes.set_ylim(low / room, high * room)
+    axis = axes.yaxis
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 4 * low else MaxNLocator(5))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.minorticks_off()
+
+
+def conductance_curves(record: StudyRecord) -> Figure:
+    """g⁺ and g⁻ of each pair over the weight, the winner's and the baseline's."""
+    measured = record.measurements
+    f, curves = (np.array(record.winner.user_attrs[name]) for name in ("f_lst", "g_lst"))
+    ways = [("optimised", 2.4, f, curves)]
+    if measured is not None:
+        ways.append(("baseline", 0.9, measured.baseline_f, measured.baseline_g_us))
+    numbers_of_pairs = [len(f) for _, _, f, _ in ways]
+    figure, all_axes = panels(max(numbers_of_pairs), 2.2, sharex=True, sharey=True)
+    g_min = float(record.problem.get("g_min_us", curves.min()))
+    g_max = max(float(record.problem.get("g_max_us", curves.max())), g_min + 1e-9)
+    for pair, axes in enumerate(all_axes):
+        if measured is not None:
+            heights = measured.histogram / measured.histogram.max() * _HISTOGRAM_HEIGHT
+            axes.stairs(
+                g_min + heights * (g_max - g_min), np.linspace(-1, 1, len(heights) + 1),
+                baseline=g_min, fill=True, color=drawing.GREY, label="weights",
+            )  # fmt: skip
+        factors = []
+        for name, line_width, f, curves in ways:
+            if pair < len(f):
+                _plot_pair(axes, curves[2 * pair : 2 * pair + 2], line_width, name)
+                factors.append(f"{name} f = {f[pair]:.3g}")
+        margin = 0.03 * (g_max - g_min)
+        title = f"pair {pair}: {', '.join(factors)}"
+        axes.set(title=title, ylim=(g_min - margin, g_max + margin), xticks=np.linspace(-1, 1, 5))
+    figure.supxlabel("weight / largest weight")
+    figure.supylabel("target conductance (µS)")
+    legend_above(figure, all_axes[min(numbers_of_pairs) - 1])
+    return figure
+
+
+def _plot_pair(axes: Axes, curves: FloatArray, line_width: float, name: str) -> None:
+    weights = np.linspace(-1, 1, curves.shape[1])
+    looks = ((drawing.GREEN, "-", "⁺"), (drawing.PURPLE, (0, (4, 1.5)), "⁻"))
+    for curve, (colour, line, sign) in zip(curves, looks, strict=True):
+        label = f"{name} g{sign}"
+        axes.plot(weights, curve, color=colour, linestyle=line, linewidth=line_width, label=label)
+
+
+def tnmse_over_time(measured: Measurements) -> Figure:
+    """The error at each time, with 95 % intervals."""
+    figure, (axes,) = panels(1, 2.9)
+    places = drawing.time_axis(axes, measured.t_s.tolist())
+    for (errors, look), marker in zip(_both(measured), "so", strict=True):
+        mean, low, high = errors.tnmse.T
+        axes.errorbar(
+            places, mean, [mean - low, high - mean], marker=marker, markersize=5, capsize=4, **look
+        )
+    axes.set(ylim=(0, None), ylabel="TNMSE at this time (%)")
+    legend_above(figure, axes)
+    return figure
+
+
+def weight_errors(measured: Measurements) -> Figure:
+    """The distribution of the errors at each time."""
+    figure, panels_by_time = _panel_for_each_time(measured)
+    for i, (time, axes) in enumerate(panels_by_time):
+        for errors, look in _both(measured):
+            density, edges = errors.density[i], 100 * errors.edges
+            axes.stairs(density, edges, linewidth=1.5, **look)
+            axes.stairs(density, edges, fill=True, color=look["color"], alpha=0.12)
+        before, after = (100 * e.standard_deviation[i] for e, _ in _both(measured))
+        axes.set(title=f"{time}: σ {before:#.3g} → {after:#.3g} %", ylim=(0, None))
+    figure.supxlabel("error / largest weight (%)")
+    figure.supylabel("% of weights per %")
+    legend_above(figure, panels_by_time[0][1])
+    return figure
+
+
+def weight_correlation(measured: Measurements) -> Figure:
+    """How far acting weights lie from wanted ones, and their correlation, at each time."""
+    figure, panels_by_time = _panel_for_each_time(measured)
+    for i, (time, axes) in enumerate(panels_by_time):
+        axes.axhline(0, color=drawing.BLACK, linewidth=0.8, label="ideal")
+        for errors, look in _both(measured):
+            low, median, high = 100 * errors.band[i]
+            axes.plot(errors.targets, median, linewidth=1.4, **look)
+            drawing.band(axes, errors.targets, low, high, look)
+        before, after = (errors.correlation[i] for errors, _ in _both(measured))
+        axes.set_title(f"{time}: r {before:.4f} → {after:.4f}")
+    figure.supxlabel("weight wanted / largest weight")
+    figure.supylabel("(acting − wanted) / largest weight (%)")
+    legend_above(figure, panels_by_time[0][1])
+    return figure
+
+
+def devices(measured: Measurements) -> Figure | str:
+    """Programming error, drift and read noise over the conductance."""
+    model = measured.devices
+    if model is None:
+        return "The noise model cannot be sampled apart from a tile."
+    figure, (programming, drift, noise) = panels(3, 1.9, sharex=True)
+    g, programmed = model.g_target_us, model.programmed_mean_us
+    error, spread = programmed - g, model.programmed_std_us
+    programming.plot(g, error, color=drawing.BLUE)
+    drawing.band(programming, g, error - spread, error + spread, {"color": drawing.BLUE})
+    programming.axhline(0, color=drawing.BLACK, linewidth=0.8)
+    kept = np.where(programmed > _SMALLEST_MEAN * g.max(), programmed, np.nan)
+    # From dark to light, in order also without colours; the lightest are too light on white.
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.88, len(model.mean_us)))
+    for i, (name, colour) in enumerate(zip(_names_of_times(measured), colours, strict=True)):
+        drift.plot(g, 100 * model.mean_us[i] / kept, color=colour, label=name)
+        noise.plot(g, model.read_std_us[i], color=colour)
+    programming.set(title="programming error", ylabel="deviation (µS)")
+    drift.set(title="drift", ylabel="conductance kept (%)")
+    noise.set(title="read noise", ylabel="standard dev. (µS)", ylim=(0, None))
+    figure.supxlabel("target conductance (µS)")
+    figure.align_ylabels()
+    legend_above(figure, drift)
+    return figure
+
+
+def _panel_for_each_time(measured: Measurements) -> tuple[Figure, list[tuple[str, Axes]]]:
+    """A figure with axes for each time that is shown, and the time's name."""
+    names = _names_of_times(measured)
+    columns = 1 if len(names) % 2 else 2
+    figure, all_axes = panels(len(names), 1.9, columns, sharex=True, sharey=True)
+    return figure, list(zip(names, all_axes, strict=True))
+
+
+def _names_of_times(measured: Measurements) -> list[str]:
+    shown = measured.t_s[evenly_spread(len(measured.t_s), MOST_TIMES)]
+    return [drawing.time_name(t) for t in shown.tolist()]
+
+
+def _both(measured: Measurements) -> tuple[tuple[WeightErrors, dict[str, Any]], ...]:
+    """The errors of baseline and winner, and how each is drawn."""
+    return (measured.baseline, drawing.BASELINE), (measured.optimised, drawing.OPTIMISED)

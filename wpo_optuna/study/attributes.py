@@ -16,7 +16,7 @@ SAMPLER_OPTIONS = "sampler_options"  # dict
 SEED = "seed"  # int
 ENGINE = "engine"  # str
 BASELINE = "baseline"  # float, the baseline's TNMSE as the engine says
-SELF_CHECK = "self_check"  # dict, see loss.self_check.SelfCheck.to_json
+SELF_CHECK = "self_check"  # dict, see loss.engine_choice.SelfCheck.to_json
 VERSIONS = "versions"  # dict, version of each package
 PARENT_STUDY = "parent_study"  # str, study under whose MLflow run this one's is put
 

@@ -1,9 +1,7 @@
 """Delivers a stored study to MLflow: ``python -m wpo_optuna.track --study-name NAME``.
 
-What MLflow lacks of the study is taken from its Optuna storage and the folder of its results: after
-MLflow was away, after the study's process was killed, for a study that was never tracked, or when
-MLflow's own store is lost. A second time there is nothing left to do. While the study is still
-being run, this does no harm.
+What MLflow lacks of the study is taken from its Optuna storage and the folder of its results. While
+the study is still being run, this does no harm.
 """
 
 from __future__ import annotations
@@ -66,16 +64,16 @@ def _run(options: argparse.Namespace) -> int:
                 bar.total = done.n_finished
                 bar.update(done.n_trials - bar.n)
 
-            delivered = deliver(study, destination, on_progress=show)
+            delivered = deliver(study, destination, show)
     except WeightProgrammingError:
         raise
     except Exception as error:
         if options.debug:
             raise
+        reason = reason_of(error, destination.uri)
         raise WeightProgrammingError(
-            f"MLflow lacks a part of study {study.study_name!r} "
-            f"({reason_of(error, destination.uri)}); run the same command again when that is "
-            "mended."
+            f"MLflow lacks a part of study {study.study_name!r} ({reason}); run the same command "
+            "again when that is mended."
         ) from error
     print(
         f"MLflow has all {delivered.n_trials} finished trials of study {study.study_name!r}: run "

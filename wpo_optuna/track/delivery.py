@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -24,7 +25,6 @@ from wpo_optuna.track.store import connect, find_or_create_experiment, is_databa
 from wpo_optuna.track.study_run import PARAMETERS_FILE, PARQUET_FILE, StudyRun
 from wpo_optuna.track.trials import (
     ATTRIBUTES,
-    best_of,
     milliseconds,
     numbers_of,
     rank,
@@ -42,6 +42,10 @@ AUTO_ALL_TRIALS = 1000
 
 TABLE_FILE, STRATEGY_FILE, SETTINGS_FILE = "trials.json", "strategy.json", "settings.yaml"
 _TABLES = json.dumps([{"path": TABLE_FILE, "type": "table"}])
+_NOTE = (
+    f"All trials: `{TABLE_FILE}`, to be looked at under Artifacts, and `{PARQUET_FILE}` at full "
+    "precision."
+)
 
 _DESCRIBING = (
     names.SAMPLER, names.SAMPLER_OPTIONS, names.SEED, names.ENGINE, names.BASELINE,
@@ -145,28 +149,34 @@ class Delivery:
         identity, name = identity_of(self._study), self._study.study_name
         run = StudyRun.find(client, experiment, identity, name, started_ms)
         run.read(self._writer)
-        parent = self._parent()
-        if parent is not None:
-            run.place_under(parent)
+        if names.PARENT_STUDY in self._attributes:
+            # It may have been deleted, or left behind where this one was copied from.
+            with contextlib.suppress(KeyError):
+                name, storage = self._attributes[names.PARENT_STUDY], storage_of(self._study)
+                run.place_under(identity_of(optuna.load_study(study_name=name, storage=storage)))
         return run
 
     def _write(self, run: StudyRun, lacking: Sequence[FrozenTrial], running: bool) -> None:
-        run.describe(self._parameters(), self._tags())
+        versions = self._attributes.get(names.VERSIONS, {})
+        tags = {f"version.{name}": version for name, version in versions.items()}
+        run.describe(self._parameters(), tags | dict(self._destination.tags))
         run.log_metrics(self._metrics())
         if running:
             run.set_status(names.RUNNING, 0)
         self._write_trials(run, lacking)
         if running:
             return
-        best = best_of(self._trials)
-        if best is not None:
+        best = min(self._trials, key=rank, default=None)
+        if best is not None and math.isfinite(rank(best)):
             run.log_metrics({"improvement": numbers_of(best)["improvement"]})
         with tempfile.TemporaryDirectory(prefix="wpo_delivery_") as directory:
             self._write_files(Path(directory))
             run.upload(Path(directory))
-        run.set_tags({"mlflow.loggedArtifacts": _TABLES, "mlflow.note.content": _note(best)})
+        run.set_tags({"mlflow.loggedArtifacts": _TABLES, "mlflow.note.content": _NOTE})
         ended_ms = max((milliseconds(t.datetime_complete) for t in self._trials), default=0)
-        run.set_status(self._end(), ended_ms)
+        status = self._attributes.get(names.STATUS, names.FINISHED)
+        # One that still says it is running was killed.
+        run.set_status(names.KILLED if status == names.RUNNING else status, ended_ms)
         settle(self._destination.uri)
 
     def _delivered(self, run: StudyRun, n_lacking: int) -> Delivered:
@@ -195,18 +205,8 @@ class Delivery:
         return "all" if n_trials <= AUTO_ALL_TRIALS else "best"
 
     def _parameters(self) -> dict[str, str]:
-        params: dict[str, str] = {}
-        for name in _DESCRIBING:
-            if name in self._attributes:
-                params |= flatten(self._attributes[name], name)
-        return {**params, **self._destination.parameters}
-
-    def _tags(self) -> dict[str, str]:
-        versions = self._attributes.get(names.VERSIONS, {})
-        return {
-            **{f"version.{name}": version for name, version in versions.items()},
-            **self._destination.tags,
-        }
+        told = {name: self._attributes[name] for name in _DESCRIBING if name in self._attributes}
+        return flatten(told) | dict(self._destination.parameters)
 
     def _metrics(self) -> dict[str, float]:
         metrics = dict(self._attributes.get(names.METRICS, {}))
@@ -215,22 +215,6 @@ class Delivery:
             if self_check.get(name) is not None:
                 metrics[f"self_check_{name}_percent"] = 100.0 * self_check[name]
         return {name: float(value) for name, value in metrics.items() if value is not None}
-
-    def _parent(self) -> str | None:
-        """Identity of the study under whose run this one's is put."""
-        name = self._attributes.get(names.PARENT_STUDY)
-        if name is None:
-            return None
-        try:
-            parent = optuna.load_study(study_name=name, storage=storage_of(self._study))
-        except KeyError:  # deleted, or copied elsewhere without it
-            return None
-        return identity_of(parent)
-
-    def _end(self) -> str:
-        """How the study ended: one that still says it is running was killed."""
-        status = self._attributes.get(names.STATUS, names.FINISHED)
-        return names.KILLED if status == names.RUNNING else str(status)
 
     def _write_files(self, directory: Path) -> None:
         """Writes the run's artifacts; those that are in the results folder are taken from there."""
@@ -267,26 +251,13 @@ def identity_of(study: Study) -> str:
     return str(study.user_attrs[names.IDENTITY])
 
 
-def flatten(value: Any, name: str) -> dict[str, str]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Parameters of nested mappings: names joined by dots, other values as JSON."""
-    if isinstance(value, Mapping):
-        flat: dict[str, str] = {}
-        for key, item in value.items():
-            flat |= flatten(item, f"{name}.{key}")
-        return flat
-    text = value if isinstance(value, str) else json.dumps(value)
-    return {_FORBIDDEN_IN_NAMES.sub("_", name): text}
-
-
-def _note(best: FrozenTrial | None) -> str:
-    note = (
-        f"All trials: `{TABLE_FILE}`, to be looked at under Artifacts, and `{PARQUET_FILE}` at "
-        "full precision."
-    )
-    if best is None:
-        return note
-    numbers = numbers_of(best)
-    return (
-        f"Best trial {best.number}: TNMSE {numbers['tnmse']:.6g}, {numbers['improvement']:.2f} % "
-        f"below the baseline's {numbers['baseline']:.6g}.\n\n{note}"
-    )
+    flat: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value)
+            flat[_FORBIDDEN_IN_NAMES.sub("_", prefix + name)] = text
+    return flat

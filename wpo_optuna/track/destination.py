@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
 from wpo_optuna.errors import InvalidArgument, check_choice, first_line
 from wpo_optuna.storage import masked_url, storage_url
 from wpo_optuna.study.attributes import DESTINATION
@@ -113,29 +116,18 @@ def _named(tracking_uri: str | None) -> str:
 def _check_tracking_uri(uri: str, named: str) -> None:
     """Refuses what MLflow would refuse, without importing it: that takes seconds."""
     scheme = urlsplit(uri).scheme.partition("+")[0] or uri
-    if scheme in DATABASES:
-        _check_database(uri, named)
-        return
     plugins = {plugin.name for plugin in entry_points(group="mlflow.tracking_store")}
-    accepted = {*_SERVERS, *plugins}
-    if os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("1", "true"):
-        accepted |= {"file", uri}
-    if scheme not in accepted:
+    if scheme not in {*DATABASES, *_SERVERS, *plugins}:
         raise InvalidArgument(
             f"{named}: accepted is a database such as {_DEFAULT}, or a server such as "
             f"http://127.0.0.1:5000; the kinds are {', '.join((*_SERVERS[:2], *DATABASES))}."
         )
-
-
-def _check_database(uri: str, named: str) -> None:
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    try:
-        make_url(uri).get_dialect().import_dbapi()
-    except (ImportError, ArgumentError, ValueError) as error:
-        reason = without_password(first_line(error), uri)
-        raise InvalidArgument(f"{named}: SQLAlchemy has no driver for it ({reason}).") from None
+    if scheme in DATABASES:
+        try:
+            make_url(uri).get_dialect().import_dbapi()
+        except (ImportError, ArgumentError, ValueError) as error:
+            reason = without_password(first_line(error), uri)
+            raise InvalidArgument(f"{named}: SQLAlchemy has no driver for it ({reason}).") from None
 
 
 def refuse_file_of(storage: BaseStorage, tracking_uri: str | None) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
-import getpass
 import os
 import shlex
 import shutil
@@ -71,6 +70,7 @@ class Follower(AbstractContextManager["Follower"]):
 
     Attributes:
         delivered: what MLflow had last; None before it had anything.
+        is_finished: whether it has been waited for.
         undelivered: at the end, what MLflow lacks and how to deliver it; None if nothing.
 
     Raises:
@@ -86,11 +86,16 @@ class Follower(AbstractContextManager["Follower"]):
         self.undelivered: str | None = None
         self._tracking_uri = destination.tracking_uri
         self._show_progress_bar = show_progress_bar
-        self._pid = os.getpid()
-        self._is_over = self._is_finished = self._has_warned = False
+        self.is_finished = self._is_over = self._has_warned = False
         self._has_contact = threading.Event()
         self._reason = ""
-        destination = replace(destination, tags={**_source(), **destination.tags})
+        # By these MLflow's UI shows who recorded a run, and with which program.
+        source = {
+            "mlflow.user": os.environ.get("USER", "unknown"),
+            "mlflow.source.name": sys.argv[0] or "python",
+            "mlflow.source.type": "LOCAL",
+        }
+        destination = replace(destination, tags={**source, **destination.tags})
         destination.remember(study)
         identity_of(study)
         _set_status(study, RUNNING)
@@ -104,7 +109,12 @@ class Follower(AbstractContextManager["Follower"]):
                 stdin=other_end.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                env=_environment(),
+                env={
+                    **REQUEST_SETTINGS,
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                    "OMP_NUM_THREADS": "1",  # the study's loop needs the cores
+                },
                 start_new_session=True,  # what ends this process's group must not end it
             )
         self._channel.send((self._url, study.study_name, destination, self._copy is not None))
@@ -145,8 +155,8 @@ class Follower(AbstractContextManager["Follower"]):
         Returns:
             what MLflow has; None if it has not everything.
         """
-        if not self._is_finished:
-            self._is_finished = True
+        if not self.is_finished:
+            self.is_finished = True
             atexit.unregister(self._finish_at_exit)
             try:
                 self.end(status)
@@ -165,10 +175,9 @@ class Follower(AbstractContextManager["Follower"]):
         self.finish()
 
     def _finish_at_exit(self) -> None:
-        if self._pid == os.getpid():  # and not in a copy of the process that ends
-            error = getattr(sys, "last_value", None)  # what ended the program, if anything
-            status = KILLED if isinstance(error, KeyboardInterrupt) else FAILED
-            self.finish(None if error is None else status)
+        error = getattr(sys, "last_value", None)  # what ended the program, if anything
+        status = KILLED if isinstance(error, KeyboardInterrupt) else FAILED
+        self.finish(None if error is None else status)
 
     def _listen(self) -> None:
         with contextlib.suppress(EOFError, OSError):
@@ -271,26 +280,6 @@ class _MemoryCopy:
 def _set_status(study: Study, status: str) -> None:
     if study.user_attrs.get(STATUS) != status:
         study.set_user_attr(STATUS, status)
-
-
-def _source() -> dict[str, str]:
-    """Tags by which MLflow's UI shows who recorded a run, and with which program."""
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError):  # a user id without a name, as in containers
-        user = "unknown"
-    program = sys.argv[0] or "python"
-    return {"mlflow.user": user, "mlflow.source.name": program, "mlflow.source.type": "LOCAL"}
-
-
-def _environment() -> dict[str, str]:
-    """The user's environment, with settings for requests where the user has none."""
-    return {
-        **REQUEST_SETTINGS,
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        "OMP_NUM_THREADS": "1",  # the study's loop needs the cores
-    }
 
 
 def follow() -> int:

@@ -274,15 +274,10 @@ class _TrialRun:
             "name": self.name,
             "experiment_id": int(parent.experiment_id),
             "artifact_uri": parent.artifact_uri.replace(parent.run_id, run_id),
-            "source_type": "UNKNOWN",
-            "source_name": "",
-            "entry_point_name": "",
-            "source_version": "",
             "user_id": "unknown",
             "status": self.status,
             "start_time": self.started_ms,
             "end_time": self.ended_ms,
-            "lifecycle_stage": "active",
         }
         # MLflow's own client sets this tag, too.
         tags = {**self.tags, "mlflow.runName": self.name}

@@ -6,7 +6,7 @@ import os
 import threading
 import weakref
 from collections.abc import Mapping
-from types import TracebackType
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -39,15 +39,13 @@ def page_of_experiment(server: str, experiment_id: str) -> str:
     return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?{query}"
 
 
-class MlflowTracker:
+class MlflowTracker(AbstractContextManager["MlflowTracker"]):
     """Optuna callback that records a study in MLflow.
 
     One run per study, found again when the study is resumed, with the series ``tnmse``, ``loss``,
     ``baseline`` and ``best_tnmse`` over the trial number and a table of all trials; under it a run
-    per trial. Everything is brought there by a :class:`~wpo_optuna.track.follower.Follower`.
-
-    Used as a context manager, or closed with :meth:`close`, it waits until everything is
-    delivered; so does the end of the program.
+    per trial. A :class:`~wpo_optuna.track.follower.Follower` brings everything there, and is
+    waited for by :meth:`close`, as a context manager, or at the end of the program.
 
         study.optimize(HypercubeObjective(problem, engine), callbacks=[MlflowTracker()])
 
@@ -55,15 +53,11 @@ class MlflowTracker:
         tracking_uri: MLflow's tracking URI; None takes MLflow's default, which is
             ``MLFLOW_TRACKING_URI`` or else ``sqlite:///mlflow.db``, where ``mlflow ui`` looks too.
         experiment_name: MLflow experiment, for a family of studies that are compared.
-        trial_runs: which trials get a run of their own: ``"all"``, ``"best"`` for those that
-            improved the best, ``"none"``, or ``"auto"``: all of a study of at most 1000 trials,
-            otherwise the best.
+        trial_runs: which trials get a run of their own, see
+            :class:`~wpo_optuna.track.destination.Destination`.
         parameters: further parameters of the study's run; nested mappings are flattened.
         tags: further tags of the study's run.
         show_progress_bar: whether waiting at the end shows progress on a terminal.
-
-    Attributes:
-        undelivered: what MLflow lacks after :meth:`close`, and how to deliver it; None if nothing.
 
     Raises:
         InvalidArgument: an argument cannot be used.
@@ -79,21 +73,21 @@ class MlflowTracker:
         tags: Mapping[str, str] | None = None,
         show_progress_bar: bool = True,
     ) -> None:
-        flat: dict[str, str] = {}
-        for name, value in (parameters or {}).items():
-            flat |= flatten(value, name)
         self._destination = Destination(
             tracking_uri=os.fspath(tracking_uri) if tracking_uri is not None else None,
             experiment_name=experiment_name,
             trial_runs=trial_runs,
-            parameters=flat,
+            parameters=flatten(parameters or {}),
             tags={name: str(value) for name, value in (tags or {}).items()},
         )
         self._show_progress_bar = show_progress_bar
         self._lock = threading.Lock()
         self._follower: Follower | None = None
-        self._is_closed = False
-        self.undelivered: str | None = None
+
+    @property
+    def undelivered(self) -> str | None:
+        """What MLflow lacks after :meth:`close`, and how to deliver it; None if nothing."""
+        return None if self._follower is None else self._follower.undelivered
 
     @property
     def run_id(self) -> str | None:
@@ -115,9 +109,8 @@ class MlflowTracker:
                 of the study's storage. Nothing is written then.
         """
         with self._lock:
-            if self._follower is None or self._is_closed:
+            if self._follower is None or self._follower.is_finished:
                 self._follower = self._begin(study)
-                self._is_closed = False
             follower = self._follower
         if follower.study.study_name != study.study_name:
             raise InvalidArgument(
@@ -126,10 +119,7 @@ class MlflowTracker:
             )
 
     def close(self, status: str = FINISHED) -> bool:
-        """Delivers everything, ends the study's run, and waits for that.
-
-        While MLflow takes something it waits as long as that takes; when MLflow is away it gives
-        up after some seconds, and a ``TrackingWarning`` says how to deliver the rest.
+        """Ends the study's run, see :meth:`~wpo_optuna.track.follower.Follower.finish`.
 
         Args:
             status: how the study ended: ``FINISHED``, ``KILLED`` or ``FAILED``.
@@ -141,27 +131,15 @@ class MlflowTracker:
             InvalidArgument: another status.
         """
         check_choice("status", status, (FINISHED, KILLED, FAILED))
-        if self._follower is not None and not self._is_closed:
-            self._is_closed = True
-            try:
-                self._follower.finish(status)
-            finally:
-                self.undelivered = self._follower.undelivered
+        if self._follower is not None:
+            self._follower.finish(status)
         return self.undelivered is None
 
-    def __enter__(self) -> MlflowTracker:
-        return self
-
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if exception_type is None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
             self.close()
         else:
-            self.close(KILLED if issubclass(exception_type, KeyboardInterrupt) else FAILED)
+            self.close(KILLED if issubclass(kind, KeyboardInterrupt) else FAILED)
 
     def _begin(self, study: Study) -> Follower:
         if VERSIONS not in study.user_attrs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +48,6 @@ def rank(trial: FrozenTrial) -> float:
     """The TNMSE to compare trials by: infinite where there is none."""
     tnmse = _number(trial.user_attrs.get("tnmse")) if is_complete(trial) else math.nan
     return math.inf if math.isnan(tnmse) else tnmse
-
-
-def best_of(trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
-    """The trial of lowest TNMSE, the first of equals; None if there is none."""
-    best = min(trials, key=rank, default=None)
-    return best if best is not None and math.isfinite(rank(best)) else None
 
 
 def milliseconds(time: datetime.datetime | None) -> int:

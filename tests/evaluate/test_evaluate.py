@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +12,6 @@ from mlflow import MlflowClient
 
 from wpo_optuna.evaluate.__main__ import main
 from wpo_optuna.strategy import ProgrammingStrategy
-
-ROOT = Path(__file__).parents[2]
 
 # A strategy of one pair that uses most of the range: nearly as good as the baseline's first pair.
 CURVES = ((0.0, 12.5, 25.0), (25.0, 12.5, 0.0))
@@ -150,17 +146,6 @@ def test_the_command_writes_tables_figure_and_an_mlflow_run_over_time(
     assert artifacts == {
         "measurements.csv", "summary.csv", "over_time.png", "over_time.svg", "strategy.json",
     }  # fmt: skip
-
-
-def test_as_a_program_it_prints_the_result_alone_where_stderr_is_no_terminal(here: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "wpo_optuna.evaluate", *_arguments()],
-        capture_output=True, text=True, env=environment, cwd=here, check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[2].split() == ["baseline", "optimised"]
-    assert not (here / "mlflow.db").exists()
 
 
 def test_a_metric_of_the_users_an_analog_model_and_one_shot_data(here: Path) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 
 import matplotlib.style
 import numpy as np
-from matplotlib import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 from numpy.typing import NDArray
 from optuna.exceptions import ExperimentalWarning
 
@@ -86,7 +86,9 @@ def save(figure_of: Callable[[Any], Figure | str], subject: object, path: Path) 
         if isinstance(figure, str):
             return figure
         # The places of everything are found once, and not again for each file.
-        figure.get_layout_engine().execute(figure)
+        layout = figure.get_layout_engine()
+        assert layout is not None
+        layout.execute(figure)
         figure.set_layout_engine(None)  # "none" would have savefig draw everything twice
         figure.savefig(f"{path}.png", dpi=_PNG_DPI)
         figure.savefig(f"{path}.svg", metadata={"Date": None})
@@ -103,18 +105,22 @@ def style() -> Iterator[None]:
         yield
 
 
-def panels(n: int, height: float, columns: int = 1, **shared: bool) -> tuple[Figure, list[Axes]]:
+def panels(
+    n: int, height: float, columns: int = 1, *, sharex: bool = False, sharey: bool = False
+) -> tuple[Figure, list[Axes]]:
     """A new figure with n axes, beside and below each other.
 
     Args:
         n: number of axes.
         height: of one row in inches.
         columns: number of axes beside each other, a divisor of n.
-        shared: whether all have the same ``sharex`` or ``sharey``.
+        sharex: whether all have the same x axis.
+        sharey: whether all have the same y axis.
     """
     rows = n // columns
     figure = Figure(figsize=(WIDTH_INCHES, height * rows), layout="constrained")
-    return figure, list(figure.subplots(rows, columns, squeeze=False, **shared).flat)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
+    return figure, list(axes.flat)
 
 
 def band(

@@ -84,10 +84,10 @@ def write_report(studies: Sequence[Study], page: str | os.PathLike[str]) -> Repo
     for record in records:
         prefix = re.sub(r"[^\w.-]", "_", record.name) + "-" if len(records) > 1 else ""
         parts.append(StudyPart(record, prefix))
-        for figure_of in _OF_THE_STUDY:
-            draw(figure_of, record, prefix)
-        for figure_of in _OF_MEASUREMENTS:
-            draw(figure_of, record.measurements, prefix)
+        for of_study in _OF_THE_STUDY:
+            draw(of_study, record, prefix)
+        for of_measurements in _OF_MEASUREMENTS:
+            draw(of_measurements, record.measurements, prefix)
     is_one_problem = are_about_one_problem(records)
     text = _template().render(parts=parts, figures=drawn, is_one_problem=is_one_problem)
     page.write_text(text, encoding="utf-8")

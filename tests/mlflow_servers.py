@@ -14,18 +14,14 @@ from pathlib import Path
 _START_TIMEOUT_S = 120.0
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class MlflowServer:
     """``mlflow server`` on a directory; can be stopped and started again on the same port."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.port = free_port()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
         self.uri = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen | None = None
 
@@ -55,10 +51,6 @@ class MlflowServer:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
-
-    @property
-    def is_running(self) -> bool:
-        return self._process is not None
 
     def _answers(self) -> bool:
         try:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import optuna
+import pyarrow as pa
+import pyarrow.parquet as pq
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -41,7 +43,7 @@ def objective(trial: optuna.Trial) -> float:
 
 
 def make_study(
-    name: str = "quadratic", storage: Any = None, seed: int = 1, sampler: str = "random"
+    name: str = "quadratic", storage: Any = None, seed: int | None = 1, sampler: str = "random"
 ) -> optuna.Study:
     samplers = {
         "random": optuna.samplers.RandomSampler(seed=seed),
@@ -70,8 +72,8 @@ def finished_trial(
     )
 
 
-def random_points(n: int, seed: int = 0) -> list[list[float]]:
-    return np.random.default_rng(seed).random((n, 4)).tolist()
+def finished_trials(n: int, seed: int = 0) -> list[FrozenTrial]:
+    return [finished_trial(x) for x in np.random.default_rng(seed).random((n, 4)).tolist()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +87,7 @@ class RecordedRun:
     params: dict[str, str]
     tags: dict[str, str]
     histories: dict[str, list[tuple[int, str, int]]]
-    artifacts: dict[str, str]
+    artifacts: dict[str, bytes]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,25 +98,19 @@ class RecordedStudy:
     trials: dict[int, RecordedRun]
 
 
-# When and beside how many others a run was made, by which program, and the id of the parent.
-_OWN_TAGS = (
-    "wpo.created_ns", "wpo.writer", "mlflow.runColor", "mlflow.source.name", "mlflow.parentRunId",
-)  # fmt: skip
+# Who wrote a run and with which program, its colour beside others, and the id of the parent.
+_OWN_TAGS = ("wpo.writer", "mlflow.runColor", "mlflow.source.name", "mlflow.parentRunId")
 
 
 def recorded(client: MlflowClient, study_name: str, experiment: str = "wpo") -> RecordedStudy:
     """Reads a study back; fails if it or one of its trials is there twice."""
-    study_runs = [
-        run
-        for run in all_runs(client, experiment)
-        if run.data.tags.get("wpo.kind") == "study" and run.info.run_name == study_name
-    ]
-    assert len(study_runs) == 1, f"{len(study_runs)} runs of study {study_name}"
-    parent = study_runs[0]
+    runs = all_runs(client, experiment)
+    studies = [run for run in runs if run.data.tags.get("wpo.kind") == "study"]
+    (parent,) = (run for run in studies if run.info.run_name == study_name)
     trials: dict[int, RecordedRun] = {}
-    for run in all_runs(client, experiment):
+    for run in runs:
         is_under_it = run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
-        if is_under_it and run.data.tags.get("wpo.kind") != "study":
+        if is_under_it and run not in studies:
             number = int(run.data.tags["wpo.trial_number"])
             assert number not in trials, f"trial {number} has two runs"
             trials[number] = read_run(client, run)
@@ -123,9 +119,9 @@ def recorded(client: MlflowClient, study_name: str, experiment: str = "wpo") -> 
 
 def all_runs(client: MlflowClient, experiment: str = "wpo") -> list[Run]:
     found = client.get_experiment_by_name(experiment)
-    return (
-        [] if found is None else list(client.search_runs([found.experiment_id], max_results=50000))
-    )
+    if found is None:
+        return []
+    return list(client.search_runs([found.experiment_id], max_results=50000))
 
 
 def read_run(client: MlflowClient, run: Run) -> RecordedRun:
@@ -146,7 +142,7 @@ def read_run(client: MlflowClient, run: Run) -> RecordedRun:
             for key in run.data.metrics
         },
         artifacts={
-            file.path: Path(client.download_artifacts(run_id, file.path)).read_bytes().hex()
+            file.path: Path(client.download_artifacts(run_id, file.path)).read_bytes()
             for file in client.list_artifacts(run_id)
             if not file.is_dir
         },
@@ -158,11 +154,12 @@ def assert_complete(
 ) -> None:
     """Checks that MLflow has a study's trials exactly, each once."""
     trials = study.get_trials(deepcopy=False)
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     best = math.inf
     expected: dict[str, list[tuple[int, float]]] = {name: [] for name in SERIES}
     improving = set()
-    for trial in complete:
+    for trial in trials:
+        if trial.state != TrialState.COMPLETE:
+            continue
         tnmse = trial.user_attrs["tnmse"]
         if tnmse < best:
             improving.add(trial.number)
@@ -170,9 +167,8 @@ def assert_complete(
         for name, value in zip(SERIES, (tnmse, trial.value, BASELINE, best), strict=True):
             expected[name].append((trial.number, value))
     for name in SERIES:
-        assert [(step, float(value)) for step, value, _ in found.run.histories[name]] == (
-            expected[name]
-        ), name
+        series = [(step, float(value)) for step, value, _ in found.run.histories[name]]
+        assert series == expected[name], name
     wanted = {
         "all": {trial.number for trial in trials if trial.state.is_finished()},
         "best": improving,
@@ -190,37 +186,29 @@ def assert_trial_run(run: RecordedRun, trial: FrozenTrial) -> None:
         assert run.status in ("KILLED", "FAILED")
         return
     assert run.status == "FINISHED"
-    attributes = trial.user_attrs
-    assert json.loads(run.params["f_lst"]) == attributes["f_lst"]
-    assert json.loads(run.params["g_lst"]) == attributes["g_lst"]
-    assert float(run.params["k_w"]) == attributes["k_w"]
-    improvement = 100 * (BASELINE - attributes["tnmse"]) / BASELINE
-    values = {name: float(history[0][1]) for name, history in run.histories.items()}
+    told = trial.user_attrs
+    for name in ("f_lst", "g_lst", "k_w"):
+        assert json.loads(run.params[name]) == told[name]
     assert all(len(history) == 1 for history in run.histories.values())
-    assert values == {
-        "tnmse": attributes["tnmse"],
+    assert {name: float(history[0][1]) for name, history in run.histories.items()} == {
+        "tnmse": told["tnmse"],
         "loss": trial.value,
         "baseline": BASELINE,
-        "improvement": improvement,
+        "improvement": 100 * (BASELINE - told["tnmse"]) / BASELINE,
     }
 
 
 def assert_table(found: RecordedStudy, study: optuna.Study) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    source = pa.BufferReader(bytes.fromhex(found.run.artifacts["trials.parquet"]))
-    rows = pq.read_table(source).to_pylist()
+    rows = pq.read_table(pa.BufferReader(found.run.artifacts["trials.parquet"])).to_pylist()
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
-    assert [row["number"] for row in rows] == [trial.number for trial in trials]
+    numbers = [trial.number for trial in trials]
+    assert [row["number"] for row in rows] == numbers
     for row, trial in zip(rows, trials, strict=True):
         assert row["state"] == trial.state.name
         if trial.state == TrialState.COMPLETE:
-            assert {name: row[name] for name in ("tnmse", "baseline", "f_lst", "g_lst", "k_w")} == {
-                name: trial.user_attrs[name]
-                for name in ("tnmse", "baseline", "f_lst", "g_lst", "k_w")
-            }
+            for name in ("tnmse", "baseline", "f_lst", "g_lst", "k_w"):
+                assert row[name] == trial.user_attrs[name]
             assert row["loss"] == trial.value
             assert row["x"] == list(trial.params.values())
-    shown = json.loads(bytes.fromhex(found.run.artifacts["trials.json"]))
-    assert [row[0] for row in shown["data"]] == [trial.number for trial in trials]
+    shown = json.loads(found.run.artifacts["trials.json"])
+    assert [row[0] for row in shown["data"]] == numbers

@@ -22,14 +22,13 @@ from mlflow_servers import MlflowServer
 from tracked_studies import (
     all_runs,
     assert_complete,
-    finished_trial,
+    finished_trials,
     make_study,
     objective,
-    random_points,
     recorded,
 )
 
-from wpo_optuna.storage import FinishedTrials, open_storage
+from wpo_optuna.storage import open_storage
 from wpo_optuna.study import attributes
 from wpo_optuna.track.__main__ import main
 from wpo_optuna.track.destination import Destination
@@ -46,10 +45,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     server.stop()
 
 
-def stored_study(n_trials: int, name: str = "quadratic") -> optuna.Study:
-    study = make_study(name, open_storage("sqlite:///wpo.db"))
-    trials = [finished_trial(x) for x in random_points(n_trials)]
-    FinishedTrials(study).append(trials, None, lambda trial: None)
+def stored_study(n_trials: int) -> optuna.Study:
+    study = make_study(storage=open_storage("sqlite:///wpo.db"))
+    study.add_trials(finished_trials(n_trials))
     return study
 
 
@@ -97,11 +95,10 @@ def test_a_study_run_and_tracked_with_the_server_down_is_delivered_whole_when_it
     client = MlflowClient(server.uri)
     found = recorded(client, "quadratic", "late")
     assert_complete(found, study, "all")
-    contents = {name: bytes.fromhex(text).decode(errors="replace")
-                for name, text in found.run.artifacts.items()}  # fmt: skip
-    assert contents["report.html"] == "<html>"
-    assert json.loads(contents["strategy.json"]) == {"f_lst": [1.0, 2.0]}
-    assert contents["settings.yaml"] == "n_trials: 8\n"
+    artifacts = found.run.artifacts
+    assert artifacts["report.html"] == b"<html>"
+    assert json.loads(artifacts["strategy.json"]) == {"f_lst": [1.0, 2.0]}
+    assert artifacts["settings.yaml"] == b"n_trials: 8\n"
     assert float(found.run.histories["winner_tnmse"][0][1]) == 0.05
 
     run_ids = {run.info.run_id for run in all_runs(client, "late")}

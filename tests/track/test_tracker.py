@@ -17,10 +17,9 @@ from mlflow import MlflowClient
 from tracked_studies import (
     all_runs,
     assert_complete,
-    finished_trial,
+    finished_trials,
     make_study,
     objective,
-    random_points,
     recorded,
 )
 
@@ -162,7 +161,7 @@ def test_a_trial_costs_the_loop_less_than_a_millisecond(
     """Also while MLflow is away. Measured as processor time of the whole process."""
     for uri in (store, "http://127.0.0.1:9"):
         study = make_study()
-        study.add_trials([finished_trial(x) for x in random_points(2000)])
+        study.add_trials(finished_trials(2000))
         trials = study.get_trials(deepcopy=False)
         tracker = MlflowTracker(uri, trial_runs="best")
         with pytest.warns(TrackingWarning) if "http" in uri else tracker:
@@ -213,12 +212,11 @@ def test_two_processes_on_one_study_record_it_once_in_a_new_store(
 
 def test_ctrl_c_while_waiting_for_the_end_ends_the_waiting(store: str) -> None:
     script = """
-        from tracked_studies import finished_trial, make_study, random_points
+        from tracked_studies import finished_trials, make_study
         from wpo_optuna.storage import FinishedTrials, open_storage
         from wpo_optuna import MlflowTracker
         study = make_study(storage=open_storage("sqlite:///wpo.db"))
-        trials = [finished_trial(x) for x in random_points(6000)]
-        FinishedTrials(study).append(trials, None, lambda trial: None)
+        FinishedTrials(study).append(finished_trials(6000), None, lambda trial: None)
         tracker = MlflowTracker(trial_runs="all")
         tracker(study, study.trials[0])
         tracker.run_id

@@ -167,9 +167,10 @@ def test_accuracy_is_the_share_of_right_classes_over_all_batches() -> None:
     ("batches", "message"),
     [
         ([], "there are no inputs"),
-        ([{"input": torch.zeros(2, 3)}], r"batches of \(inputs, targets\) are needed"),
-        ([(torch.zeros(4), torch.zeros(4))], "raised IndexError"),
-        ([(torch.zeros(2, 3), torch.zeros(2, 3))], r"targets \(2, 3\), classes \(2,\)"),
+        ([{"input": torch.zeros(2, 3)}], "a batch is no pair"),
+        ([(torch.zeros(2, 3), [0, 1])], "a batch holds a list"),
+        ([(torch.zeros(4), torch.zeros(4))], r"scores have shape \(4,\)"),
+        ([(torch.zeros(2, 3), torch.zeros(2, 3))], r"shape \(2, 3\) and the targets \(2, 3\)"),
     ],
 )
 def test_data_that_are_no_classification_are_refused(batches: Any, message: str) -> None:

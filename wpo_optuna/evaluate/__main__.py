@@ -6,8 +6,11 @@ import argparse
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from pydantic import model_validator
 
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.hardware import parse_converter, parse_durations
@@ -25,9 +28,19 @@ from wpo_optuna.study.environment import check_aihwkit
 from wpo_optuna.study.results_folder import check_directory
 from wpo_optuna.track.destination import Destination
 
+if TYPE_CHECKING:
+    from aihwkit.inference.converter.base import BaseConductanceConverter
+
+    from wpo_optuna.evaluate.accuracy import NetworkSetup
+
 NO_TRACKING = "none"
 ALL_LAYERS = "*"
-_WHAT, _HOW, _RECORD = "what is measured", "how it is measured", "records"
+_WHAT, _HOW, _CHIP, _RECORD = (
+    "what is measured",
+    "how it is measured",
+    "to a chip and back",
+    "records",
+)
 
 
 class EvaluationSettings(Settings):
@@ -41,9 +54,10 @@ class EvaluationSettings(Settings):
         ..., "strategy file; for strategies by layer LAYER=FILE ..., where LAYER may be a pattern "
         "such as 'encoder.*'; layers without one are programmed like the baseline", _WHAT, "FILE",
     )  # fmt: skip
-    data: str = setting(
-        ..., "returns batches of (inputs, targets), such as a DataLoader", _WHAT, "FUNCTION"
-    )
+    data: str | None = setting(
+        None, "returns batches of (inputs, targets), such as a DataLoader; needed but with "
+        "--export", _WHAT, "FUNCTION",
+    )  # fmt: skip
     metric: str | None = setting(
         None, "takes the network and the data and returns a number; by default the share of right "
         "classifications", _WHAT, "FUNCTION",
@@ -51,6 +65,25 @@ class EvaluationSettings(Settings):
     rpu_config: str | None = setting(
         None, "hardware of a digital network: pcm, standard-hwa, reram-wan, reram-cmo, hermes or a "
         "function that returns an InferenceRPUConfig (pcm)", _WHAT, "NAME",
+    )  # fmt: skip
+    include: Texts = setting(
+        (), "only parameters whose name matches one of these patterns lie on tiles", _WHAT,
+        "PATTERN",
+    )  # fmt: skip
+    exclude: Texts = setting(
+        (), "no parameters whose name matches one of these patterns lie on tiles", _WHAT, "PATTERN"
+    )
+    export: str | None = setting(
+        None, "write the target conductances of every device to this safetensors file", _CHIP,
+        "FILE",
+    )  # fmt: skip
+    import_: str | None = setting(
+        None, "measure with the conductances of this file, in the layout of --export", _CHIP,
+        "FILE",
+    )  # fmt: skip
+    read_at: Text = setting(
+        "1s", "when these were read, after programming: the time of the prediction beside them",
+        _CHIP, "TIME",
     )  # fmt: skip
     baseline: Text = setting(
         "dual:1,1", "programming to compare with: single, dual:F,F, npair:F,F,..., or a strategy "
@@ -66,6 +99,14 @@ class EvaluationSettings(Settings):
         None, "MLflow tracking URI; by default MLflow's own; none for no tracking", _RECORD, "URI"
     )
     experiment: str = setting("wpo", "MLflow experiment", _RECORD, "NAME")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.data is None and self.export is None:
+            raise ValueError("data: a function that returns batches is needed, unless to export")
+        if self.import_ is not None and self.repeats < 2:
+            raise ValueError("repeats = 1: the interval of a prediction needs at least 2")
+        return self
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,7 +143,11 @@ def _parser() -> argparse.ArgumentParser:
 def _run(settings: EvaluationSettings, quiet: bool) -> int:
     # What cannot be used is refused before anything is done.
     check_aihwkit()
-    from wpo_optuna.evaluate import accuracy  # not earlier, so that --help answers at once
+    # Not earlier, so that --help answers at once.
+    from wpo_optuna.evaluate import accuracy
+    from wpo_optuna.network.analogue import Choice
+    from wpo_optuna.network.apply import apply_converter
+    from wpo_optuna.network.conductances import export_targets
 
     started_s, output = time.time(), Path(settings.output)
     check_directory(output, "output")
@@ -117,14 +162,24 @@ def _run(settings: EvaluationSettings, quiet: bool) -> int:
     baseline = parse_converter(settings.baseline, g_min, g_max, "baseline")
     setup = accuracy.set_up_network(
         model=settings.model, data=settings.data, metric=settings.metric,
-        rpu_config=settings.rpu_config,
+        rpu_config=settings.rpu_config, choice=Choice(settings.include, settings.exclude),
     )  # fmt: skip
-    accuracy.warn_of_other_hardware(strategies.values(), setup.network)
+    account = setup.network.account
+    print(f"{account.summary()}." if quiet else f"{account.table()}\n")
+    accuracy.warn_of_strategies(strategies.values(), setup.network)
+    if settings.export is not None:
+        apply_converter(setup.network.analog, baseline, "baseline")
+        path = export_targets(setup.network.analog, strategies, settings.export)
+        print(f"target conductances  {path}")
+        if settings.data is None:
+            return 0
+    if settings.import_ is not None:
+        return _compare_measured(settings, setup, strategies, baseline, quiet)
     result = accuracy.compare_over_time(
         setup, {accuracy.OPTIMISED: strategies}, baseline, t_steps,
         repeats=settings.repeats, seed=settings.seed, show_progress_bar=not quiet,
     )  # fmt: skip
-    files = result.save(output)
+    files = [*result.save(output), account.save(output / "weights.csv")]
     for layer, strategy in strategies.items():
         suffix = "" if layer == ALL_LAYERS else "-" + re.sub(r"[^\w.-]", "_", layer)
         files.append(strategy.save(output / f"strategy{suffix}.json"))
@@ -144,6 +199,28 @@ def _run(settings: EvaluationSettings, quiet: bool) -> int:
         if run_id is None:
             tracked = "not recorded (see the warning)"
     print(f"{result.table()}\n\nresults  {settings.output}\nMLflow   {tracked}")
+    return 0
+
+
+def _compare_measured(
+    settings: EvaluationSettings,
+    setup: NetworkSetup,
+    strategies: Mapping[str, ProgrammingStrategy],
+    baseline: BaseConductanceConverter,
+    quiet: bool,
+) -> int:
+    from wpo_optuna.evaluate.measured import compare_measured
+    from wpo_optuna.network.conductances import read_conductances
+
+    assert settings.import_ is not None
+    (t,) = parse_durations(settings.read_at, "read_at")[:1]
+    measured = read_conductances(settings.import_, setup.network.analog)
+    result = compare_measured(
+        setup, strategies, baseline, measured, t, repeats=settings.repeats, seed=settings.seed,
+        show_progress_bar=not quiet,
+    )  # fmt: skip
+    path = result.save(Path(settings.output) / "measured.csv")
+    print(f"{result.table()}\n\nresults  {path}")
     return 0
 
 

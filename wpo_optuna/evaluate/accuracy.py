@@ -9,6 +9,7 @@ a forward pass does not: aihwkit's compiled tile draws it from a generator of it
 from __future__ import annotations
 
 import re
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from tqdm import tqdm
 from wpo_optuna import hardware
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.evaluate.metric_over_time import MetricOverTime
+from wpo_optuna.network.account import NetworkWarning
+from wpo_optuna.network.analogue import Choice
 from wpo_optuna.network.apply import analog_tiles, apply_converter, apply_strategy
 from wpo_optuna.network.conversion import NetworkForms
 from wpo_optuna.network.references import call_function, load_function, raised
@@ -31,6 +34,11 @@ from wpo_optuna.problem.validation import checked_times
 from wpo_optuna.strategy import ProgrammingStrategy
 
 BASELINE, OPTIMISED = "baseline", "optimised"
+
+_NEEDED = (
+    "batches of (inputs, targets) with the number of the class for each input are needed, or a "
+    "metric that knows what to do with other data"
+)
 
 # A figure of merit of a network, given the network and the data.
 Metric = Callable[[nn.Module, Iterable[Any]], float]
@@ -66,20 +74,55 @@ class NetworkSetup:
         """The metric of one of the forms as it is, in evaluation mode.
 
         Raises:
-            InvalidArgument: the metric fails or does not return a number.
+            InvalidArgument: the metric fails or does not return a number. Where the network fails,
+                the message names the layer, and says whether the digital form runs.
         """
         try:
             return float(self.metric(network.eval(), self.data))
         except InvalidArgument:
             raise
         except Exception as error:  # what the user gives raises what it likes
-            raise InvalidArgument(f"metric {self.metric_name!r} raised {raised(error)}.") from error
+            raise InvalidArgument(self._told(network, error)) from error
+
+    def _told(self, network: nn.Module, error: Exception) -> str:
+        layer, digital = _layer_of(error, network), self.network.digital
+        if layer is None:
+            return f"metric {self.metric_name!r} raised {raised(error)}."
+        where = f"layer {layer!r}" if layer else "its forward pass"
+        if network is not self.network.analog:
+            return f"model: the digital network fails on the data, in {where}: {raised(error)}."
+        analog = f"model: the network on analogue tiles fails in {where} ({raised(error)})"
+        if digital is None:
+            return f"{analog}; it has no digital form to compare with."
+        try:
+            self.metric(digital.eval(), self.data)
+        except Exception as other:  # as above
+            return f"{analog}, and the digital one fails on the data as well: {raised(other)}."
+        remedy = f"exclude {layer + '*'!r} leaves the layer digital"
+        return f"{analog}, while the digital one runs on the same data; {remedy}."
+
+
+def _layer_of(error: Exception, network: nn.Module) -> str | None:
+    """The innermost layer of a network that an error came through, by its path; None if none."""
+    names = {id(module): name for name, module in network.named_modules()}
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    owners = [id(frame.f_locals.get("self")) for frame in frames]
+    found = [names[owner] for owner in owners if owner in names]
+    # Inside aihwkit's layers are its tiles, of which users know nothing.
+    return found[-1].partition(".analog_module")[0].removesuffix("analog_module") if found else None
 
 
 def set_up_network(
-    *, model: str, data: str, metric: str | None, rpu_config: str | None
+    *,
+    model: str,
+    data: str | None,
+    metric: str | None,
+    rpu_config: str | None,
+    choice: Choice | None = None,
 ) -> NetworkSetup:
     """Calls the user's functions; see the command's help for each setting.
+
+    What of the network becomes analogue is told in warnings where it is not what one would expect.
 
     Raises:
         InvalidArgument: a function cannot be found, fails, or returns something else.
@@ -92,8 +135,15 @@ def set_up_network(
     if rpu_config is None and not is_analog:
         rpu_config = "pcm"
     config = None if rpu_config is None else hardware.rpu_config(rpu_config)
-    forms = NetworkForms.of(network, config)
-    batches = call_function(load_function(data, "data"), data, "data")
+    forms = NetworkForms.of(network, config, choice)
+    told = [forms.account.warning()]
+    if forms.is_widened:
+        told.append("The network is of half precision, and is computed in float32.")
+    for message in filter(None, told):
+        warnings.warn(message, NetworkWarning, stacklevel=2)
+    batches: Any = ()
+    if data is not None:
+        batches = call_function(load_function(data, "data"), data, "data")
     if not isinstance(batches, Iterable):
         raise InvalidArgument(
             f"data {data!r} returned {type(batches).__name__}; an iterable of batches is needed."
@@ -103,11 +153,10 @@ def set_up_network(
     return NetworkSetup(forms, rpu_config or "the model's own", batches, chosen_metric, metric_name)
 
 
-def warn_of_other_hardware(
-    strategies: Iterable[ProgrammingStrategy], network: NetworkForms
-) -> None:
-    """Warns of strategies that were found for other devices than the network's."""
+def warn_of_strategies(strategies: Iterable[ProgrammingStrategy], network: NetworkForms) -> None:
+    """Warns of strategies found for other devices or other tensors, or that are no better."""
     devices = {type(tile.noise_model).__name__ for tile in analog_tiles(network.analog)}
+    strategies = list(strategies)
     made_for = {strategy.provenance.get("noise_model") for strategy in strategies}
     others = sorted(str(name) for name in made_for - devices - {None})
     if others:
@@ -117,6 +166,11 @@ def warn_of_other_hardware(
             HardwareWarning,
             stacklevel=2,
         )
+    studied = [name for s in strategies for name in s.provenance.get("analogue", ())]
+    told = [network.account.disagreement(studied)]
+    told += [strategy.provenance.get("warning") for strategy in strategies]
+    for message in dict.fromkeys(filter(None, told)):
+        warnings.warn(message, NetworkWarning, stacklevel=2)
 
 
 def compare_over_time(
@@ -214,21 +268,28 @@ def accuracy(network: nn.Module, batches: Iterable[Any]) -> float:
     """
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     n_right = n_all = 0
-    try:
-        for inputs, classes in batches:
-            predicted = network(inputs.to(device)).argmax(dim=1)
-            if predicted.shape != classes.shape:
-                raise ValueError(
-                    f"targets {tuple(classes.shape)}, classes {tuple(predicted.shape)}"
-                )
-            n_right += int((predicted == classes.to(device)).sum())
-            n_all += classes.numel()
-    except Exception as error:  # a data set and a network of the user's raise what they like
-        raise InvalidArgument(
-            "data: batches of (inputs, targets) are needed that the network takes, with the number "
-            "of the class for each input, or a metric that knows what to do with other data; "
-            f"classifying them raised {raised(error)}."
-        ) from error
+    for batch in batches:
+        inputs, classes = _pair(batch)
+        scores = network(inputs.to(device))
+        if scores.dim() < 2 or scores.shape[:1] + scores.shape[2:] != classes.shape:
+            raise InvalidArgument(
+                f"data: the network's scores have shape {tuple(scores.shape)} and the targets "
+                f"{tuple(classes.shape)}; {_NEEDED}."
+            )
+        predicted = scores.argmax(dim=1)
+        n_right += int((predicted == classes.to(device)).sum())
+        n_all += classes.numel()
     if n_all == 0:
         raise InvalidArgument("data: there are no inputs; at least one batch is needed.")
     return n_right / n_all
+
+
+def _pair(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    try:
+        inputs, classes = batch
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(f"data: a batch is no pair ({raised(error)}); {_NEEDED}.") from error
+    for part in (inputs, classes):
+        if not isinstance(part, torch.Tensor):
+            raise InvalidArgument(f"data: a batch holds a {type(part).__name__}; {_NEEDED}.")
+    return inputs, classes

@@ -34,7 +34,7 @@ class AccountedTensor:
         count: number of weights; estimated where they cannot be read.
         becomes: ``analogue``, ``digital`` or ``not readable``.
         because: the reason, or a remark; may be empty if analogue.
-        counts: whether it counts; of tied tensors the first one does.
+        counts: whether it holds weights that count; of tied tensors the first one does.
     """
 
     name: str
@@ -107,7 +107,7 @@ class Account:
         Vectors, such as biases, are named together.
         """
         shown = [tensor for tensor in self.tensors if tensor.is_matrix or tensor in self.analogue]
-        rows = [("tensor", "kind", "inputs × outputs", "weights", "becomes")]
+        rows = [("tensor", "kind", "shape", "weights", "becomes")]
         for tensor in shown:
             reason = f"{tensor.becomes} because {tensor.because}"
             if tensor.becomes == ANALOGUE:

@@ -136,7 +136,7 @@ def _entry(tensor: StoredTensor, known: Known, reason: str, remark: str) -> Acco
         tile_shape = (tensor.count // tensor.shape[0], n_outputs)
     return AccountedTensor(
         tensor.name, known.kind, tensor.shape, tile_shape, known.blocks, count, becomes,
-        reason or remark,
+        reason or remark, counts=becomes == NOT_READABLE or tensor.type_name in _REAL_TYPES,
     )  # fmt: skip
 
 
@@ -196,7 +196,7 @@ def _count_tied_once(
         tied = [by_name[name] for name in ties.get(entry.name, ()) if name in by_name]
         on_tiles = [other for other in tied if other.becomes == ANALOGUE]
         counting = (on_tiles or tied or [entry])[0]
-        if counting is entry:
+        if counting is entry or not entry.counts:
             yield entry
         elif entry.becomes == ANALOGUE:
             remark = f"tied to {counting.name}, and counted there"

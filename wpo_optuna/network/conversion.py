@@ -149,7 +149,7 @@ class NetworkForms:
         Yields:
             the digital network to be run; None if there are no ranges to be set.
         """
-        tiles = [t for t in analog_tiles(self.analog) if hasattr(t.tile, "input_range")]
+        tiles = [t for t in analog_tiles(self.analog) if t.has_input_range]
         if self.restated is None or not tiles:
             yield None
             return

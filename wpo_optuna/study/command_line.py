@@ -122,7 +122,7 @@ def add_settings(parser: argparse.ArgumentParser, settings: type[Settings]) -> N
         group = groups.get(shown["group"])
         if group is None:
             group = groups[shown["group"]] = parser.add_argument_group(shown["group"])
-        flag, kind = "--" + name.replace("_", "-"), _plain_type(field.annotation)
+        flag, kind = "--" + name.rstrip("_").replace("_", "-"), _plain_type(field.annotation)
         options: dict[str, Any] = {
             "dest": name, "default": argparse.SUPPRESS, "help": _help(field),
             "required": field.is_required(),

@@ -57,6 +57,32 @@ def images():
 def three(): return 3
 
 def normalisation(): return nn.LayerNorm(3)
+
+def half(): return network().to(torch.bfloat16)
+
+def half_batches():
+    return [(inputs.to(torch.bfloat16), classes) for inputs, classes in batches()]
+
+class Peeking(nn.Module):
+    "Reaches for a layer's weight instead of calling the layer."
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.ModuleDict({"first": network()})
+        self.last = nn.Linear(3, 3)
+    def forward(self, inputs):
+        return nn.functional.linear(self.inner["first"](inputs), self.last.weight, self.last.bias)
+
+def peeking(): return nn.Sequential(Peeking())
+
+def attending():
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoderLayer(6, 2, 8, batch_first=True)
+    return nn.Sequential(nn.Unflatten(1, (1, 6)), encoder, nn.Flatten(), network())
+
+def mostly_looked_up():
+    return nn.ModuleDict({"embed": nn.Embedding(1000, 6), "net": network()})
+
+def embed(network, data): return sum(network["net"](inputs).sum() for inputs, _ in data)
 """
 
 
@@ -232,3 +258,80 @@ def test_bad_input_costs_one_sentence_exit_status_1_and_no_file(
     assert err.count("\n") == 1
     assert message in err
     assert {path for path in here.rglob("*") if "__pycache__" not in path.parts} == before
+
+
+def _error_of(capsys: pytest.CaptureFixture[str], **options: str) -> str:
+    assert main(_arguments(**options)) == 1
+    return capsys.readouterr().err
+
+
+def test_a_layer_that_fails_on_tiles_is_named_and_the_data_are_not_blamed(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = _error_of(capsys, model="blobs.py:peeking")
+    assert "the network on analogue tiles fails in layer '0'" in told
+    assert "the digital one runs on the same data" in told
+    assert main(_arguments(model="blobs.py:peeking", exclude="*last*")) == 0
+    analog = _error_of(capsys, model="blobs.py:analog_network", data="blobs.py:images")
+    assert "the digital network fails on the data, in layer '0'" in analog
+
+
+@pytest.mark.parametrize(
+    ("model", "data"),
+    [("half", "batches"), ("half", "half_batches"), ("attending", "batches")],
+)
+def test_networks_of_half_precision_and_with_fused_layers_are_measured(
+    here: Path, capsys: pytest.CaptureFixture[str], model: str, data: str
+) -> None:
+    assert main(_arguments(model=f"blobs.py:{model}", data=f"blobs.py:{data}")) == 0
+    out, err = capsys.readouterr()
+    assert ("computed in float32" in err) == (model == "half")
+    assert "after programming" in out
+
+
+def test_every_evaluation_says_what_of_the_network_is_analogue(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"model": "blobs.py:mostly_looked_up", "metric": "blobs.py:embed"}
+    assert main([*_arguments(**options), "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("45 of 6,053 weights of the ModuleDict are analogue (0.7%)")
+    assert "only 1% of the weights in matrices" in err
+    with (here / "out" / "weights.csv").open() as file:
+        rows = {row["tensor"]: row for row in csv.DictReader(file)}
+    assert rows["net.0.weight"]["becomes"] == "analogue"
+    assert rows["embed.weight"]["because"] == "it is an embedding"
+    assert main(_arguments(**options)) == 0
+    assert "embed.weight" in capsys.readouterr().out
+
+
+def test_a_study_of_other_tensors_and_a_strategy_with_a_warning_are_told(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    provenance = {"analogue": ["0.weight", "5.weight"], "warning": "It is no better."}
+    ProgrammingStrategy((1.0,), CURVES, 0.0, 25.0, provenance).save(here / "other.json")
+    assert main(_arguments(strategy="other.json")) == 0
+    err = capsys.readouterr().err
+    assert "5.weight" in err
+    assert "2.weight" in err
+    assert "warning: It is no better." in err
+
+
+def test_targets_go_to_a_chip_and_what_was_measured_comes_back(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exported = [a for a in _arguments(export="targets.safetensors") if a != "blobs.py:batches"]
+    exported.remove("--data")
+    assert main(exported) == 0
+    assert "targets.safetensors" in capsys.readouterr().out
+    assert main(_arguments(**{"import": "targets.safetensors", "repeats": "5"})) == 0
+    out = capsys.readouterr().out
+    assert "with the measured conductances" in out
+    with (here / "out" / "measured.csv").open() as file:
+        rows = {row["layer"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {"0", "2"}
+    for row in rows.values():
+        # Drift compensation reads out through the noise of the periphery.
+        assert float(row["measured"]) < 1e-3 < float(row["predicted_low"])
+        assert float(row["predicted_low"]) < float(row["predicted"]) < float(row["predicted_high"])
+    assert "data" in _error_of(capsys, data="")

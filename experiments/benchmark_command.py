@@ -26,7 +26,7 @@ from typing import Any
 STAGES = (
     ("wpo_optuna.study.environment:check_aihwkit", "importing aihwkit and torch"),
     ("wpo_optuna.study.problem_setup:set_up_problem", "reading weights and hardware"),
-    ("wpo_optuna.study.run:open_session", "engine, self-check and baseline"),
+    ("wpo_optuna.study.run:open_study", "engine, self-check and baseline"),
     ("wpo_optuna.study.run:sample", "sampling"),
     ("wpo_optuna.study.run:polish_best", "polishing"),
     ("wpo_optuna.study.run:score_finalists", "scoring"),

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from experiments.reference_problem import reference_problem
 from wpo_optuna import run_study
 from wpo_optuna.study.problem_setup import set_up_problem
-from wpo_optuna.study.result import StudyResult
+from wpo_optuna.study.scoring import StudyResult
 from wpo_optuna.study.settings import StudySettings
 
 SAMPLERS = ("de", "cmaes", "tpe", "qmc", "random")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from optuna import Study
 
     from wpo_optuna.strategy import ProgrammingStrategy
-    from wpo_optuna.study.result import StudyResult
+    from wpo_optuna.study.scoring import StudyResult
 
 # Trials of a search whose budget the user leaves open.
 DEFAULT_N_TRIALS = 2000
@@ -209,8 +209,6 @@ class WeightProgrammingOptimizer:
             sampler_options=dict(DE_OPTIONS) | given if given else None,
             callbacks=[self._generation_callback(options)],
         )
-        if result.interrupted:
-            raise KeyboardInterrupt
         self._take_over(result)
         if self.disp:
             print(f"\n\tbest loss = {self.best_loss:f}, loss baseline = {self.loss_baseline:f}\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -17,8 +16,10 @@ from small_problems import gaussian_weights, small_problem
 
 from wpo_optuna import run_study
 from wpo_optuna.loss import make_engine
+from wpo_optuna.network.weights import read_weights
 from wpo_optuna.study import estimate
-from wpo_optuna.study.layers import Layer, LayersResult, run_layers
+from wpo_optuna.study.layers import LayersResult, run_layers
+from wpo_optuna.study.problem_setup import ProblemSetup
 
 N_TRIALS = 60
 # Weights up to the largest alike, and few large among many small ones: what suits one does not
@@ -29,17 +30,17 @@ WEIGHTS = {
 }
 
 
-def layers() -> list[Layer]:
-    return [
-        Layer(name, (len(weights) // 10, 10), partial(small_problem, weights=weights))
-        for name, weights in WEIGHTS.items()
-    ]
+CHECKPOINT = read_weights({name: weights.reshape(-1, 10) for name, weights in WEIGHTS.items()})
+SETUP = ProblemSetup(
+    "net", lambda weights: small_problem(weights=weights), CHECKPOINT,
+    small_problem(weights=CHECKPOINT.weights),
+)  # fmt: skip
 
 
-def run(directory: Path, n_trials: int = N_TRIALS) -> LayersResult:
+def run(directory: Path) -> LayersResult:
     one = partial(
         run_study,
-        n_trials=n_trials,
+        n_trials=N_TRIALS,
         storage=f"sqlite:///{directory}/wpo.db",
         tracking_uri=f"sqlite:///{directory}/mlflow.db",
         self_check=False,
@@ -47,8 +48,7 @@ def run(directory: Path, n_trials: int = N_TRIALS) -> LayersResult:
         trial_runs="none",
         report=False,
     )
-    network = small_problem(weights=torch.cat(list(WEIGHTS.values())))
-    return run_layers(one, network, layers(), "net")
+    return run_layers(one, SETUP)
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +70,8 @@ def test_every_layer_has_a_strategy_that_is_scored_beside_the_network_wide_one(
     assert [layer.count for layer in result.layers] == [300, 200]
     assert result.strategies.keys() == WEIGHTS.keys()
     assert len({strategy.f_lst + strategy.g_lst for strategy in result.strategies.values()}) == 2
-    for found, layer in zip(result.layers, layers(), strict=True):
-        expected = make_engine("expected", layer.problem())
-        assert result.network.strategy is not None
+    for found, weights in zip(result.layers, WEIGHTS.values(), strict=True):
+        expected = make_engine("expected", small_problem(weights=weights))
         own, network_wide = (
             expected.tnmse_of(strategy.to_converter(), 1)[0]
             for strategy in (found.strategy, result.network.strategy)
@@ -80,10 +79,10 @@ def test_every_layer_has_a_strategy_that_is_scored_beside_the_network_wide_one(
         # The second layer's weights make up nearly all of the network's distribution.
         assert own < network_wide * (0.99 if found.name == "first.weight" else 1.001)
         # A hundred draws or more of a tile as small as this know a mean to 3 %.
-        assert found.own.mean == pytest.approx(own, rel=0.15)
+        assert found.per_layer.mean == pytest.approx(own, rel=0.15)
         assert found.network_wide.mean == pytest.approx(network_wide, rel=0.15)
     means = result.means()
-    mean = (300 * result.layers[0].own.mean + 200 * result.layers[1].own.mean) / 500
+    mean = (300 * result.layers[0].per_layer.mean + 200 * result.layers[1].per_layer.mean) / 500
     assert means["per_layer"] == pytest.approx(mean)
 
 
@@ -94,7 +93,8 @@ def test_the_table_has_a_line_for_each_layer_and_one_for_all_weights(
     assert head.split("  ")[0] == "layer"
     assert [row.split()[0] for row in rows] == [*WEIGHTS, "all"]
     assert "30×10" in rows[0]
-    with result.write(tmp_path / "results" / "layers.csv").open() as file:
+    result.write(tmp_path / "results" / "layers.csv")
+    with (tmp_path / "results" / "layers.csv").open() as file:
         written = list(csv.DictReader(file))
     assert [row["layer"] for row in written] == list(WEIGHTS)
     assert float(written[1]["network_wide_tnmse"]) == result.layers[1].network_wide.mean
@@ -115,7 +115,7 @@ def test_the_runs_of_the_layers_are_under_that_of_the_network(
     assert result.network.run_id == runs["net"].info.run_id
 
 
-def test_running_again_adds_no_trial_and_draws_no_score_anew(
+def test_running_again_adds_no_trial_and_changes_no_score(
     result: LayersResult, directory: Path
 ) -> None:
     again = run(directory)
@@ -125,23 +125,3 @@ def test_running_again_adds_no_trial_and_draws_no_score_anew(
     for name in ("net", *(f"net/{layer}" for layer in WEIGHTS)):
         study = optuna.load_study(study_name=name, storage=url)
         assert len(study.get_trials(states=(TrialState.COMPLETE,))) == N_TRIALS
-
-
-def test_an_interrupted_search_leaves_the_other_layers_for_later() -> None:
-    """As if the user pressed Ctrl-C during the first layer's study."""
-    seen: list[str] = []
-
-    def interrupted_at_layers(problem, *, study_name, parent_study=None):
-        seen.append(study_name)
-        result = run_study(
-            problem, n_trials=N_TRIALS, storage="memory", study_name=study_name,
-            tracking_uri=False, self_check=False, finalists=1,
-        )  # fmt: skip
-        if parent_study is None:
-            return result
-        return dataclasses.replace(result, scores=None, strategy=None)
-
-    result = run_layers(interrupted_at_layers, small_problem(), layers(), "net")
-    assert result.interrupted
-    assert result.layers == ()
-    assert seen == ["net", "net/first.weight"]

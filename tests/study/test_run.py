@@ -129,23 +129,13 @@ def test_workers_give_the_trials_of_a_single_process(problem: WeightProgrammingP
     assert [t.value for t in shared.study.trials] == [t.value for t in alone.study.trials]
 
 
-def test_trials_of_one_engine_are_not_continued_with_another(
-    problem: WeightProgrammingProblem, tmp_path: Path
-) -> None:
-    url = f"sqlite:///{tmp_path}/wpo.db"
-    run_study(problem, "random", 10, "s", url, engine="montecarlo", **QUIET)
-    with pytest.raises(InvalidArgument, match=r"engine = 'expected'.*'montecarlo'"):
-        run_study(problem, "random", 20, "s", url, engine="expected", **QUIET)
-    result = run_study(problem, "random", 20, "s", url, **QUIET)
-    assert result.objective.engine.name == "montecarlo"
-
-
 @pytest.mark.parametrize(
     ("change", "told"),
     [
         ({"sampler": "tpe"}, r"sampler was de, now tpe"),
         ({"seed": 8}, r"seed was 100, now 8"),
         ({"sampler_options": {"popsize": 3}}, r"popsize"),
+        ({"engine": "expected"}, r"engine was montecarlo, now expected"),
     ],
 )
 def test_a_study_is_not_continued_with_another_search(
@@ -157,6 +147,8 @@ def test_a_study_is_not_continued_with_another_search(
     with pytest.raises(InvalidArgument, match=told):
         run_study(problem, **(options | {"n_trials": 20} | change))
     assert len(result.study.get_trials(states=(TrialState.COMPLETE,))) == 10
+    resumed = run_study(problem, **(options | {"n_trials": 12, "engine": None}))
+    assert resumed.objective.engine.name == "montecarlo"
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,8 @@ from optuna.trial import TrialState
 from wpo_optuna.problem import WeightProgrammingProblem
 from wpo_optuna.samplers import make_sampler
 from wpo_optuna.storage import open_storage
-from wpo_optuna.study.mirror import Mirror, Origin
+from wpo_optuna.study.mirror import Mirror, Origin, sample
 from wpo_optuna.study.objective import HypercubeObjective
-from wpo_optuna.study.sampling import sample
 
 POPSIZE = 2  # 28 members in 14 dimensions
 
@@ -48,10 +47,7 @@ def mirror_of(
 
 
 def run(mirror: Mirror, n_trials: int, batch: int) -> Mirror:
-    sample(
-        mirror, total=n_trials, batch_size=batch, on_finished=lambda trials: None,
-        should_stop=lambda: False,
-    )  # fmt: skip
+    sample(mirror, total=n_trials, batch_size=batch)
     return mirror
 
 
@@ -155,9 +151,12 @@ def test_points_found_elsewhere_are_recorded_once_and_within_the_total(
     x = np.random.default_rng(0).random((4, problem.hypercube.dimension))
     tnmse = objective.engine.tnmse(x)
     origins = [Origin("polish", 7, index) for index in range(4)]
-    assert [t.number for t in mirror.record(x[:2], tnmse[:2], origins[:2], 6)] == [3, 4]
-    assert [t.number for t in mirror.record(x, tnmse, origins, 6)] == [5]
-    assert mirror.record(x, tnmse, origins, 6) == []
+    recorded: list[list[int]] = []
+    mirror.on_stored = lambda trials: recorded.append([trial.number for trial in trials])
+    mirror.record(x[:2], tnmse[:2], origins[:2], 6)
+    mirror.record(x, tnmse, origins, 6)
+    mirror.record(x, tnmse, origins, 6)
+    assert recorded == [[3, 4], [5], []]
     assert mirror.origins() == set(origins[:3])
     stored = completed(mirror.study)
     np.testing.assert_array_equal([objective.point(t.params) for t in stored[3:]], x[:3])
@@ -173,11 +172,11 @@ from small_problems import small_problem
 import time
 mirror = t.mirror_of(open_storage(sys.argv[1]), t.objective_of(small_problem()), sys.argv[2])
 print("ready", flush=True)
-def finished(trials):
+def stored(trials):
     print(len(trials), flush=True)
     time.sleep(0.02)
-t.sample(mirror, total=int(sys.argv[3]), batch_size=5, on_finished=finished,
-         should_stop=lambda: False)
+mirror.on_stored = stored
+t.sample(mirror, total=int(sys.argv[3]), batch_size=5)
 """
 
 

@@ -102,21 +102,8 @@ def test_a_bad_configuration_file_is_refused_with_a_sentence_that_names_the_key(
         assert piece in message
 
 
-def test_a_missing_configuration_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match=r"absent\.yaml: cannot be read"):
-        read_settings(StudySettings, {}, tmp_path / "absent.yaml")
-
-
 def test_yaml_lists_of_numbers_are_accepted_where_flags_take_commas(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump({"f_lst": [1, None], "t_steps": [1, 60, "1h"]}))
     settings = read_settings(StudySettings, {}, path)
     assert (settings.f_lst, settings.t_steps) == ("1,none", "1,60,1h")
-
-
-@pytest.mark.parametrize("flag", ["--sampler", "--engine", "--trial-runs"])
-def test_an_unknown_choice_is_wrong_usage(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        parse(flag, "unheard-of")
-    assert exit_.value.code == 2
-    assert "unheard-of" in capsys.readouterr().err

@@ -57,13 +57,9 @@ def directory(tmp_path: Path) -> Path:
 
 def study(directory: Path, *words: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*words),
-        cwd=directory,
-        env=environment(),
-        capture_output=True,
-        text=True,
+        command(*words), cwd=directory, env=environment(), capture_output=True, text=True,
         timeout=timeout,
-    )
+    )  # fmt: skip
 
 
 def command(*words: str) -> list[str]:
@@ -151,11 +147,8 @@ def test_the_saved_settings_repeat_the_study_and_the_strategy_is_the_one_scored(
     config = finished.results / "settings.yaml"
     saved = yaml.safe_load(config.read_text())
     assert saved["test_out_features"] == 8
-    assert (saved["engine"], saved["n_trials"], saved["study_name"]) == (
-        "expected",
-        120,
-        "digits-de",
-    )
+    names = ("engine", "n_trials", "study_name")
+    assert [saved[name] for name in names] == ["expected", 120, "digits-de"]
     assert (saved["g_min"], saved["g_max"]) == (0.0, 25.0)
 
     words = ("--config", str(config), "--tracking-uri", "none", "--no-report")
@@ -275,58 +268,43 @@ def test_what_a_study_writes_is_what_mlruns_gitignore_lists(
     assert set(patterns) <= set(own)
 
 
-def test_ctrl_c_saves_what_is_finished_and_the_study_goes_on_from_there(directory: Path) -> None:
-    words = (*QUICK, "--tracking-uri", "none", "--engine", "aihwkit", "--n-trials")
+def interrupt(directory: Path, n_trials: int, *words: str) -> str:
+    """What a study prints that is interrupted once it has so many trials, with exit status 130."""
     process = subprocess.Popen(
-        command(*words, "5000"),
-        cwd=directory,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    url = f"sqlite:///{directory}/wpo.db"
-    while _n_complete(url) < 20:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "To go on" in output
-    assert "--n-trials 5000" in output
-    assert "Traceback" not in errors
-    states = {t.state for t in optuna.load_study(study_name="digits-de", storage=url).trials}
-    assert states == {TrialState.COMPLETE}
-
-    n_before = _n_complete(url)
-    total = str(n_before + 10)
-    resumed = study(directory, *words, total)
-    assert resumed.returncode == 0, resumed.stderr
-    assert "10 of them new" in resumed.stdout
-
-
-def test_ctrl_c_while_the_result_is_scored_says_how_to_go_on_as_well(directory: Path) -> None:
-    process = subprocess.Popen(
-        command(*SMALL, "--tracking-uri", "none", "--engine", "montecarlo", "--n-trials", "10"),
-        cwd=directory, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        command(*words), cwd=directory, env=environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    while _n_complete(f"sqlite:///{directory}/wpo.db") < 10:
+    while len(_states(f"sqlite:///{directory}/wpo.db")) < n_trials:
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "To go on" in output
-    assert "--n-trials 10" in output
     assert "Traceback" not in errors
+    return output
 
 
-def _n_complete(url: str) -> int:
+def _states(url: str) -> list[TrialState]:
     try:
-        study = optuna.load_study(study_name="digits-de", storage=url)
-        return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+        return [t.state for t in optuna.load_study(study_name="digits-de", storage=url).trials]
     except Exception:  # the file or the study does not exist yet
-        return 0
+        return []
+
+
+def test_ctrl_c_saves_what_is_finished_and_the_study_goes_on_from_there(directory: Path) -> None:
+    words = (*QUICK, "--tracking-uri", "none", "--engine", "aihwkit", "--n-trials")
+    assert "--n-trials 5000" in interrupt(directory, 20, *words, "5000")
+    states = _states(f"sqlite:///{directory}/wpo.db")
+    assert set(states) == {TrialState.COMPLETE}
+    resumed = study(directory, *words, str(len(states) + 10))
+    assert resumed.returncode == 0, resumed.stderr
+    assert "10 of them new" in resumed.stdout
+
+
+def test_ctrl_c_while_the_result_is_scored_says_how_to_go_on_as_well(directory: Path) -> None:
+    words = (*SMALL, "--tracking-uri", "none", "--engine", "montecarlo", "--n-trials", "10")
+    assert "--n-trials 10" in interrupt(directory, 10, *words)
 
 
 def test_a_study_of_another_problem_is_refused_and_the_difference_is_told(
@@ -363,6 +341,7 @@ def content(database: Path) -> list[str]:
         (["--storage", "sqlite:///text.db"], ["text.db"]),
         (["--config", "absent.yaml"], ["absent.yaml"]),
         (["--sampler", "tpe", "--popsize", "3"], ["popsize", "differential"]),
+        (["--n-trials", "many"], ["n_trials = 'many'", "integer"]),
         (["--n-trials", "0"], ["n_trials", "0", "greater than or equal to 1"]),
         (["--maxiter", "-1"], ["maxiter", "-1", "greater than or equal to 0"]),
         (["--mutation", "5,5"], ["mutation", "5"]),
@@ -401,7 +380,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
 
 
 def test_wrong_usage_exits_with_2_and_writes_nothing(directory: Path) -> None:
-    for words in (["--no-such-option"], ["--sampler", "annealing"], ["--n-trials", "many"]):
+    for words in (["--no-such-option"], ["--sampler", "annealing"], ["--engine", "exact"]):
         result = study(directory, *words)
         assert result.returncode == 2
         assert words[0] in result.stderr

@@ -24,8 +24,7 @@ from wpo_optuna.study.command_line import (
     run_command,
     setting,
 )
-from wpo_optuna.study.environment import check_aihwkit
-from wpo_optuna.study.results_folder import check_directory
+from wpo_optuna.study.environment import check_aihwkit, check_directory
 from wpo_optuna.track.destination import Destination
 
 if TYPE_CHECKING:

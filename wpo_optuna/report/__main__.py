@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from wpo_optuna.study import attributes
 from wpo_optuna.study.command_line import run_command
-from wpo_optuna.study.results_folder import directory_of_study
+from wpo_optuna.study.environment import directory_of_study
 
 if TYPE_CHECKING:
     from optuna import Study

@@ -14,7 +14,7 @@ from wpo_optuna.hardware import format_duration
 from wpo_optuna.report import figures
 from wpo_optuna.report.drawing import save
 from wpo_optuna.report.record import StudyRecord, are_about_one_problem, read_study
-from wpo_optuna.study.results_folder import check_directory
+from wpo_optuna.study.environment import check_directory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,7 +13,7 @@ from wpo_optuna.study.command_line import INTERRUPTED, add_settings, read_settin
 from wpo_optuna.study.settings import StudySettings
 
 if TYPE_CHECKING:
-    from wpo_optuna.study.result import StudyResult
+    from wpo_optuna.study.scoring import StudyResult
 
 MODULE = "wpo_optuna.study"
 PROGRAM = f"python -m {MODULE}"
@@ -70,8 +70,8 @@ def _run(settings: StudySettings, given: Sequence[str], quiet: bool, started: fl
     check_aihwkit()
     import optuna
 
-    from wpo_optuna.study import text
-    from wpo_optuna.study.problem_setup import effective_settings, set_up_problem, study_name_of
+    from wpo_optuna.study import layers, text
+    from wpo_optuna.study.problem_setup import effective_settings, set_up_problem
     from wpo_optuna.study.run import run_study
     from wpo_optuna.study.settings import DE_OPTIONS, RunSettings
 
@@ -79,36 +79,26 @@ def _run(settings: StudySettings, given: Sequence[str], quiet: bool, started: fl
     setup = set_up_problem(settings, show_progress_bar=not quiet)
     if settings.weights is not None and not quiet:
         print(setup.checkpoint.listing())
-    study_name = study_name_of(settings, setup)
     n_trials = settings.total_trials(setup.problem.hypercube.dimension)
     run_one: Callable[..., StudyResult] = partial(
         run_study,
         **{name: getattr(settings, name) for name in RunSettings.model_fields}
-        | {"n_trials": n_trials},
+        | {"n_trials": n_trials, "study_name": setup.study_name},
         sampler_options=dict(DE_OPTIONS) | settings.given if settings.given else None,
-        settings_text=lambda objective: effective_settings(settings, setup, objective).to_yaml(),
+        settings_text=lambda engine: effective_settings(settings, setup, engine).to_yaml(),
         show_progress_bar=not quiet,
     )
     comparison = None
     try:
         if settings.per is None:
-            result = run_one(setup.problem, study_name=study_name)
-            is_interrupted = result.interrupted
+            result = run_one(setup.problem)
         else:
-            from wpo_optuna.study import layers_command
-
-            layers, comparison = layers_command.run(settings, setup, run_one, study_name, quiet)
-            result, is_interrupted = layers.network, layers.interrupted
+            result, comparison = layers.run(settings, setup, run_one, show_progress_bar=not quiet)
     except KeyboardInterrupt:
-        is_interrupted = True
-    if is_interrupted:
         print(text.interruption(text.resume_command(MODULE, given, n_trials)))
         return INTERRUPTED
-    assert result.scores is not None
-    larger = 2 * max(n_trials, result.scores.n_trials)
-    resume = text.resume_command(MODULE, given, larger)
-    seconds = time.perf_counter() - started
-    print(text.describe(settings, result, n_trials, resume, seconds))
+    resume = text.resume_command(MODULE, given, 2 * max(n_trials, result.scores.n_trials))
+    print(text.describe(settings, result, n_trials, resume, time.perf_counter() - started))
     if comparison is not None:
         print(f"\n{comparison}")
     return 0

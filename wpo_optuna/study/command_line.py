@@ -11,16 +11,15 @@ import logging
 import operator
 import os
 import sys
-import types
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from wpo_optuna.errors import InvalidArgument, WeightProgrammingError, did_you_mean
+from wpo_optuna.errors import InvalidArgument, WeightProgrammingError, did_you_mean, first_line
 
 FAILED = 1
 INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
@@ -122,20 +121,19 @@ def add_settings(parser: argparse.ArgumentParser, settings: type[Settings]) -> N
         group = groups.get(shown["group"])
         if group is None:
             group = groups[shown["group"]] = parser.add_argument_group(shown["group"])
-        flag, kind = "--" + name.rstrip("_").replace("_", "-"), _plain_type(field.annotation)
+        flag = "--" + name.rstrip("_").replace("_", "-")
         options: dict[str, Any] = {
             "dest": name, "default": argparse.SUPPRESS, "help": _help(field),
             "required": field.is_required(),
         }  # fmt: skip
-        if kind is bool:
+        if field.annotation is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
             continue
-        options["metavar"] = shown["metavar"]
-        if kind is tuple:
-            options["nargs"] = "+"
-        else:
-            options |= {"type": kind, "choices": _choices(field)}
-        group.add_argument(flag, **options)
+        # Text is as good as anything for the settings, which say themselves what is wrong with it.
+        nargs = "+" if get_origin(field.annotation) is tuple else None
+        group.add_argument(
+            flag, metavar=shown["metavar"], nargs=nargs, choices=_choices(field), **options
+        )
 
 
 def read_settings(
@@ -195,8 +193,7 @@ def _quieten_libraries() -> None:
 def _sentence(error: Exception) -> str:
     if isinstance(error, WeightProgrammingError):
         return str(error)
-    first_line = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first_line} (--debug shows where)"
+    return f"{type(error).__name__}: {first_line(error)} (--debug shows where)"
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -223,25 +220,8 @@ def _help(field: FieldInfo) -> str:
     return f"{text} ({field.default})"
 
 
-def _alternatives(annotation: Any) -> list[Any]:
-    """The types of a setting, without None."""
-    if get_origin(annotation) is Annotated:
-        return _alternatives(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, types.UnionType):
-        return [kind for kind in get_args(annotation) if kind is not types.NoneType]
-    return [annotation]
-
-
-def _plain_type(annotation: Any) -> Any:
-    """The type of a flag's value."""
-    kind = _alternatives(annotation)[0]
-    if get_origin(kind) is Annotated:
-        return _plain_type(kind)
-    if kind is Any or get_origin(kind) is Literal:
-        return str
-    return get_origin(kind) or kind
-
-
 def _choices(field: FieldInfo) -> tuple[str, ...] | None:
-    kind = _alternatives(field.annotation)[0]
-    return get_args(kind) if get_origin(kind) is Literal else None
+    for kind in (field.annotation, *get_args(field.annotation)):
+        if get_origin(kind) is Literal:
+            return get_args(kind)
+    return None

@@ -1,4 +1,4 @@
-"""The environment a command runs in: versions, whether they work together, how to call programs."""
+"""The environment a command runs in: versions of packages, programs, and where results go."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import platform
 import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePath
 
-from wpo_optuna.errors import WeightProgrammingError
+from wpo_optuna.errors import InvalidArgument, WeightProgrammingError
 
 PACKAGES = ("wpo-optuna", "aihwkit", "torch", "optuna", "mlflow", "numpy", "scipy")
 
@@ -66,5 +66,47 @@ def program_here(name: str) -> str:
     # Not resolved: environments link to one interpreter, and differ by the directory of the link.
     if not program.exists() or (found and Path(found).absolute().parent == directory):
         return name
+    return str(from_here(program))
+
+
+def from_here(path: Path) -> Path:
+    """An absolute path, relative to the working directory if it is in it."""
     here = Path.cwd()
-    return os.path.relpath(program, here) if program.is_relative_to(here) else str(program)
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def check_directory(path: Path, argument: str) -> None:
+    """Refuses a directory that cannot be made or written into.
+
+    Args:
+        path: the directory, which need not exist.
+        argument: which of the user's arguments it is, for the message.
+
+    Raises:
+        InvalidArgument: files cannot be written there.
+    """
+    place = next(place for place in (path, *path.parents) if place.exists())
+    if not place.is_dir():
+        raise InvalidArgument(f"{argument} = {str(path)!r}: this is not a directory.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InvalidArgument(
+            f"{argument} = {str(path)!r}: files cannot be written into {place}; another directory "
+            "is needed."
+        )
+
+
+def directory_of_study(output: Path, study_name: str) -> Path:
+    """The directory of a study's results: its name under ``output``.
+
+    Slashes in the name make directories, as for the layers of a network.
+
+    Raises:
+        InvalidArgument: the name leads out of ``output``.
+    """
+    name = PurePath(study_name)
+    if name.is_absolute() or ".." in name.parts or not name.parts:
+        raise InvalidArgument(
+            f"study_name = {study_name!r}: results are kept in a directory of this name, which "
+            "must not lead elsewhere; a name without '..' and without a slash in front is needed."
+        )
+    return output / name

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import pairwise
-from threading import Thread
+from collections.abc import Callable, Iterator
+from itertools import islice, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna.trial import FrozenTrial
 from scipy.stats import qmc
 
 from wpo_optuna.loss.gradient_search import Differentiable, multi_start, polish
 from wpo_optuna.study.attributes import GRADIENT_START, GRADIENT_STEP, POLISH
 from wpo_optuna.study.estimate import distinct
-from wpo_optuna.study.mirror import Mirror, OnFinished, Origin
+from wpo_optuna.study.mirror import Mirror, Origin
 
 # Trials of a study that are set aside for polishing, and what share of it at most.
 N_POLISHED = 5
@@ -30,43 +26,34 @@ _DESCENT_STEPS = 80
 
 # Of a gradient search: one trial for each step and one for each start.
 _STARTS_PER_STEP = 64 / 300
-# Steps whose trials are stored together.
-_STEPS_AT_ONCE = 16
-
-
-@contextmanager
-def compiled_meanwhile(mirror: Mirror, *, needed: bool) -> Iterator[None]:
-    """Compiles the gradient, which takes seconds once, while something else is done.
-
-    Args:
-        mirror: the study.
-        needed: whether the gradient will be needed.
-    """
-    if not needed:
-        yield
-        return
-    middle = np.full((1, mirror.objective.problem.hypercube.dimension), 0.5)
-    thread = Thread(target=_with_gradient(mirror).value_and_grad, args=(middle,), daemon=True)
-    thread.start()
-    yield
-    thread.join()
+# Trials that are stored together.
+_TRIALS_AT_ONCE = 16
 
 
 def number_polished(mirror: Mirror, total: int) -> int:
     """How many of a study's trials are set aside for polishing.
 
-    A small study, or one that has hardly grown since it was last polished, is not polished.
+    None without gradients. A small study, or one that has hardly grown since it was last polished,
+    is not polished either.
 
     Args:
         mirror: the study.
         total: the trials that it is to be brought to.
     """
+    if not hasattr(mirror.objective.engine, "value_and_grad"):
+        return 0
     earlier = {origin.total for origin in mirror.origins() if origin.phase == POLISH}
     grown = total - max((before for before in earlier if before < total), default=0)
     return min(N_POLISHED, int(grown * _MOST_POLISHED_SHARE))
 
 
-def polish_best(mirror: Mirror, *, total: int, how_many: int, on_finished: OnFinished) -> None:
+def compile_gradient(mirror: Mirror) -> None:
+    """Compiles the gradient, which takes seconds once for each kind of problem."""
+    dimension = mirror.objective.problem.hypercube.dimension
+    _with_gradient(mirror).value_and_grad(np.full((1, dimension), 0.5))
+
+
+def polish_best(mirror: Mirror, *, total: int, how_many: int) -> None:
     """Refines the best sampled trials along the gradient and records the best distinct results.
 
     The best trials descend together first, which sorts out in whose valley the lowest point is;
@@ -77,36 +64,24 @@ def polish_best(mirror: Mirror, *, total: int, how_many: int, on_finished: OnFin
         mirror: the study, whose engine has gradients.
         total: of trials that the study is brought to.
         how_many: how many results are recorded; fewer if fewer are distinct.
-        on_finished: called with newly recorded trials.
     """
     if any(o.phase == POLISH and o.total == total for o in mirror.origins()):
         return
     objective, engine = mirror.objective, _with_gradient(mirror)
-    sampled = [
-        trial
-        for trial in mirror.completed()
-        if Origin.of(trial) is None and trial.params.keys() == objective.distributions.keys()
-    ]
-    best = sorted(sampled, key=lambda trial: (trial.value, trial.number))[:_N_DESCENDING]
-    if not best:
+    sampled = [trial for trial in mirror.completed() if Origin.of(trial) is None]
+    if not sampled:
         return
-    starts = np.array([objective.point(trial.params) for trial in best])
+    starts = np.array([objective.point(trial.params) for trial in sampled[:_N_DESCENDING]])
     *_, (x, tnmse) = multi_start(engine, starts, _DESCENT_STEPS)
     x = x[np.argsort(tnmse, kind="stable")]
     strategies = objective.problem.hypercube.decode(x)
     assert isinstance(strategies, list)
     x, tnmse = polish(engine, x[distinct(strategies, how_many)], _POLISH_ITERATIONS)
-    origins = [Origin(POLISH, total, index) for index in range(len(x))]
-    on_finished(mirror.record(x, tnmse, origins, total))
+    mirror.record(x, tnmse, [Origin(POLISH, total, number) for number in range(len(x))], total)
 
 
 def search_by_gradient(
-    mirror: Mirror,
-    *,
-    total: int,
-    seed: int,
-    on_finished: OnFinished,
-    should_stop: Callable[[], bool],
+    mirror: Mirror, *, total: int, seed: int, should_stop: Callable[[], bool]
 ) -> None:
     """Descends from many starts at once; records the best so far of each step and every end.
 
@@ -118,96 +93,55 @@ def search_by_gradient(
         mirror: the study, whose engine has gradients.
         total: of trials; about a fifth of them are starts, the others steps.
         seed: seed of the Latin hypercube of starts.
-        on_finished: called with newly recorded trials.
-        should_stop: asked after each step.
+        should_stop: asked before trials are stored.
     """
-    present = mirror.origins()
-    totals = {o.total for o in present if o.phase in (GRADIENT_STEP, GRADIENT_START)}
+    totals = {o.total for o in mirror.origins() if o.phase in (GRADIENT_STEP, GRADIENT_START)}
     if total > max(totals, default=0):
         totals.add(total)
     for before, reached in pairwise([0, *sorted(totals)]):
-        descent = _Descent(before, reached)
-        if not present.issuperset(descent.origins):
-            descent.carry_out(mirror, seed, on_finished, should_stop)
-        if should_stop():
-            return
-
-
-@dataclass(frozen=True)
-class _Step:
-    """The best point ``(d,)`` so far after a step, its TNMSE, and the origin of its trial."""
-
-    x: NDArray[np.float64]
-    tnmse: float
-    origin: Origin
-
-
-@dataclass(frozen=True)
-class _Descent:
-    """The part of a gradient search that brings a study from one total of trials to another."""
-
-    before: int
-    total: int
-
-    @property
-    def n_starts(self) -> int:
-        n_trials = self.total - self.before
-        return max(1, round(n_trials * _STARTS_PER_STEP / (1 + _STARTS_PER_STEP)))
-
-    @property
-    def n_steps(self) -> int:
-        return self.total - self.before - self.n_starts
-
-    @property
-    def origins(self) -> list[Origin]:
-        """Those of the steps, then those of the starts."""
-        return [
-            *(Origin(GRADIENT_STEP, self.total, index) for index in range(self.n_steps)),
-            *(Origin(GRADIENT_START, self.total, index) for index in range(self.n_starts)),
-        ]
-
-    def carry_out(
-        self, mirror: Mirror, seed: int, on_finished: OnFinished, should_stop: Callable[[], bool]
-    ) -> None:
-        rng = np.random.default_rng([seed, self.before] if self.before else seed)
+        n_starts = max(1, round((reached - before) * _STARTS_PER_STEP / (1 + _STARTS_PER_STEP)))
+        n_steps = reached - before - n_starts
+        origins = [Origin(GRADIENT_STEP, reached, number) for number in range(n_steps)]
+        origins += [Origin(GRADIENT_START, reached, number) for number in range(n_starts)]
+        present = mirror.origins()
+        if present.issuperset(origins):
+            continue
+        rng = np.random.default_rng([seed, before] if before else seed)
         dimension = mirror.objective.problem.hypercube.dimension
-        starts = qmc.LatinHypercube(dimension, rng=rng).random(self.n_starts)
-        origins, present = self.origins, mirror.origins()
-        x_best, best = self._best_before(mirror)
-        steps: list[_Step] = []
-        descent = multi_start(_with_gradient(mirror), starts, self.n_steps)
-        for step, (x, tnmse) in enumerate(descent):
-            leader = int(np.argmin(tnmse))
-            if x_best is None or tnmse[leader] < best:
-                x_best, best = x[leader].copy(), float(tnmse[leader])
-            if step < self.n_steps and origins[step] not in present:
-                steps.append(_Step(x_best, best, origins[step]))
-            if len(steps) == _STEPS_AT_ONCE or step == self.n_steps or should_stop():
-                on_finished(self._record(mirror, steps))
-                steps = []
+        starts = qmc.LatinHypercube(dimension, rng=rng).random(n_starts)
+        found = zip(origins, _descent(mirror, starts, n_steps, before), strict=True)
+        new = ((origin, *point) for origin, point in found if origin not in present)
+        while batch := list(islice(new, _TRIALS_AT_ONCE)):
             if should_stop():
                 return
-        on_finished(mirror.record(x, tnmse, origins[self.n_steps :], self.total))
+            batch_origins, x, tnmse = zip(*batch, strict=True)
+            mirror.record(np.array(x), np.array(tnmse), batch_origins, reached)
 
-    def _record(self, mirror: Mirror, steps: Sequence[_Step]) -> list[FrozenTrial]:
-        return mirror.record(
-            np.array([step.x for step in steps]),
-            np.array([step.tnmse for step in steps]),
-            [step.origin for step in steps],
-            self.total,
-        )
 
-    def _best_before(self, mirror: Mirror) -> tuple[NDArray[np.float64] | None, float]:
-        """The best point of the descents before this one, and its TNMSE."""
-        earlier = [
-            trial
-            for trial in mirror.completed()
-            if (origin := Origin.of(trial)) is not None and origin.total <= self.before
-        ]
-        if not earlier:
-            return None, np.inf
-        best = min(earlier, key=lambda trial: (trial.value, trial.number))
-        return np.array(mirror.objective.point(best.params)), float(best.user_attrs["tnmse"])
+def _descent(
+    mirror: Mirror, starts: NDArray[np.float64], n_steps: int, before: int
+) -> Iterator[tuple[NDArray[np.float64], float]]:
+    """The best point ``(d,)`` so far of each step, then the end of each start, and their TNMSE.
+
+    Args:
+        mirror: the study.
+        starts: points ``(n, d)``.
+        n_steps: number of steps.
+        before: the best of the descents that brought the study to this total counts as well.
+    """
+    x_best, best = starts[0], np.inf
+    for trial in mirror.completed():
+        origin = Origin.of(trial)
+        if origin is not None and origin.total <= before:
+            x_best, best = np.array(mirror.objective.point(trial.params)), trial.user_attrs["tnmse"]
+            break
+    descent = multi_start(_with_gradient(mirror), starts, n_steps)
+    for x, tnmse in islice(descent, n_steps):
+        leader = np.argmin(tnmse)
+        if tnmse[leader] < best:
+            x_best, best = x[leader], float(tnmse[leader])
+        yield x_best, best
+    yield from zip(*next(descent), strict=True)
 
 
 def _with_gradient(mirror: Mirror) -> Differentiable:

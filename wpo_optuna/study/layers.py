@@ -1,4 +1,4 @@
-"""A strategy for each layer, beside the one for the whole network.
+"""``--per layer`` of the study's command: a strategy for each layer, and what that is worth.
 
 Layers differ in the shape of their weights' distribution, so that what is best for all of them
 together need not be best for each. A network-wide study comes first; then each layer has a study of
@@ -9,55 +9,46 @@ and the network-wide one are scored on fresh noise.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable
+import math
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import TypeAdapter
 from tqdm import tqdm
 
 from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.evaluate.accuracy import (
+    NetworkSetup,
+    Programming,
+    compare_over_time,
+    set_up_network,
+)
+from wpo_optuna.evaluate.metric_over_time import MetricOverTime
 from wpo_optuna.loss.engine_choice import drawing_engine
+from wpo_optuna.study.attributes import FINISHED, METRICS
+from wpo_optuna.study.environment import directory_of_study
 from wpo_optuna.study.estimate import Estimate, score
+from wpo_optuna.study.run import destination_of
+from wpo_optuna.track.follower import Follower
+from wpo_optuna.track.study_run import PARENT_TAG
 
 if TYPE_CHECKING:
-    from optuna import Study
-
     from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
     from wpo_optuna.strategy import ProgrammingStrategy
-    from wpo_optuna.study.result import StudyResult
+    from wpo_optuna.study.problem_setup import ProblemSetup
+    from wpo_optuna.study.scoring import StudyResult
+    from wpo_optuna.study.settings import StudySettings
 
-# User attribute of a layer's study: the network-wide strategy's score on this layer.
-_NETWORK_WIDE = "network_wide_strategy"
-# Tells these draws from those of the layer's finalists.
+LAYERS_FILE = "layers.csv"
+NETWORK_WIDE, PER_LAYER = "network-wide", "per layer"
+# The scores of each layer, by the names of their attributes.
+_SCORES = ("baseline", "network_wide", "per_layer")
+# Tells the draws of network-wide strategies from those of a layer's finalists.
 _SEED_PURPOSE = 7_919
-
-
-class RunStudy(Protocol):
-    """Runs or resumes one study: :func:`wpo_optuna.run_study` with everything else settled."""
-
-    def __call__(
-        self, problem: WeightProgrammingProblem, *, study_name: str, parent_study: str | None = None
-    ) -> StudyResult:
-        """The study's result."""
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A layer of a network and the problem that its weights alone pose.
-
-    Attributes:
-        name: name of its weights in the network, such as ``encoder.0.weight``.
-        shape: shape of its weights.
-        problem: makes the problem; called when it is the layer's turn, as many layers' weights
-            may not fit into memory at once.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    problem: Callable[[], WeightProgrammingProblem]
 
 
 @dataclass(frozen=True)
@@ -65,27 +56,25 @@ class LayerResult:
     """What was found for a layer, all scored on fresh noise.
 
     Attributes:
-        name: name of its weights in the network.
+        name: name of its weights in the network, such as ``encoder.0.weight``.
         shape: shape of its weights.
-        study_name: its study.
         strategy: the strategy of its own.
         baseline: TNMSE of the baseline on this layer.
         network_wide: that of the network-wide strategy.
-        own: that of its own strategy.
+        per_layer: that of its own strategy.
     """
 
     name: str
     shape: tuple[int, ...]
-    study_name: str
     strategy: ProgrammingStrategy
     baseline: Estimate
     network_wide: Estimate
-    own: Estimate
+    per_layer: Estimate
 
     @property
     def count(self) -> int:
         """Number of weights."""
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -94,13 +83,11 @@ class LayersResult:
 
     Attributes:
         network: the network-wide study.
-        layers: the layers, in the network's order; fewer than it has if the user interrupted.
-        interrupted: whether the user did.
+        layers: the layers, in the network's order.
     """
 
     network: StudyResult
     layers: tuple[LayerResult, ...]
-    interrupted: bool
 
     @property
     def strategies(self) -> dict[str, ProgrammingStrategy]:
@@ -111,140 +98,182 @@ class LayersResult:
         """Mean TNMSE over all weights: ``baseline``, ``network_wide`` and ``per_layer``."""
         counts = [layer.count for layer in self.layers]
         return {
-            name: float(np.average([of(layer).mean for layer in self.layers], weights=counts))
-            for name, of in _SCORES.items()
+            name: float(np.average([getattr(lr, name).mean for lr in self.layers], weights=counts))
+            for name in _SCORES
         }
 
     def table(self) -> str:
         """The TNMSE of each layer under each programming, for people to read."""
-        head = ["layer", "shape", "weights", "baseline", "network-wide", "per layer", "better by"]
-        rows = [
-            [
-                layer.name,
-                "×".join(map(str, layer.shape)),
-                f"{layer.count:,}",
-                *map(_with_error, (layer.baseline, layer.network_wide, layer.own)),
-                f"{100 * (1 - layer.own.mean / layer.network_wide.mean):.1f} %",
-            ]
-            for layer in self.layers
-        ]
-        means = list(self.means().values())
-        rows.append(
-            [
-                "all weights", "", f"{sum(layer.count for layer in self.layers):,}",
-                *(f"{mean:.5f}" for mean in means), f"{100 * (1 - means[2] / means[1]):.1f} %",
-            ]
-        )  # fmt: skip
-        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        align = [str.ljust, *[str.rjust] * (len(head) - 1)]
+        rows = [["layer", "shape", "weights", "baseline", NETWORK_WIDE, PER_LAYER, "better by"]]
+        for layer in self.layers:
+            scores: list[Estimate] = [getattr(layer, name) for name in _SCORES]
+            rows.append(
+                [
+                    layer.name,
+                    "×".join(map(str, layer.shape)),
+                    f"{layer.count:,}",
+                    *(f"{score.mean:.5f} ± {(score.high - score.low) / 2:.5f}" for score in scores),
+                    f"{100 * (1 - layer.per_layer.mean / layer.network_wide.mean):.1f} %",
+                ]
+            )
+        means = self.means()
+        gain = 100 * (1 - means["per_layer"] / means["network_wide"])
+        count = sum(layer.count for layer in self.layers)
+        numbers = (f"{mean:.5f}" for mean in means.values())
+        rows.append(["all weights", "", f"{count:,}", *numbers, f"{gain:.1f} %"])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join(
-            "  ".join(
-                place(cell, width) for place, cell, width in zip(align, row, widths, strict=True)
-            ).rstrip()
-            for row in [head, *rows]
+            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
+            for row in rows
         )
 
-    def write(self, path: Path) -> Path:
-        """Writes the table at full precision as CSV, and returns its path."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def write(self, path: Path) -> None:
+        """Writes the table at full precision as CSV."""
         ends = ("tnmse", "low", "high", "draws")
+        scores = [f"{name}_{end}" for name in _SCORES for end in ends]
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(
-                ["layer", "shape", "weights", "study"]
-                + [f"{name}_{end}" for name in _SCORES for end in ends]
-            )
+            writer.writerow(["layer", "shape", "weights", "study", *scores])
             for layer in self.layers:
-                row: list[object] = [layer.name, "x".join(map(str, layer.shape)), layer.count]
-                row.append(layer.study_name)
-                for of in _SCORES.values():
-                    row += [of(layer).mean, of(layer).low, of(layer).high, of(layer).draws]
+                study = f"{self.network.study.study_name}/{layer.name}"
+                row = [layer.name, "x".join(map(str, layer.shape)), layer.count, study]
+                for name in _SCORES:
+                    row += vars(getattr(layer, name)).values()
                 writer.writerow(row)
-        return path
 
 
-_SCORES: dict[str, Callable[[LayerResult], Estimate]] = {
-    "baseline": lambda layer: layer.baseline,
-    "network_wide": lambda layer: layer.network_wide,
-    "per_layer": lambda layer: layer.own,
-}
+def run(
+    settings: StudySettings,
+    setup: ProblemSetup,
+    run_study: Callable[..., StudyResult],
+    show_progress_bar: bool,
+) -> tuple[StudyResult, str]:
+    """Runs or resumes all studies of a network, and compares what they found.
+
+    Args:
+        settings: what the user asked for.
+        setup: the network-wide problem.
+        run_study: :func:`wpo_optuna.run_study` with everything else settled.
+        show_progress_bar: whether to show progress on a terminal.
+
+    Returns:
+        the network-wide study's result, and the text to print.
+
+    Raises:
+        InvalidArgument: a setting cannot be used.
+    """
+    # Before a search of minutes, and before anything is written.
+    network, places = None, {}
+    if settings.model is not None and settings.data is not None:
+        network = set_up_network(
+            model=settings.model, data=settings.data, metric=settings.metric,
+            rpu_config=settings.rpu_config,
+        )  # fmt: skip
+        names = [layer.name for layer in setup.checkpoint.layers if not layer.is_zero]
+        places = network.network.layers_by_parameter(names)
+    result = run_layers(run_study, setup, show_progress_bar)
+    directory = directory_of_study(Path(settings.output), setup.study_name) / "layers"
+    result.write(directory / LAYERS_FILE)
+    told = [result.table(), ""]
+    zero = [layer.name for layer in setup.checkpoint.layers if layer.is_zero]
+    if zero:
+        told += [f"all weights are zero, so that any strategy will do: {', '.join(zero)}", ""]
+    if network is None:
+        told += ["For the accuracy as well, run this again with --model and --data.", ""]
+    else:
+        started_s = time.time()
+        programmings: dict[str, Programming] = {
+            NETWORK_WIDE: result.network.strategy,
+            PER_LAYER: {
+                layer: strategy
+                for name, strategy in result.strategies.items()
+                for layer in places[name]
+            },
+        }
+        measured = compare_over_time(
+            network, programmings, setup.problem.g_converter_baseline, setup.problem.t_steps,
+            repeats=settings.repeats, seed=settings.seed, show_progress_bar=show_progress_bar,
+        )  # fmt: skip
+        _record_accuracy(settings, result, measured, measured.save(directory), network, started_s)
+        told += [measured.table(), ""]
+    _deliver_again(settings, result, show_progress_bar)
+    return result.network, "\n".join([*told, f"tables           {directory}"])
 
 
 def run_layers(
-    run: RunStudy,
-    network: WeightProgrammingProblem,
-    layers: Iterable[Layer],
-    study_name: str,
-    *,
-    on_layer: Callable[[Layer], object] = lambda layer: None,
-    show_progress_bar: bool = False,
+    run_study: Callable[..., StudyResult], setup: ProblemSetup, show_progress_bar: bool = False
 ) -> LayersResult:
     """Finds one strategy for a network, then one for each of its layers.
 
-    What is stored already is resumed.
-
-    Args:
-        run: runs one study.
-        network: the problem of all weights together.
-        layers: the layers.
-        study_name: name of the network-wide study; a layer's is ``study_name/layer``.
-        on_layer: told each layer before its study.
-        show_progress_bar: whether to show progress on a terminal.
+    What is stored already is resumed. A layer's study is called ``study_name/layer``; layers whose
+    weights are all zero have none. For the arguments see :func:`run`.
 
     Raises:
         InvalidArgument: as :func:`wpo_optuna.run_study`.
     """
-    of_network = run(network, study_name=study_name)
+    study_name = setup.study_name
+    network = run_study(setup.problem, study_name=study_name)
+    layers = [layer for layer in setup.checkpoint.layers if not layer.is_zero]
     results: list[LayerResult] = []
-    if of_network.strategy is None:
-        return LayersResult(of_network, (), interrupted=True)
-    for layer in layers:
-        on_layer(layer)
-        problem = _problem_of(layer)
-        result = run(problem, study_name=f"{study_name}/{layer.name}", parent_study=study_name)
-        if result.strategy is None:
-            return LayersResult(of_network, tuple(results), interrupted=True)
+    for number, layer in enumerate(layers, start=1):
+        if show_progress_bar:
+            print(f"layer {number} of {len(layers)}: {layer.name}", file=sys.stderr)
+        try:
+            problem = setup.make_problem(layer.weights())
+        except InvalidArgument as error:
+            raise InvalidArgument(f"layer {layer.name!r}: {error}") from error
+        own = run_study(problem, study_name=f"{study_name}/{layer.name}", parent_study=study_name)
+        network_wide = _score_network_wide(problem, network.strategy, show_progress_bar)
         results.append(
             LayerResult(
-                layer.name,
-                layer.shape,
-                result.study.study_name,
-                result.strategy,
-                result.baseline,
-                _score_network_wide(result.study, problem, of_network.strategy, show_progress_bar),
-                result.tnmse,
+                layer.name, layer.shape, own.strategy, own.baseline, network_wide, own.tnmse
             )
         )
-    return LayersResult(of_network, tuple(results), interrupted=False)
-
-
-def _problem_of(layer: Layer) -> WeightProgrammingProblem:
-    try:
-        return layer.problem()
-    except InvalidArgument as error:
-        raise InvalidArgument(f"layer {layer.name!r}: {error}") from error
+    return LayersResult(network, tuple(results))
 
 
 def _score_network_wide(
-    study: Study,
-    problem: WeightProgrammingProblem,
-    strategy: ProgrammingStrategy,
-    show_progress_bar: bool,
+    problem: WeightProgrammingProblem, strategy: ProgrammingStrategy, show_progress_bar: bool
 ) -> Estimate:
-    """The network-wide strategy's score on a layer; the one kept with the study, if there is."""
-    programming = {"f_lst": list(strategy.f_lst), "g_lst": [list(g) for g in strategy.g_lst]}
-    kept = study.user_attrs.get(_NETWORK_WIDE)
-    if kept is not None and kept["strategy"] == programming:
-        return TypeAdapter(Estimate).validate_python(kept["tnmse"])
     seed = np.random.SeedSequence([problem.seed, _SEED_PURPOSE]).generate_state(1)[0]
     with tqdm(
         desc="scoring the network-wide strategy", unit="draw",
         disable=None if show_progress_bar else True,
     ) as bar:  # fmt: skip
-        estimate = score(drawing_engine(problem), strategy.to_converter(), int(seed), bar.update)
-    study.set_user_attr(_NETWORK_WIDE, {"strategy": programming, "tnmse": vars(estimate)})
-    return estimate
+        return score(drawing_engine(problem), strategy.to_converter(), int(seed), bar.update)
 
 
-def _with_error(estimate: Estimate) -> str:
-    return f"{estimate.mean:.5f} ± {(estimate.high - estimate.low) / 2:.5f}"
+def _deliver_again(settings: StudySettings, result: LayersResult, show_progress_bar: bool) -> None:
+    """Brings tables, figure and means to the network-wide study's run, above the layers' runs."""
+    study = result.network.study
+    means = {f"layers_tnmse_{name}": mean for name, mean in result.means().items()}
+    study.set_user_attr(METRICS, study.user_attrs[METRICS] | means)
+    destination = destination_of(settings)
+    if destination is not None:
+        with Follower(study, destination, show_progress_bar=show_progress_bar) as follower:
+            follower.finish(FINISHED)
+
+
+def _record_accuracy(
+    settings: StudySettings,
+    result: LayersResult,
+    measured: MetricOverTime,
+    files: list[Path],
+    network: NetworkSetup,
+    started_s: float,
+) -> None:
+    """Records the metric over time as a run of its own under the network-wide study's."""
+    destination = destination_of(settings)
+    if destination is None or result.network.run_id is None:
+        return
+    parameters = settings.model_dump(include={"model", "data", "repeats", "seed"})
+    parameters |= {"metric": network.metric_name, "rpu_config": network.hardware}
+    measured.record(
+        files,
+        destination,
+        run_name=f"{measured.metric} of {result.network.study.study_name} by layer"[:250],
+        parameters=parameters,
+        tags={PARENT_TAG: result.network.run_id},
+        started_s=started_s,
+    )

@@ -9,17 +9,17 @@ has to know of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from copy import copy
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.samplers import CmaEsSampler, TPESampler
 from optuna.storages import InMemoryStorage
-from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from wpo_optuna.samplers import candidate_of
+from wpo_optuna.samplers import DESampler, candidate_of
 from wpo_optuna.storage import FinishedTrials
 from wpo_optuna.study.attributes import PHASE, PHASE_INDEX, PHASE_TOTAL
 
@@ -31,39 +31,32 @@ if TYPE_CHECKING:
 
     from wpo_optuna.study.objective import Evaluation, HypercubeObjective
 
-# The trials' user attributes that a search reads.
-_READ = ("tnmse", PHASE, PHASE_TOTAL, PHASE_INDEX)
+# The trials' user attributes that say what found them, and all that a search reads.
+_ORIGIN = (PHASE, PHASE_TOTAL, PHASE_INDEX)
+_READ = ("tnmse", *_ORIGIN)
 # User attribute of a trial in memory: its number in the storage.
 _NUMBER = "stored number"
 
-OnFinished = Callable[[Sequence[FrozenTrial]], None]
 
-
-@dataclass(frozen=True)
-class Origin:
+class Origin(NamedTuple):
     """What found a trial that no sampler proposed; no study has two trials of one origin.
 
     Attributes:
         phase: the kind of search.
         total: the total of trials that the study was to be brought to.
-        index: number among the trials of this search.
+        number: its number among the trials of this search.
     """
 
     phase: str
     total: int
-    index: int
-
-    def attributes(self) -> dict[str, Any]:
-        """The trial's user attributes."""
-        return {PHASE: self.phase, PHASE_TOTAL: self.total, PHASE_INDEX: self.index}
+    number: int
 
     @classmethod
     def of(cls, trial: FrozenTrial) -> Origin | None:
         """A trial's origin; None if a sampler proposed it."""
-        values = trial.user_attrs
-        if PHASE not in values:
+        if PHASE not in trial.user_attrs:
             return None
-        return cls(values[PHASE], values[PHASE_TOTAL], values[PHASE_INDEX])
+        return cls(*(trial.user_attrs[name] for name in _ORIGIN))
 
 
 def identity_of(trial: FrozenTrial) -> Hashable:
@@ -85,6 +78,7 @@ class Mirror:
         objective: as given.
         memory: the same trials in memory, with the sampler.
         n_complete: completed trials, those of other processes included as far as known.
+        on_stored: called with the trials that a batch added to the study, as they are stored.
     """
 
     def __init__(
@@ -96,6 +90,7 @@ class Mirror:
     ) -> None:
         self.study = study
         self.objective = objective
+        self.on_stored: Callable[[Sequence[FrozenTrial]], object] = lambda trials: None
         self._storage, self._stored_id = storage, storage.get_study_id_from_name(study.study_name)
         self._memory_storage = InMemoryStorage()
         verbosity = optuna.logging.get_verbosity()
@@ -113,8 +108,11 @@ class Mirror:
         self._add(self._stored.read_new())
 
     def completed(self) -> list[FrozenTrial]:
-        """The completed trials; not to be changed."""
-        return self.memory.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        """The completed trials of this hypercube, the lowest loss first; not to be changed."""
+        trials = self.memory.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        # Those of other search spaces, added by hand, have no point in it.
+        own = [t for t in trials if t.params.keys() == self.objective.distributions.keys()]
+        return sorted(own, key=lambda trial: (trial.value, trial.number))
 
     def number_of(self, trial: FrozenTrial) -> int:
         """The number in the storage of a completed trial."""
@@ -126,50 +124,40 @@ class Mirror:
 
     def origins(self) -> set[Origin]:
         """The origins of all completed trials that no sampler proposed."""
-        return {origin for trial in self.completed() if (origin := Origin.of(trial)) is not None}
+        return {origin for t in self.completed() if (origin := Origin.of(t)) is not None}
 
-    def ask(self, n: int) -> list[Trial]:
-        """Trials with proposed points."""
-        return [self.memory.ask(self.objective.distributions) for _ in range(n)]
-
-    def evaluate(self, trials: Sequence[Trial], total: int) -> list[FrozenTrial]:
-        """Evaluates asked trials at once and stores them, as far as the total allows.
+    def sample_batch(self, n: int, total: int) -> None:
+        """Evaluates points that the sampler proposes, and stores them as far as the total allows.
 
         Args:
-            trials: from :meth:`ask`.
+            n: number of points, which are evaluated at once.
             total: of completed trials, which is not exceeded.
-
-        Returns:
-            those that were stored, as they are stored.
         """
-        evaluations = self.objective.evaluate([self.objective.point(t.params) for t in trials])
-        asked = self.memory.get_trials(deepcopy=False)
-        finished = [
-            self._finished(trial.params, evaluation, {}, asked[trial.number])
-            for trial, evaluation in zip(trials, evaluations, strict=True)
-        ]
+        trials = [self.memory.ask(self.objective.distributions) for _ in range(n)]
+        in_memory = self.memory.get_trials(deepcopy=False)
+        asked = [in_memory[trial.number] for trial in trials]
+        evaluations = self.objective.evaluate([self.objective.point(t.params) for t in asked])
+        finished = [self._finished(t.params, e) for t, e in zip(asked, evaluations, strict=True)]
+        for before, after in zip(asked, finished, strict=True):
+            after.system_attrs, after.datetime_start = before.system_attrs, before.datetime_start
         appended = self._stored.append(finished, total, identity_of)
         stored = iter(appended.stored)
-        for trial, evaluation, kept in zip(trials, evaluations, appended.kept, strict=True):
+        for trial, evaluation, is_kept in zip(trials, evaluations, appended.kept, strict=True):
             # What another process was faster with comes back among its trials.
-            if kept:
+            if is_kept:
                 trial.set_user_attr("tnmse", evaluation.tnmse)
                 trial.set_user_attr(_NUMBER, next(stored).number)
                 self.memory.tell(trial.number, evaluation.loss)
             else:
                 self.memory.tell(trial.number, state=TrialState.FAIL)
         self._add(appended.others)
-        self.n_complete = appended.n_complete
         self._keep_sampler_state()
-        return appended.stored
+        self.n_complete = appended.n_complete
+        self.on_stored(appended.stored)
 
     def record(
-        self,
-        x: NDArray[Any],
-        tnmse: NDArray[Any],
-        origins: Sequence[Origin],
-        total: int,
-    ) -> list[FrozenTrial]:
+        self, x: NDArray[Any], tnmse: NDArray[Any], origins: Sequence[Origin], total: int
+    ) -> None:
         """Stores points that were evaluated already, unless they are there.
 
         Args:
@@ -177,41 +165,27 @@ class Mirror:
             tnmse: their TNMSE ``(n,)``.
             origins: what found them.
             total: of completed trials, which is not exceeded.
-
-        Returns:
-            those that were stored, as they are stored.
         """
-        if not len(x):
-            return []
-        evaluations = self.objective.evaluate(x, tnmse=tnmse)
         names = self.objective.distributions
-        finished = [
-            self._finished(dict(zip(names, point, strict=True)), evaluation, origin.attributes())
-            for point, evaluation, origin in zip(x.tolist(), evaluations, origins, strict=True)
-        ]
+        finished = []
+        for point, evaluation, origin in zip(
+            x.tolist(), self.objective.evaluate(x, tnmse=tnmse), origins, strict=True
+        ):
+            trial = self._finished(dict(zip(names, point, strict=True)), evaluation)
+            trial.user_attrs |= zip(_ORIGIN, origin, strict=True)
+            finished.append(trial)
         appended = self._stored.append(finished, total, identity_of)
         self._add([*appended.others, *appended.stored])
         self.n_complete = appended.n_complete
-        return appended.stored
+        self.on_stored(appended.stored)
 
-    def _finished(
-        self,
-        params: dict[str, Any],
-        evaluation: Evaluation,
-        attributes: Mapping[str, Any],
-        asked: FrozenTrial | None = None,
-    ) -> FrozenTrial:
-        distributions: dict[str, BaseDistribution] = self.objective.distributions
-        trial = create_trial(
+    def _finished(self, params: dict[str, Any], evaluation: Evaluation) -> FrozenTrial:
+        return create_trial(
             value=evaluation.loss,
             params=params,
-            distributions=distributions,
-            user_attrs=evaluation.attributes() | dict(attributes),
-            system_attrs=None if asked is None else asked.system_attrs,
+            distributions=self.objective.distributions,
+            user_attrs=evaluation.attributes(),
         )
-        if asked is not None:
-            trial.datetime_start = asked.datetime_start
-        return trial
 
     def _add(self, trials: Sequence[FrozenTrial]) -> None:
         for trial in map(copy, trials):  # those of storages in memory are the storage's own
@@ -227,3 +201,40 @@ class Mirror:
             for name, value in state.items():
                 self._storage.set_study_system_attr(self._stored_id, name, value)
             self._sampler_state = dict(state)
+
+
+def default_batch_size(mirror: Mirror) -> int:
+    """How many trials to evaluate at once, if the user does not say.
+
+    An engine's cost per trial falls with the batch until its arrays leave the cache. CMA-ES and
+    TPE learn after each batch, so that theirs are small.
+    """
+    problem, engine = mirror.objective.problem, mirror.objective.engine
+    if isinstance(mirror.memory.sampler, CmaEsSampler):
+        # The population size of the algorithm: Hansen, "The CMA evolution strategy", 2016.
+        return 4 + int(3 * np.log(problem.hypercube.dimension))
+    if isinstance(mirror.memory.sampler, TPESampler):
+        return 8
+    return {"expected": 256, "montecarlo": 64}.get(engine.name, 8)
+
+
+def sample(
+    mirror: Mirror, *, total: int, batch_size: int, should_stop: Callable[[], bool] = lambda: False
+) -> None:
+    """Brings a study to a total number of completed trials.
+
+    Args:
+        mirror: the study, with its sampler.
+        total: of completed trials, those of earlier runs and other processes included.
+        batch_size: largest number of trials evaluated at once. Differential evolution's batches
+            end with a generation, so that they hold the trials of a one-by-one loop.
+        should_stop: asked before each batch.
+    """
+    while mirror.n_complete < total and not should_stop():
+        sampler = mirror.memory.sampler
+        n_possible = batch_size
+        if isinstance(sampler, DESampler):
+            n_possible = max(1, sampler.candidates_left(mirror.memory))
+        elif mirror.n_complete == 0:
+            n_possible = 1  # Optuna's samplers learn the search space from a completed trial
+        mirror.sample_batch(min(n_possible, batch_size, total - mirror.n_complete), total)

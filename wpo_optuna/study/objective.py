@@ -43,13 +43,7 @@ class Evaluation:
 
     def attributes(self) -> dict[str, Any]:
         """The trial's user attributes."""
-        return {
-            "tnmse": self.tnmse,
-            "baseline": self.baseline,
-            "f_lst": self.f_lst,
-            "g_lst": self.g_lst,
-            "k_w": self.k_w,
-        }
+        return {name: value for name, value in vars(self).items() if name != "loss"}
 
 
 class HypercubeObjective:
@@ -125,14 +119,8 @@ class HypercubeObjective:
             check_finite(values, "the TNMSE of every trial", self.problem)
         losses = self.problem.loss(values, self.baseline)
         decoded = self.problem.hypercube.decode_arrays(points)
+        columns = (losses, values, decoded.f, decoded.g, decoded.k_w)
         return [
-            Evaluation(float(loss), float(value), self.baseline, f, g, k_w)
-            for loss, value, f, g, k_w in zip(
-                losses,
-                values,
-                decoded.f.tolist(),
-                decoded.g.tolist(),
-                decoded.k_w.tolist(),
-                strict=True,
-            )
+            Evaluation(loss, value, self.baseline, f, g, k_w)
+            for loss, value, f, g, k_w in zip(*(c.tolist() for c in columns), strict=True)
         ]

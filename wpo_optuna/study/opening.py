@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from wpo_optuna.problem.fingerprint import differences
 from wpo_optuna.samplers import make_sampler
 from wpo_optuna.study import attributes
 from wpo_optuna.study.environment import versions
+from wpo_optuna.study.mirror import Mirror
 from wpo_optuna.study.objective import HypercubeObjective
 from wpo_optuna.study.settings import DE_OPTIONS, GRADIENT, RunSettings
 
@@ -36,33 +38,14 @@ _SESSIONS = "sessions"
 _NO_LIMIT = 1_000_000
 
 
-@dataclass(frozen=True)
-class Session:
-    """A study that is ready to be searched.
-
-    Attributes:
-        study: the stored study.
-        storage: where it is stored.
-        objective: with the study's engine and baseline.
-        sampler: proposes its points; None for a gradient search.
-        sampler_options: with which options.
-    """
-
-    study: Study
-    storage: BaseStorage
-    objective: HypercubeObjective
-    sampler: BaseSampler | None
-    sampler_options: Mapping[str, Any]
-
-
-def open_session(
+def open_study(
     problem: WeightProgrammingProblem,
     storage: BaseStorage,
     study_name: str,
     settings: RunSettings,
     sampler_options: Mapping[str, Any] | None,
     parent_study: str | None = None,
-) -> Session:
+) -> Mirror:
     """The study with its objective and sampler; whatever can fail comes before it is written.
 
     Args:
@@ -77,23 +60,27 @@ def open_session(
         InvalidArgument: the stored study is about something else, or an option cannot be used.
         WeightProgrammingError: the baseline cannot be evaluated.
     """
-    study = _find_study(storage, study_name)
+    study = None
+    with suppress(KeyError):
+        study = optuna.load_study(study_name=study_name, storage=storage)
     stored: Mapping[str, Any] = {} if study is None else study.user_attrs
     if study is not None:
-        _check_same_problem(study, stored, problem, settings, sampler_options)
+        _check_same(study, stored, problem, settings, sampler_options)
     options = _options_in_force(settings, stored, sampler_options)
     sampler = _make_sampler(problem, settings, options, study)
+    # Other engines would judge the trials of a stored study differently.
+    engine_name = settings.engine or stored.get(attributes.ENGINE)
+    if engine_name is None and settings.sampler == GRADIENT:
+        engine_name = "expected"
+    is_checked = attributes.SELF_CHECK in stored
     chosen = choose_engine(
-        problem,
-        _engine_name(settings, stored, study_name),
-        device=settings.device,
-        check=settings.self_check and attributes.SELF_CHECK not in stored,
+        problem, engine_name, device=settings.device, check=settings.self_check and not is_checked
     )
     objective = HypercubeObjective(problem, chosen.engine, stored.get(attributes.BASELINE))
     baseline = objective.baseline  # fails here, if it does
     if attributes.FINGERPRINT not in stored:
         study = optuna.create_study(study_name=study_name, storage=storage, load_if_exists=True)
-        _write(
+        keep(
             study,
             {
                 attributes.SAMPLER: settings.sampler,
@@ -110,29 +97,24 @@ def open_session(
         )
         # Another process may have begun the study at the same time: what was written last counts.
         stored = study.user_attrs
-        _check_same_problem(study, stored, problem, settings, sampler_options)
+        _check_same(study, stored, problem, settings, sampler_options)
         objective = HypercubeObjective(problem, chosen.engine, stored[attributes.BASELINE])
     assert study is not None
     self_check = None if chosen.self_check is None else chosen.self_check.to_json()
     sessions = stored.get(_SESSIONS, 0) + 1
-    _write(study, {attributes.SELF_CHECK: self_check, _SESSIONS: sessions})
-    return Session(study, storage, objective, sampler, options)
+    keep(study, {attributes.SELF_CHECK: self_check, _SESSIONS: sessions})
+    return Mirror(study, storage, objective, sampler)
 
 
-def _find_study(storage: BaseStorage, study_name: str) -> Study | None:
-    try:
-        return optuna.load_study(study_name=study_name, storage=storage)
-    except KeyError:
-        return None
-
-
-def _write(study: Study, values: Mapping[str, Any]) -> None:
+def keep(study: Study, values: Mapping[str, Any]) -> None:
+    """Writes into a study's attributes what differs from them and is not None."""
+    stored = study.user_attrs
     for name, value in values.items():
-        if value is not None:
+        if value is not None and stored.get(name) != value:
             study.set_user_attr(name, value)
 
 
-def _check_same_problem(
+def _check_same(
     study: Study,
     stored: Mapping[str, Any],
     problem: WeightProgrammingProblem,
@@ -150,53 +132,24 @@ def _check_same_problem(
     told: list[str] = []
     if stored[attributes.FINGERPRINT] != problem.fingerprint:
         told = differences(stored[attributes.DESCRIPTION], problem.description)
-    for attribute in (attributes.SAMPLER, attributes.SEED):
-        value = getattr(settings, attribute)
-        # The problem has a seed, too, which is usually the same.
-        is_told = any(phrase.startswith(f"{attribute} was ") for phrase in told)
-        if stored.get(attribute, value) != value and not is_told:
-            told.append(f"{attribute} was {stored[attribute]}, now {value}")
+    for attribute in (attributes.SAMPLER, attributes.SEED, attributes.ENGINE):
+        was, now = stored[attribute], getattr(settings, attribute)
+        if now not in (None, was):
+            told.append(f"{attribute} was {was}, now {now}")
     if sampler_options is not None:
-        told += _changed_options(stored[attributes.SAMPLER_OPTIONS], _storable(sampler_options))
+        was, now = stored[attributes.SAMPLER_OPTIONS], _storable(sampler_options)
+        told += [
+            f"{option} was {was.get(option, 'not given')}, now {now.get(option, 'not given')}"
+            for option in sorted((was.keys() | now.keys()) - _STOPPING_OPTIONS)
+            if was.get(option) != now.get(option)
+        ]
     if told:
-        listed = "; ".join(told[:_MOST_DIFFERENCES_TOLD])
-        more = len(told) - _MOST_DIFFERENCES_TOLD
+        # The problem has a seed, too, which is usually the same.
+        listed = "; ".join(list(dict.fromkeys(told))[:_MOST_DIFFERENCES_TOLD])
         raise InvalidArgument(
-            f"study_name = {name!r}: this study is about something else ({listed}"
-            + (f"; and {more} more differences" if more > 0 else "")
-            + "); give another name, or the settings it was started with."
+            f"study_name = {name!r}: this study is about something else ({listed}); give another "
+            "name, or the settings it was started with."
         )
-
-
-def _changed_options(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{name} was {stored.get(name, 'not given')}, now {given.get(name, 'not given')}"
-        for name in sorted((stored.keys() | given.keys()) - _STOPPING_OPTIONS)
-        if stored.get(name) != given.get(name)
-    ]
-
-
-def _engine_name(settings: RunSettings, stored: Mapping[str, Any], study_name: str) -> str | None:
-    """The engine of the stored study, as others would judge its trials differently."""
-    stored_name = stored.get(attributes.ENGINE)
-    if stored_name is None:
-        return settings.engine or ("expected" if settings.sampler == GRADIENT else None)
-    if settings.engine in (None, stored_name):
-        return str(stored_name)
-    raise InvalidArgument(
-        f"engine = {settings.engine!r}: the trials of study {study_name!r} were evaluated by "
-        f"{stored_name!r}; go on with that, or give another study name."
-    )
-
-
-def _options_in_force(
-    settings: RunSettings, stored: Mapping[str, Any], given: Mapping[str, Any] | None
-) -> Mapping[str, Any]:
-    if given is not None:
-        return given
-    if attributes.SAMPLER_OPTIONS in stored:
-        return _restored(stored[attributes.SAMPLER_OPTIONS])
-    return DE_OPTIONS if settings.sampler == "de" else {}
 
 
 def _make_sampler(
@@ -224,29 +177,28 @@ def _storable(options: Mapping[str, Any]) -> dict[str, Any]:
     def storable(value: Any) -> Any:
         if isinstance(value, np.ndarray | np.generic):
             return value.tolist()
-        if isinstance(value, list | tuple):
-            return [storable(item) for item in value]
-        if callable(value):
-            module, name = getattr(value, "__module__", "?"), getattr(value, "__name__", "?")
-            return f"{_FUNCTION}{module}.{name}"
-        return value
+        module, name = getattr(value, "__module__", "?"), getattr(value, "__name__", "?")
+        return f"{_FUNCTION}{module}.{name}"
 
-    return {name: storable(value) for name, value in options.items()}
+    stored: dict[str, Any] = json.loads(json.dumps(dict(options), default=storable))
+    return stored
 
 
-def _restored(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The sampler's options of a stored study, to go on with."""
-    for name, value in stored.items():
+def _options_in_force(
+    settings: RunSettings, stored: Mapping[str, Any], given: Mapping[str, Any] | None
+) -> Mapping[str, Any]:
+    if given is not None:
+        return given
+    if attributes.SAMPLER_OPTIONS not in stored:
+        return DE_OPTIONS if settings.sampler == "de" else {}
+    options: Mapping[str, Any] = stored[attributes.SAMPLER_OPTIONS]
+    for name, value in options.items():
         if isinstance(value, str) and value.startswith(_FUNCTION):
             raise InvalidArgument(
                 f"sampler_options: {name} was the {value} when the study began, which cannot be "
                 "stored; give it again."
             )
-    # JSON has no tuples, and scipy's dithering is one.
-    return {
-        name: tuple(value) if name == "mutation" and isinstance(value, list) else value
-        for name, value in stored.items()
-    }
+    return options
 
 
 def summary(problem: WeightProgrammingProblem) -> dict[str, Any]:

@@ -6,11 +6,12 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from optuna.storages import BaseStorage
@@ -23,20 +24,18 @@ from wpo_optuna.loss.parallel import ParallelEngine
 from wpo_optuna.samplers import DESampler, make_sampler
 from wpo_optuna.storage import open_storage
 from wpo_optuna.study import attributes
+from wpo_optuna.study.environment import check_directory, directory_of_study, versions
 from wpo_optuna.study.gradients import (
-    compiled_meanwhile,
+    compile_gradient,
     number_polished,
     polish_best,
     search_by_gradient,
 )
-from wpo_optuna.study.mirror import Mirror, OnFinished
+from wpo_optuna.study.mirror import Mirror, default_batch_size, sample
 from wpo_optuna.study.objective import HypercubeObjective
-from wpo_optuna.study.opening import Session, open_session
-from wpo_optuna.study.result import StudyResult, with_provenance
-from wpo_optuna.study.results_folder import check_directory, directory_of_study
-from wpo_optuna.study.sampling import Interruption, default_batch_size, interruptible, sample
-from wpo_optuna.study.scoring import score_finalists, strategy_of
-from wpo_optuna.study.settings import DE_OPTIONS, GRADIENT, RecordSettings, RunSettings
+from wpo_optuna.study.opening import keep, open_study
+from wpo_optuna.study.scoring import StudyResult, score_finalists, strategy_of
+from wpo_optuna.study.settings import GRADIENT, RecordSettings, RunSettings
 from wpo_optuna.track.destination import Destination, refuse_file_of
 from wpo_optuna.track.follower import Follower
 
@@ -44,8 +43,6 @@ if TYPE_CHECKING:
     from optuna import Study
 
     from wpo_optuna.problem import WeightProgrammingProblem
-    from wpo_optuna.strategy import ProgrammingStrategy
-    from wpo_optuna.study.scoring import Scores
 
 STRATEGY_FILE, SETTINGS_FILE, REPORT_FILE = "strategy.json", "settings.yaml", "report.html"
 
@@ -69,7 +66,7 @@ def run_study(
     sampler_options: Mapping[str, Any] | None = None,
     output: str | Path | None = None,
     parent_study: str | None = None,
-    settings_text: Callable[[HypercubeObjective], str] | None = None,
+    settings_text: Callable[[str], str] | None = None,
     callbacks: Sequence[Callback] = (),
     show_progress_bar: bool = False,
     **options: Any,
@@ -94,7 +91,8 @@ def run_study(
         output: directory for files with the results; None writes none.
         parent_study: name of a study in the same storage, under whose MLflow run this study's run
             is put.
-        settings_text: makes the text of ``settings.yaml``, which is kept beside the results.
+        settings_text: makes the text of ``settings.yaml``, which is kept beside the results, from
+            the name of the engine that was chosen.
         callbacks: called with the study and each finished trial, like Optuna's. One that raises
             ``StopIteration``, as scipy's may, ends the sampling; the best trials are then polished.
         show_progress_bar: whether to show progress on a terminal.
@@ -108,6 +106,7 @@ def run_study(
         InvalidArgument: an argument cannot be used, or the stored study is about another problem.
         WeightProgrammingError: the storage fails, or the noise model gives values that are no
             numbers.
+        KeyboardInterrupt: the user stopped the study (Ctrl-C); all that was stored is kept.
     """
     settings = RunSettings.checked(
         {
@@ -124,18 +123,31 @@ def run_study(
         refuse_file_of(opened, destination.tracking_uri)
     if show_progress_bar and sys.stderr.isatty():
         print("preparing the loss (the first time on a machine it is compiled)", file=sys.stderr)
-    session = open_session(problem, opened, study_name, settings, sampler_options, parent_study)
+    mirror = open_study(problem, opened, study_name, settings, sampler_options, parent_study)
+    study = mirror.study
     with ExitStack() as stack:
-        run = _Run(
-            settings, session, _results_folder(settings, study_name, stack), callbacks,
-            show_progress_bar,
-        )  # fmt: skip
-        run.begin(destination, settings_text)
+        folder = _results_folder(settings, study_name, stack)
+        text = None if settings_text is None else settings_text(mirror.objective.engine.name)
+        keep(
+            study,
+            {
+                attributes.STATUS: attributes.RUNNING,
+                attributes.N_TRIALS: settings.n_trials,
+                attributes.SETTINGS: text,
+                attributes.RESULTS: None if folder is None else str(folder),
+            },
+        )
+        if folder is not None and text is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / SETTINGS_FILE).write_text(text, encoding="utf-8")
         follower = None
         if destination is not None:
-            follower = Follower(session.study, destination, show_progress_bar=show_progress_bar)
+            follower = Follower(study, destination, show_progress_bar=show_progress_bar)
             stack.enter_context(follower)
-        result = run.carry_out()
+        with _keeping_status(study):
+            search = _Search(mirror, settings, sampler_options, callbacks, show_progress_bar)
+            search.carry_out()
+            result = _finish(search, folder)
         if follower is not None and (delivered := follower.finish()) is not None:
             result = replace(result, run_id=delivered.run_id, experiment_id=delivered.experiment_id)
     return result
@@ -151,9 +163,8 @@ def _checked(
             "storage, is needed."
         )
     if settings.sampler != GRADIENT:
-        options = DE_OPTIONS if settings.sampler == "de" else {}
         # Refuses options that the sampler does not take.
-        make_sampler(settings.sampler, seed=settings.seed, **(sampler_options or options))
+        make_sampler(settings.sampler, seed=settings.seed, **(sampler_options or {}))
     checked_device(settings.device)
     if settings.output is not None:
         check_directory(Path(settings.output), "output")
@@ -183,200 +194,168 @@ def _results_folder(settings: RunSettings, study_name: str, stack: ExitStack) ->
     return Path(stack.enter_context(TemporaryDirectory(prefix="wpo_results_")))
 
 
-class _Run:
-    """One run of a study: what it holds while it searches."""
+@contextmanager
+def _keeping_status(study: Study) -> Iterator[None]:
+    """Keeps with a study how its run ended."""
+    try:
+        yield
+    except BaseException as error:
+        is_stopped = isinstance(error, KeyboardInterrupt)
+        keep(study, {attributes.STATUS: attributes.KILLED if is_stopped else attributes.FAILED})
+        raise
+    keep(study, {attributes.STATUS: attributes.FINISHED})
+
+
+class _Search:
+    """The search of one run.
+
+    Attributes:
+        mirror: the study.
+        settings: how it is searched.
+        n_new: trials that this run completed.
+        seconds: how long the search took.
+    """
 
     def __init__(
         self,
+        mirror: Mirror,
         settings: RunSettings,
-        session: Session,
-        results: Path | None,
+        sampler_options: Mapping[str, Any] | None,
         callbacks: Sequence[Callback],
         show_progress: bool,
     ) -> None:
-        self.settings = settings
-        self.session = session
-        self.study = session.study
-        self.results = results
-        self.callbacks = callbacks
+        self.mirror, self.settings = mirror, settings
+        self.n_new, self.seconds = 0, 0.0
         self.show_progress = show_progress
-        self.stopped_by_callback = False
-        self.n_new = 0
-        self.search_time = 0.0
+        self._callbacks = callbacks
+        self._is_stopped_by_callback = False
+        options = sampler_options
+        if options is None:
+            options = mirror.study.user_attrs[attributes.SAMPLER_OPTIONS]
+        self._ends_when_converged = bool(options.get("tol") or options.get("atol"))
 
-    def begin(
-        self,
-        destination: Destination | None,
-        settings_text: Callable[[HypercubeObjective], str] | None,
-    ) -> None:
-        """Keeps with the study what is known before the search, also of one that is cut off."""
-        text = None if settings_text is None else settings_text(self.session.objective)
-        self._keep(
-            {
-                attributes.STATUS: attributes.RUNNING,
-                attributes.N_TRIALS: self.settings.n_trials,
-                attributes.SETTINGS: text,
-                attributes.RESULTS: None if self.results is None else str(self.results),
-                attributes.DESTINATION: None if destination is None else destination.to_json(),
-            }
-        )
-        if self.results is not None and text is not None:
-            self.results.mkdir(parents=True, exist_ok=True)
-            (self.results / SETTINGS_FILE).write_text(text, encoding="utf-8")
-
-    def carry_out(self) -> StudyResult:
-        """Searches, and unless the user stops that, scores what was found and writes it down."""
-        status = attributes.FAILED
-        try:
-            with ExitStack() as stack, interruptible() as interruption:
-                mirror = self._mirror(stack)
-                self._search(mirror, interruption)
-                if interruption.requested:
-                    status = attributes.KILLED
-                    return self._result(None, None)
-            result = self._finish(mirror)
-            status = attributes.FINISHED
-            return result
-        except KeyboardInterrupt:
-            status = attributes.KILLED
-            raise
-        finally:
-            self._keep({attributes.STATUS: status})
-
-    def _mirror(self, stack: ExitStack) -> Mirror:
-        session, objective = self.session, self.session.objective
-        if self.settings.workers != 1 and objective.engine.name != "expected":
-            shared = ParallelEngine(objective.engine, self.settings.workers)
-            stack.callback(shared.close)
-            objective = HypercubeObjective(objective.problem, shared, objective.baseline)
-        return Mirror(session.study, session.storage, objective, session.sampler)
-
-    def _search(self, mirror: Mirror, interruption: Interruption) -> None:
-        """Samples, then polishes, unless stopped before."""
-        total = self.settings.n_trials
-        started = time.perf_counter()
-        values = [trial.value for trial in mirror.completed() if trial.value is not None]
-        best = min(values, default=float("inf"))
-        bar = tqdm(
-            desc="searching", total=total, initial=min(mirror.n_complete, total), unit="trial",
-            disable=None if self.show_progress else True, dynamic_ncols=True, mininterval=0.2,
-        )  # fmt: skip
-
-        def on_finished(trials: Sequence[FrozenTrial]) -> None:
-            nonlocal best
-            best = min([best, *(trial.value for trial in trials if trial.value is not None)])
-            bar.set_postfix_str(f"best loss {best:.4f}", refresh=False)
-            bar.update(min(mirror.n_complete, total) - bar.n)
-            self._take(trials)
-
-        def should_stop() -> bool:
-            return interruption.requested or (self.settings.stop_at_margin and best < 0)
-
-        with bar:
+    def carry_out(self) -> None:
+        """Samples and polishes, or descends from many starts."""
+        mirror, total, started = self.mirror, self.settings.n_trials, time.perf_counter()
+        objective = mirror.objective
+        with ExitStack() as stack:
+            if self.settings.workers != 1 and objective.engine.name != "expected":
+                shared = ParallelEngine(objective.engine, self.settings.workers)
+                stack.callback(shared.close)
+                mirror.objective = HypercubeObjective(objective.problem, shared, objective.baseline)
+            self._bar = stack.enter_context(
+                tqdm(
+                    desc="searching", total=total, initial=min(mirror.n_complete, total),
+                    unit="trial", disable=None if self.show_progress else True,
+                    dynamic_ncols=True, mininterval=0.2,
+                )
+            )  # fmt: skip
+            mirror.on_stored = self._take
             if self.settings.sampler == GRADIENT:
                 search_by_gradient(
-                    mirror, total=total, seed=self.settings.seed, on_finished=on_finished,
-                    should_stop=lambda: self.stopped_by_callback or should_stop(),
-                )  # fmt: skip
+                    mirror, total=total, seed=self.settings.seed, should_stop=self._is_over
+                )
             else:
-                self._sample_and_polish(mirror, on_finished, should_stop)
-        self.search_time = time.perf_counter() - started
+                self._sample_and_polish()
+        mirror.objective = objective
+        self.seconds = time.perf_counter() - started
 
-    def _sample_and_polish(
-        self, mirror: Mirror, on_finished: OnFinished, should_stop: Callable[[], bool]
-    ) -> None:
-        total = self.settings.n_trials
+    def _sample_and_polish(self) -> None:
+        mirror, total = self.mirror, self.settings.n_trials
         batch_size = self.settings.batch_size or default_batch_size(mirror)
-
-        def should_stop_sampling() -> bool:
-            return self.stopped_by_callback or self._converged(mirror) or should_stop()
-
-        def bring_to(n_trials: int) -> None:
-            sample(
-                mirror, total=n_trials, batch_size=batch_size, on_finished=on_finished,
-                should_stop=should_stop_sampling,
-            )  # fmt: skip
-
-        has_gradient = hasattr(mirror.objective.engine, "value_and_grad")
-        how_many = number_polished(mirror, total) if self.settings.polish and has_gradient else 0
-        with compiled_meanwhile(mirror, needed=how_many > 0):
-            bring_to(total - how_many)
-        if how_many and not should_stop():
-            polish_best(mirror, total=total, how_many=how_many, on_finished=on_finished)
+        how_many = number_polished(mirror, total) if self.settings.polish else 0
+        compiling = Thread(target=compile_gradient, args=(mirror,), daemon=True)
+        if how_many:
+            compiling.start()
+        sample(mirror, total=total - how_many, batch_size=batch_size, should_stop=self._is_over)
+        if how_many:
+            compiling.join()
+            if not self._has_reached_margin():
+                polish_best(mirror, total=total, how_many=how_many)
         # Fewer results than were set aside may be distinct.
-        bring_to(total)
+        sample(mirror, total=total, batch_size=batch_size, should_stop=self._is_over)
 
-    def _converged(self, mirror: Mirror) -> bool:
-        """Whether differential evolution has converged, where the user said what that means."""
-        options, sampler = self.session.sampler_options, self.session.sampler
-        is_asked_for = options.get("tol") or options.get("atol")
+    def _has_reached_margin(self) -> bool:
+        return self.settings.stop_at_margin and self._best() < 0
+
+    def _is_over(self) -> bool:
+        """Whether sampling is to end."""
+        sampler = self.mirror.memory.sampler
         return (
-            bool(is_asked_for)
-            and isinstance(sampler, DESampler)
-            and sampler.converged(mirror.memory)
+            self._is_stopped_by_callback
+            or self._has_reached_margin()
+            or (
+                self._ends_when_converged
+                and isinstance(sampler, DESampler)
+                and sampler.converged(self.mirror.memory)
+            )
         )
+
+    def _best(self) -> float:
+        """The lowest loss so far."""
+        return self.mirror.memory.best_value if self.mirror.n_complete else float("inf")
 
     def _take(self, trials: Sequence[FrozenTrial]) -> None:
-        """Counts finished trials and hands them to the user's callbacks."""
+        """Counts and shows finished trials, and hands them to the user's callbacks."""
         self.n_new += len(trials)
+        self._bar.set_postfix_str(f"best loss {self._best():.4f}", refresh=False)
+        self._bar.update(min(self.mirror.n_complete, self._bar.total) - self._bar.n)
         for trial in trials:
-            for callback in self.callbacks:
+            for callback in self._callbacks:
                 try:
-                    callback(self.study, trial)
+                    callback(self.mirror.study, trial)
                 except StopIteration:
-                    self.stopped_by_callback = True
+                    self._is_stopped_by_callback = True
 
-    def _finish(self, mirror: Mirror) -> StudyResult:
-        """Scores the finalists and writes down the winner."""
-        scores = score_finalists(mirror, self.settings.finalists, self.show_progress)
-        objective = self.session.objective
-        winner = strategy_of(objective, mirror.trial(scores.winning_trial))
-        strategy = with_provenance(winner, self.study, objective, scores)
-        metrics = self.study.user_attrs.get(attributes.METRICS, {})
-        self._keep(
-            {
-                attributes.SCORES: scores.to_json(),
-                attributes.STRATEGY: json.loads(strategy.to_json()),
-                attributes.METRICS: {
-                    **metrics,
-                    **scores.metrics(),
-                    "search_time_s": metrics.get("search_time_s", 0.0) + self.search_time,
-                },
-            }
-        )
-        page = None
-        if self.results is not None:
-            strategy.save(self.results / STRATEGY_FILE)
-            if self.settings.report:
-                page = self._report(self.results, scores, strategy)
-        return self._result(scores, strategy, page)
 
-    def _report(self, results: Path, scores: Scores, strategy: ProgrammingStrategy) -> Path | None:
-        from wpo_optuna.report.measurements import measure
-        from wpo_optuna.report.page import write_report
+def _finish(search: _Search, folder: Path | None) -> StudyResult:
+    """Scores the finalists and writes down the winner."""
+    mirror, settings = search.mirror, search.settings
+    study, objective = mirror.study, mirror.objective
+    scores = score_finalists(mirror, settings.finalists, search.show_progress)
+    strategy = replace(
+        strategy_of(objective, mirror.trial(scores.winning_trial)),
+        provenance={
+            "study_name": study.study_name,
+            "trial_number": scores.winning_trial,
+            "problem_fingerprint": objective.problem.fingerprint,
+            "tnmse": vars(scores.winner),
+            "baseline": vars(scores.baseline),
+            "engine": objective.engine.name,
+            "engine_bias": scores.engine_bias,
+            "noise_model": type(objective.problem.noise_model).__name__,
+            "versions": versions(),
+        },
+    )
+    metrics = study.user_attrs.get(attributes.METRICS, {})
+    seconds = metrics.get("search_time_s", 0.0) + search.seconds
+    keep(
+        study,
+        {
+            attributes.SCORES: scores.to_json(),
+            attributes.STRATEGY: json.loads(strategy.to_json()),
+            attributes.METRICS: {**metrics, **scores.metrics(), "search_time_s": seconds},
+        },
+    )
+    result = StudyResult(study, objective, scores, strategy, search.seconds, search.n_new)
+    if folder is None:
+        return result
+    strategy.save(folder / STRATEGY_FILE)
+    page = _report(result, folder) if settings.report else None
+    # What was written for MLflow alone will be gone.
+    return result if settings.output is None else replace(result, results=folder, page=page)
 
-        try:
-            measure(
-                self.session.objective.problem, strategy, results,
-                winning_trial=scores.winning_trial,
-            )  # fmt: skip
-            return write_report([self.study], results / REPORT_FILE).page
-        except Exception as error:  # figures are not worth the loss of a result
-            warnings.warn(f"The report could not be made: {error}", ReportWarning, stacklevel=2)
-            return None
 
-    def _result(
-        self, scores: Scores | None, strategy: ProgrammingStrategy | None, page: Path | None = None
-    ) -> StudyResult:
-        is_kept = self.settings.output is not None
-        return StudyResult(
-            self.study, self.session.objective, scores, strategy, self.search_time, self.n_new,
-            results=self.results if is_kept else None, page=page if is_kept else None,
+def _report(result: StudyResult, folder: Path) -> Path | None:
+    from wpo_optuna.report.measurements import measure
+    from wpo_optuna.report.page import write_report
+
+    try:
+        measure(
+            result.objective.problem, result.strategy, folder,
+            winning_trial=result.scores.winning_trial,
         )  # fmt: skip
-
-    def _keep(self, values: Mapping[str, Any]) -> None:
-        """Writes what differs into the study's attributes."""
-        stored = self.study.user_attrs
-        for name, value in values.items():
-            if value is not None and stored.get(name) != value:
-                self.study.set_user_attr(name, value)
+        return write_report([result.study], folder / REPORT_FILE).page
+    except Exception as error:  # figures are not worth the loss of a result
+        warnings.warn(f"The report could not be made: {error}", ReportWarning, stacklevel=2)
+        return None

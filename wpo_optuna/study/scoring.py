@@ -1,10 +1,11 @@
-"""The best distinct trials of a study, and the baseline, scored on fresh noise."""
+"""What a study found: its best distinct trials, and the baseline, scored on fresh noise."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,11 +21,14 @@ from wpo_optuna.study.attributes import SCORES
 from wpo_optuna.study.estimate import Estimate, distinct, score
 
 if TYPE_CHECKING:
+    from aihwkit.inference.converter.conductance import CustomPairConductanceConverter
+    from optuna import Study
+
     from wpo_optuna.study.mirror import Mirror
     from wpo_optuna.study.objective import HypercubeObjective
 
-# Trials decoded at once in the search for distinct ones.
-_POOL = 200
+# The best trials among which finalists are looked for.
+_POOL = 1000
 
 # A score is lower for certain if it is by this many standard errors of the difference.
 # Five of equal error get another winner than the engine's by chance in one study of two hundred.
@@ -110,6 +114,55 @@ class Scores:
         return TypeAdapter(cls).validate_python(dict(values))
 
 
+@dataclass(frozen=True)
+class StudyResult:
+    """What a study found.
+
+    Attributes:
+        study: the Optuna study.
+        objective: the problem, its engine and the engine's baseline.
+        scores: scores of the finalists and the baseline on fresh noise.
+        strategy: the winner's strategy.
+        search_time: seconds this run spent searching (sampling, evaluating, storing, polishing).
+        n_new_trials: trials that this run completed.
+        results: folder with the files that were written; None if none.
+        page: the report; None if there is none.
+        run_id: the MLflow run of the study; None without tracking, or while MLflow is away.
+        experiment_id: the run's experiment; None likewise.
+    """
+
+    study: Study
+    objective: HypercubeObjective
+    scores: Scores
+    strategy: ProgrammingStrategy
+    search_time: float
+    n_new_trials: int
+    results: Path | None = None
+    page: Path | None = None
+    run_id: str | None = None
+    experiment_id: str | None = None
+
+    @property
+    def converter(self) -> CustomPairConductanceConverter:
+        """The winner's aihwkit converter."""
+        return self.strategy.to_converter()
+
+    @property
+    def tnmse(self) -> Estimate:
+        """The winner's TNMSE on fresh noise, with its 95 % interval."""
+        return self.scores.winner
+
+    @property
+    def baseline(self) -> Estimate:
+        """The baseline's TNMSE on fresh noise, with its 95 % interval."""
+        return self.scores.baseline
+
+    @property
+    def success(self) -> bool:
+        """Whether the winner beats the baseline by the problem's margin."""
+        return bool(self.objective.problem.loss(self.tnmse.mean, self.baseline.mean) < 0)
+
+
 def score_finalists(mirror: Mirror, how_many: int, show_progress: bool) -> Scores:
     """Scores the best distinct trials and the baseline on fresh noise.
 
@@ -134,7 +187,7 @@ def score_finalists(mirror: Mirror, how_many: int, show_progress: bool) -> Score
         mirror.n_complete, how_many,
     ):  # fmt: skip
         return Scores.from_json(stored)
-    chosen = _best_distinct(mirror.completed(), objective, how_many)
+    chosen = _best_distinct(mirror, how_many)
     if not chosen:
         raise WeightProgrammingError(
             f"study {study.study_name!r} has no completed trial of this problem to be scored."
@@ -181,15 +234,15 @@ def winner_among(finalists: Sequence[Finalist], *, engine_has_noise: bool) -> in
     lowest = min(range(len(finalists)), key=lambda i: finalists[i].tnmse.mean)
     if engine_has_noise:
         return lowest
-    tied = [i for i in range(len(finalists)) if _is_tied(finalists[i], finalists[lowest])]
-    return min([lowest, *tied], key=lambda i: finalists[i].tnmse_of_engine)
+    return min(
+        (i for i in range(len(finalists)) if _is_tied(finalists[i].tnmse, finalists[lowest].tnmse)),
+        key=lambda i: finalists[i].tnmse_of_engine,
+    )
 
 
-def _is_tied(finalist: Finalist, lowest: Finalist) -> bool:
-    difference = finalist.tnmse.mean - lowest.tnmse.mean
-    error = math.hypot(finalist.tnmse.standard_error, lowest.tnmse.standard_error)
-    # Infinite scores have no error and are tied with nothing.
-    return difference <= _CERTAIN * error
+def _is_tied(score: Estimate, lowest: Estimate) -> bool:
+    error = math.hypot(score.standard_error, lowest.standard_error)
+    return score.mean - lowest.mean <= _CERTAIN * error
 
 
 def strategy_of(objective: HypercubeObjective, trial: FrozenTrial) -> ProgrammingStrategy:
@@ -199,19 +252,10 @@ def strategy_of(objective: HypercubeObjective, trial: FrozenTrial) -> Programmin
     return strategy
 
 
-def _best_distinct(
-    trials: Sequence[FrozenTrial], objective: HypercubeObjective, how_many: int
-) -> list[tuple[FrozenTrial, ProgrammingStrategy]]:
-    # Trials of other search spaces (enqueued or added by hand) have no point in this hypercube.
-    own = [t for t in trials if t.params.keys() == objective.distributions.keys()]
-    best = sorted(own, key=lambda trial: (trial.value, trial.number))
-    chosen: list[tuple[FrozenTrial, ProgrammingStrategy]] = []
-    for start in range(0, len(best), _POOL):
-        pool = best[start : start + _POOL]
-        decoded = objective.problem.hypercube.decode([objective.point(t.params) for t in pool])
-        assert isinstance(decoded, list)
-        candidates = [*chosen, *zip(pool, decoded, strict=True)]
-        chosen = [candidates[i] for i in distinct([s for _, s in candidates], how_many)]
-        if len(chosen) == how_many:
-            break
-    return chosen
+def _best_distinct(mirror: Mirror, how_many: int) -> list[tuple[FrozenTrial, ProgrammingStrategy]]:
+    best, objective = mirror.completed()[:_POOL], mirror.objective
+    if not best:
+        return []
+    strategies = objective.problem.hypercube.decode([objective.point(t.params) for t in best])
+    assert isinstance(strategies, list)
+    return [(best[i], strategies[i]) for i in distinct(strategies, how_many)]

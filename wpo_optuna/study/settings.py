@@ -35,6 +35,22 @@ def _as_tracking(value: object) -> object:
     return False if value == "none" else value
 
 
+def _as_mutation(value: object) -> object:
+    """The text of a flag, one number or two, as the sampler takes it."""
+    if not isinstance(value, str):
+        return value
+    try:
+        values = tuple(float(entry) for entry in value.split(","))
+    except ValueError:
+        values = ()
+    if len(values) not in (1, 2):
+        raise ValueError("a number is needed, or two for dithering, e.g. 0.5,1")
+    return values if len(values) == 2 else values[0]
+
+
+Mutation = Annotated[float | tuple[float, float] | None, BeforeValidator(_as_mutation)]
+
+
 class ProblemOptions(Settings):
     """Options of a problem, with names and defaults of aihwkit's ``WeightProgrammingOptimizer``.
 
@@ -138,8 +154,6 @@ class SearchSettings(Settings):
                 f"engine = {self.engine!r}: the gradient search needs the expected engine, which "
                 "alone has gradients"
             )
-        if self.workers == 0:
-            raise ValueError("workers = 0: a number of processes is needed, or -1 for one per core")
         return self
 
 
@@ -153,7 +167,7 @@ class EvolutionSettings(Settings):
     maxiter: Whole | None = setting(
         None, "generations after the first; instead of --n-trials", _DE, "N", ge=0
     )
-    mutation: str | float | tuple[float, float] | None = setting(
+    mutation: Mutation = setting(
         None, "mutation constant, or the two ends of its dithering (0.3,0.8)", _DE, "X[,X]"
     )
     recombination: float | None = setting(None, "crossover probability (0.9)", _DE, "X")
@@ -170,12 +184,8 @@ class EvolutionSettings(Settings):
     @property
     def given(self) -> dict[str, Any]:
         """Arguments of the sampler that were given, by the sampler's names."""
-        names = {"x_init": "init"} | {
-            n: n for n in ("strategy", "popsize", "mutation", "recombination", "tol", "atol")
-        }
-        values = {name: getattr(self, own) for own, name in names.items()}
-        if isinstance(values["mutation"], str):
-            values["mutation"] = _mutation(values["mutation"])
+        names = [name for name in EvolutionSettings.model_fields if name != "maxiter"]
+        values = {"init" if name == "x_init" else name: getattr(self, name) for name in names}
         return {name: value for name, value in values.items() if value is not None}
 
     def generation_size(self, dimension: int) -> int:
@@ -233,21 +243,12 @@ class LayerSettings(Settings):
 
     @model_validator(mode="after")
     def _check_layers(self) -> Self:
-        for name in ("model", "data", "metric"):
-            value = getattr(self, name)
-            if self.per is None and value is not None:
-                raise ValueError(
-                    f"{name} = {value!r}: this belongs to strategies by layer (per layer); "
-                    "python -m wpo_optuna.evaluate measures the network with one strategy"
-                )
-            if name != "model" and self.model is None and value is not None:
-                raise ValueError(
-                    f"{name} = {value!r}: this measures a network, give one with model"
-                )
-        if self.model is not None and self.data is None:
+        given = [n for n in ("model", "data", "metric") if getattr(self, n) is not None]
+        if given and (self.per is None or self.model is None or self.data is None):
             raise ValueError(
-                f"model = {self.model!r}: data are needed to measure it, give a function that "
-                "returns batches"
+                f"{given[0]} = {getattr(self, given[0])!r}: the accuracy is compared along with "
+                "strategies by layer (per layer), and needs both model and data; "
+                "python -m wpo_optuna.evaluate measures it with one strategy"
             )
         return self
 
@@ -277,7 +278,6 @@ class StudySettings(
                     f"{name} = {getattr(self, name)!r}: this belongs to differential evolution "
                     f"(sampler de, not {self.sampler})"
                 )
-        _ = self.given  # a mutation that is no number is refused now
         for name in _WITH_PASSWORDS:
             if ":***@" in str(getattr(self, name)):
                 flag = "--" + name.replace("_", "-")
@@ -306,15 +306,3 @@ class StudySettings(
             if isinstance(values[name], str):
                 values[name] = masked_url(values[name])
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
-def _mutation(text: str) -> float | tuple[float, float]:
-    try:
-        values = tuple(float(entry) for entry in text.split(","))
-    except ValueError:
-        values = ()
-    if len(values) == 1:
-        return values[0]
-    if len(values) == 2:
-        return values
-    raise ValueError(f"mutation = {text!r}: a number is needed, or two for dithering, e.g. 0.5,1")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wpo_optuna.storage import masked_url
-from wpo_optuna.study.environment import program_here
+from wpo_optuna.study.environment import from_here, program_here
 from wpo_optuna.study.estimate import RELATIVE_WIDTH
 from wpo_optuna.study.run import STRATEGY_FILE, destination_of
 from wpo_optuna.track.tracker import page_of_experiment
@@ -16,8 +15,7 @@ from wpo_optuna.track.tracker import page_of_experiment
 DEFAULT_URI = "sqlite:///mlflow.db"  # where `mlflow ui` looks without options
 
 if TYPE_CHECKING:
-    from wpo_optuna.study.result import StudyResult
-    from wpo_optuna.study.scoring import Scores
+    from wpo_optuna.study.scoring import Scores, StudyResult
     from wpo_optuna.study.settings import StudySettings
 
 # Flags that the command to go on does not repeat, and whether a value follows them.
@@ -37,8 +35,6 @@ def describe(
         seconds: how long the whole command took.
     """
     scores = result.scores
-    assert scores is not None
-    assert result.strategy is not None
     factors = ", ".join(f"{f:.4g}" for f in result.strategy.f_lst)
     lines = [
         "",
@@ -91,15 +87,13 @@ def resume_command(module: str, given: Sequence[str], n_trials: int) -> str:
 
 
 def _remarks(settings: StudySettings, scores: Scores, n_trials: int) -> list[str]:
-    lines = []
+    told = []
     if scores.n_trials < n_trials:
         why = "the margin was reached" if settings.stop_at_margin else "the population converged"
-        lines.append(f"                 (ended before {n_trials}: {why})")
+        told.append(f"(ended before {n_trials}: {why})")
     if max(scores.winner.relative_width, scores.baseline.relative_width) > RELATIVE_WIDTH:
-        lines.append(
-            "                 (draws scatter so widely that an interval stayed wider than 1 %)"
-        )
-    return lines
+        told.append("(draws scatter so widely that an interval stayed wider than 1 %)")
+    return [f"{'':16} {remark}" for remark in told]
 
 
 def _tracking(settings: StudySettings, result: StudyResult) -> str:
@@ -129,12 +123,7 @@ def _look_lines(settings: StudySettings, result: StudyResult) -> list[str]:
 def _file_lines(result: StudyResult) -> list[str]:
     if result.results is None:
         return []
-    lines = [f"strategy         {_from_here(result.results / STRATEGY_FILE)}"]
+    lines = [f"strategy         {from_here(result.results / STRATEGY_FILE)}"]
     if result.page is not None:
-        lines.append(f"report           {_from_here(result.page)}")
+        lines.append(f"report           {from_here(result.page)}")
     return lines
-
-
-def _from_here(path: Path) -> Path:
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path

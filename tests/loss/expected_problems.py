@@ -141,13 +141,7 @@ class Deviations:
 
 
 def deviations(problem: WeightProgrammingProblem, draws: int, per_range: int) -> Deviations:
-    """Compares strategies near the optimum, better than the baseline, and up to 10 times worse.
-
-    Args:
-        problem: the problem.
-        draws: Monte Carlo draws of each strategy.
-        per_range: number of strategies in each of the three ranges.
-    """
+    """Compares strategies near the optimum, better than the baseline, and up to 10 times worse."""
     expected, monte_carlo = ExpectedEngine(problem), MonteCarloEngine(problem)
     baseline = float(monte_carlo.tnmse_of(problem.g_converter_baseline, 30).mean())
     x = strategies(expected, baseline, per_range)

@@ -104,14 +104,36 @@ class OwnProgramming(PCMLikeNoiseModel):
         return super().apply_programming_noise(weights - weights.mean())
 
 
+class CoupledDevices(PCMLikeNoiseModel):
+    """Each device is disturbed by the others."""
+
+    def apply_programming_noise_to_conductance(self, g_target: Tensor) -> Tensor:
+        return super().apply_programming_noise_to_conductance(g_target + 0.1 * g_target.mean())
+
+
+class OscillatingDevices(PCMLikeNoiseModel):
+    """What is read at a time is no short sum of products."""
+
+    def generate_drift_coefficients(self, g_target: Tensor) -> Tensor:
+        return g_target
+
+    def apply_drift_noise_to_conductance(
+        self, g_prog: Tensor, drift_noise_param: Tensor | None, t_inference: float
+    ) -> Tensor:
+        assert drift_noise_param is not None
+        return 10 + torch.sin(g_prog * drift_noise_param) + 0.1 * torch.randn_like(g_prog)
+
+
 @pytest.mark.parametrize(
     ("rpu_config", "names"),
     [
         (small_rpu_config(compensation=OwnCompensation()), "OwnCompensation.*aihwkit"),
         (small_rpu_config(OwnProgramming()), "OwnProgramming.*apply_programming_noise.*aihwkit"),
+        (small_rpu_config(CoupledDevices()), "each device by itself.*montecarlo"),
+        (small_rpu_config(OscillatingDevices()), "moments at t = 1 s.*montecarlo"),
         (small_rpu_config(ir_drop=1.0), "forward.*aihwkit"),
     ],
-    ids=["compensation", "noise model", "IR drop"],
+    ids=["compensation", "programming", "coupled devices", "oscillating moments", "IR drop"],
 )
 def test_hardware_of_unknown_expectation_is_refused_by_name(
     rpu_config: InferenceRPUConfig, names: str
@@ -121,7 +143,7 @@ def test_hardware_of_unknown_expectation_is_refused_by_name(
     assert str(refusal.value).count("\n") == 0
 
 
-def test_a_converter_that_is_no_sum_of_pairs_is_refused(engine: ExpectedEngine) -> None:
+def test_another_converter_is_refused(engine: ExpectedEngine) -> None:
     converter = SingleDeviceConductanceConverter(g_min=0.0, g_max=25.0)
     with pytest.raises(InvalidArgument, match=r"SingleDeviceConductanceConverter.*montecarlo"):
         engine.tnmse_of(converter)

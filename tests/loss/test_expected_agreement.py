@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from expected_problems import OTHER_BOUNDS, PROBLEMS, REFERENCE_BOUNDS, Deviations, deviations
+from expected_problems import OTHER_BOUNDS, PROBLEMS, REFERENCE_BOUNDS, deviations
 
 from wpo_optuna.loss import make_engine
 from wpo_optuna.loss.expected import ExpectedEngine
@@ -16,17 +16,10 @@ from wpo_optuna.loss.reference import ReferenceEngine
 ALLOWED_ERRORS = 4.0
 
 
-def report(found: Deviations) -> str:
-    return " ".join(
-        f"{tnmse:.4g}:{relative:+.2%}(±{error:.2%})"
-        for tnmse, relative, error in zip(found.tnmse, found.relative, found.errors, strict=True)
-    )
-
-
 def test_on_the_reference_problem_it_is_within_half_a_per_cent_of_monte_carlo() -> None:
     found = deviations(PROBLEMS["reference"](), draws=40, per_range=3)
     assert len(found.tnmse) == 10
-    assert not found.beyond(REFERENCE_BOUNDS, ALLOWED_ERRORS), report(found)
+    assert found.beyond(REFERENCE_BOUNDS, ALLOWED_ERRORS) == []
 
 
 # A spread of weights, devices, compensations and tiles: all of them are under -m slow.
@@ -34,7 +27,7 @@ def test_on_the_reference_problem_it_is_within_half_a_per_cent_of_monte_carlo() 
 def test_on_other_problems_it_is_within_one_per_cent_of_monte_carlo(name: str) -> None:
     found = deviations(PROBLEMS[name](), draws=24, per_range=2)
     assert len(found.tnmse) >= 5
-    assert not found.beyond(OTHER_BOUNDS, ALLOWED_ERRORS), report(found)
+    assert found.beyond(OTHER_BOUNDS, ALLOWED_ERRORS) == []
 
 
 @pytest.mark.slow
@@ -54,10 +47,10 @@ def test_however_bad_a_strategy_it_is_within_a_few_per_cent(name: str) -> None:
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_against_the_mean_of_400_draws_it_is_within_its_bounds(name: str) -> None:
     found = deviations(PROBLEMS[name](), draws=400, per_range=4)
-    print(f"\n{name}: baseline {found.baseline:.4f}; {report(found)}")
+    print(f"\n{name}: baseline {found.baseline:.4f}, {found.tnmse=} {found.relative=}")
     bounds = REFERENCE_BOUNDS if name == "reference" else OTHER_BOUNDS
     # Where draws scatter most (64 rows per column), 400 of them leave an error of 0.2 %.
-    assert not found.beyond(bounds, allowed_errors=2.0), report(found)
+    assert found.beyond(bounds, allowed_errors=2.0) == []
 
 
 def test_it_agrees_with_aihwkits_own_tile_near_the_optimum() -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from aihwkit.inference.compensation.drift import (
     GlobalDriftCompensation,
     GlobalDriftCompensationWithExactReference,
     PerColumnDriftCompensation,
+)
+from aihwkit.inference.converter.conductance import (
+    CustomPairConductanceConverter,
+    DualPairConductanceConverter,
+    NPairConductanceConverter,
+    SinglePairConductanceConverter,
 )
 from aihwkit.inference.noise.base import BaseNoiseModel
 from aihwkit.simulator.tiles.inference import InferenceTile
@@ -18,10 +22,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.loss.base import LossEngine
-from wpo_optuna.loss.expected.converter_curves import curves_of
 from wpo_optuna.loss.expected.device_moments import DeviceMoments, tabulate_device_moments
+from wpo_optuna.loss.expected.evaluation import placed, tnmse, tnmse_and_gradient
+from wpo_optuna.loss.expected.loss import Kind, Tables
 from wpo_optuna.loss.expected.readout_table import tabulate_readout
-from wpo_optuna.loss.expected.tables import Kind, tile_tables
 from wpo_optuna.loss.expected.weight_nodes import weight_nodes
 from wpo_optuna.loss.readout import AnalogReadout
 from wpo_optuna.network.tile_mapping import split_sizes
@@ -29,7 +33,6 @@ from wpo_optuna.network.tile_mapping import split_sizes
 if TYPE_CHECKING:
     from aihwkit.inference.converter.base import BaseConductanceConverter
 
-    from wpo_optuna.loss.expected.evaluation import Tile
     from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 
 FloatArray = NDArray[np.float64]
@@ -41,18 +44,23 @@ _KINDS = {
     PerColumnDriftCompensation: Kind(compensates=True, reads_reference=True),
 }
 
+_FILLED_IN_TURN = (
+    SinglePairConductanceConverter,
+    DualPairConductanceConverter,
+    NPairConductanceConverter,
+)
+
 
 class ExpectedEngine(LossEngine):
     """Evaluates the expectation of the loss over all noise.
 
     JAX compiles the formulas when they are first used, and their derivatives when a gradient is
     first asked for: some seconds each, once per machine for all problems that have as many pairs,
-    knots and times and the same kind of compensation.
+    knots and times and the same kind of compensation. A batch is shared by as many threads as
+    torch uses; values do not depend on it.
 
     Args:
         problem: the problem whose strategies are evaluated.
-        threads: how many threads share a batch; None takes as many as torch does, of the cores
-            that this process may use. Values do not depend on it.
 
     Raises:
         InvalidArgument: the hardware has a property of which no expectation is known here; the
@@ -61,27 +69,28 @@ class ExpectedEngine(LossEngine):
 
     name = "expected"
 
-    def __init__(self, problem: WeightProgrammingProblem, threads: int | None = None) -> None:
+    def __init__(self, problem: WeightProgrammingProblem) -> None:
         super().__init__(problem)
-        self._threads = threads
         rpu_config = problem.evaluation_rpu_config()
         _check_hardware(rpu_config)
         self._compensation = type(getattr(rpu_config, "drift_compensation", None))
+        self._kind = _KINDS[self._compensation]
         widths = split_sizes(problem.test_out_features, rpu_config.mapping.max_output_size)
         self._columns = [tile.numpy() for tile in problem.test_weights.split(widths, dim=1)]
+        forward = problem.rpu_config.forward
+        self._readouts = [placed(tabulate_readout(forward, tile)) for tile in self._columns]
         self._devices = self._device_moments(problem.g_min, problem.g_max)
-        self._knots = np.linspace(-1, 1, problem.hypercube.n_knots)
-        self._tiles = self._tabulate(self._knots, self._devices)
+        self._tiles = self._tables(np.linspace(-1, 1, problem.hypercube.n_knots), self._devices)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies in other processes tabulate anew: JAX's arrays are bound to theirs."""
-        return type(self), (self.problem, self._threads)
+        return type(self), (self.problem,)
 
     def tnmse(self, x: ArrayLike, seed: int | None = None) -> FloatArray:
         """See :meth:`LossEngine.tnmse`; there is no noise to be seeded."""
         decoded = self.problem.hypercube.decode_arrays(x)
         factors = np.stack([decoded.f, -decoded.f], axis=2).reshape(len(decoded.f), -1)
-        return self._tnmse(factors, decoded.g, self._tiles)
+        return tnmse(factors, decoded.g, self._tiles, self._kind)
 
     def tnmse_of(
         self, converter: BaseConductanceConverter, repeats: int = 100, seed: int = 0
@@ -89,21 +98,18 @@ class ExpectedEngine(LossEngine):
         """See :meth:`LossEngine.tnmse_of`: the expectation, repeated.
 
         Raises:
-            InvalidArgument: the converter does more than span curves over the largest absolute
-                weight and add up conductances.
+            InvalidArgument: the converter is none of aihwkit's converters to pairs of devices.
         """
-        cube, devices = self.problem.hypercube, self._devices
-        described = curves_of(converter, cube.n_knots)
+        problem, devices = self.problem, self._devices
+        factors, knots, curves = _curves_of(converter, problem.hypercube.n_knots)
+        low, high = min(curves.min(), problem.g_min), max(curves.max(), problem.g_max)
+        if (low, high) != (problem.g_min, problem.g_max):
+            devices = self._device_moments(low, high)
         # Devices that count nothing: converters of fewer pairs need no code of their own.
-        missing = max(2 * cube.n_pairs - len(described.factors), 0)
-        factors = np.append(described.factors, np.zeros(missing))
-        curves = np.concatenate([described.curves, *[described.curves[:1]] * missing])
-        low, high = float(curves.min()), float(curves.max())
-        if low < devices.g_us[0] or high > devices.g_us[-1]:
-            devices = self._device_moments(min(low, devices.g_us[0]), max(high, devices.g_us[-1]))
-        is_known = devices is self._devices and np.array_equal(described.knots, self._knots)
-        tiles = self._tiles if is_known else self._tabulate(described.knots, devices)
-        return np.repeat(self._tnmse(factors[None], curves[None], tiles), repeats)
+        missing = [(0, max(2 * problem.hypercube.n_pairs - len(factors), 0))]
+        factors, curves = np.pad(factors, missing), np.pad(curves, [*missing, (0, 0)], mode="edge")
+        value = tnmse(factors[None], curves[None], self._tables(knots, devices), self._kind)
+        return np.repeat(value, repeats)
 
     def value_and_grad(self, x: ArrayLike) -> tuple[FloatArray, FloatArray]:
         """TNMSE ``(n,)`` and its gradient ``(n, d)`` at points ``(n, d)`` or one point ``(d,)``.
@@ -114,40 +120,67 @@ class ExpectedEngine(LossEngine):
         Raises:
             InvalidArgument: x has another number of coordinates or leaves the unit cube.
         """
-        from wpo_optuna.loss.expected.evaluation import tnmse_and_gradient
-
         cube = self.problem.hypercube
-        kind = _KINDS[self._compensation]
-        return tnmse_and_gradient(cube.check_points(x), cube, self._tiles, kind, self._n_threads())
-
-    def _tnmse(self, factors: FloatArray, curves: FloatArray, tiles: list[Tile]) -> FloatArray:
-        """TNMSE (n,) of signed factors (n, D) and curves (n, D, K)."""
-        from wpo_optuna.loss.expected.evaluation import tnmse
-
-        return tnmse(factors, curves, tiles, _KINDS[self._compensation], self._n_threads())
-
-    def _n_threads(self) -> int:
-        return self._threads or min(len(os.sched_getaffinity(0)), torch.get_num_threads())
+        return tnmse_and_gradient(cube.check_points(x), cube, self._tiles, self._kind)
 
     def _device_moments(self, g_low: float, g_high: float) -> DeviceMoments:
         problem = self.problem
         return tabulate_device_moments(problem.noise_model, problem.t_steps, g_low, g_high)
 
-    def _tabulate(self, knots: FloatArray, devices: DeviceMoments) -> list[Tile]:
-        """The tiles, for curves with these knots."""
-        # JAX is imported by those who compute with it.
-        from wpo_optuna.loss.expected.evaluation import tile
-
-        problem, tiles = self.problem, []
+    def _tables(self, knots: FloatArray, devices: DeviceMoments) -> list[Tables]:
+        """Tables of each tile, for curves with these knots."""
+        problem = self.problem
         per_column = self._compensation is PerColumnDriftCompensation
-        for columns in self._columns:
-            nodes = weight_nodes(columns, knots)
-            readout = tabulate_readout(
-                problem.rpu_config.forward, nodes.largest, nodes.mean_absolute, nodes.n_rows
+        tiles = [
+            Tables(
+                nodes=weight_nodes(matrix, knots),
+                devices=devices,
+                readout=readout,
+                scale=np.float64(
+                    100 * matrix.size / problem.test_weights.numel() / problem.max_abs_weight**2
+                ),
+                n_rows=np.float64(matrix.shape[0]),
+                n_columns=np.float64(1 if per_column else matrix.shape[1]),
             )
-            tables = tile_tables(nodes, knots, problem.max_abs_weight, devices, readout, per_column)
-            tiles.append(tile(columns.shape[1] / problem.test_out_features, tables))
-        return tiles
+            for matrix, readout in zip(self._columns, self._readouts, strict=True)
+        ]
+        return [placed(tables) for tables in tiles]
+
+
+def _curves_of(
+    converter: BaseConductanceConverter, n_knots: int
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """A converter as curves.
+
+    Args:
+        converter: one of aihwkit's converters to pairs of devices; another might do anything.
+        n_knots: number of knots, where so many do for the kinks of the curves.
+
+    Returns:
+        Signed factor of each device in the weight ``(D,)``; knots, weights over the largest one
+        from -1 to 1 ``(K,)``; conductances in µS at the knots, linear between them ``(D, K)``.
+    """
+    f = np.array(getattr(converter, "f_lst", [1.0]), np.float64)
+    factors = np.stack([f, -f], axis=1).ravel()
+    if type(converter) is CustomPairConductanceConverter:
+        curves = np.array(converter.g_lst, np.float64)
+        return factors, np.linspace(-1, 1, curves.shape[1]), curves
+    if type(converter) not in _FILLED_IN_TURN:
+        raise InvalidArgument(
+            f"converter = {type(converter).__name__} is none of aihwkit's converters to pairs of "
+            'devices, which alone the expected engine evaluates: use the engine "montecarlo".'
+        )
+    # A pair starts where those before it have reached the end of their range.
+    ends = np.cumsum(f) / np.cumsum(f)[-1]
+    starts = np.concatenate([[0.0], ends[:-1]])
+    knots = np.concatenate([-ends[::-1], [0.0], ends])
+    while len(knots) < n_knots:
+        widest = np.diff(knots).argmax()
+        knots = np.insert(knots, widest + 1, knots[widest : widest + 2].mean())
+    weights = np.stack([knots, -knots])
+    used = np.clip((weights - starts[:, None, None]) / (ends - starts)[:, None, None], 0, 1)
+    curves = converter.g_min + (converter.g_max - converter.g_min) * used
+    return factors, knots, curves.reshape(len(factors), -1)
 
 
 def _check_hardware(rpu_config: Any) -> None:

@@ -1,66 +1,51 @@
 """Noise that is spread evenly instead of drawn: expectations of a noise model without chance.
 
-Inside :class:`LowDiscrepancyNoise`, ``torch.randn_like`` and its kin return the points of a
-scrambled Sobol sequence along the first axis, one coordinate per call. An average over that axis is
-then a quasi-Monte Carlo integral: with 2048 points, means and variances of aihwkit's noise models
-come out to a few parts in 10^4, where as many independent draws would give the variance to 3 %.
+An average over the points of a scrambled Sobol sequence is a quasi-Monte Carlo integral: with 2048
+points, means and variances of aihwkit's noise models come out to a few parts in 10^4, where as many
+independent draws would give the variance to 3 %.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import norm, qmc
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-# No noise model of aihwkit draws more than three times for one device; a call beyond the last
-# coordinate is served by torch's own generator.
+# No noise model of aihwkit draws more than three times for one device.
 _COORDINATES = 16
+
+_SERVED: dict[Any, Callable[..., Tensor]] = {
+    torch.rand: torch.empty,
+    torch.rand_like: torch.empty_like,
+    torch.randn: torch.empty,
+    torch.randn_like: torch.empty_like,
+}
+_NORMAL = (torch.randn, torch.randn_like)
 
 
 class LowDiscrepancyNoise(TorchFunctionMode):
-    """Serves torch's random functions from a Sobol sequence while the context is entered.
+    """Within its block, torch's random functions return one coordinate of the sequence per call.
 
     Tensors that are to receive noise have the samples along their first axis; all other axes
-    receive the same noise. What is drawn in any other way comes from torch's and numpy's
-    generators, seeded inside the context and restored after it.
+    receive the same noise. Everything else, and what exceeds the coordinates, is torch's own.
 
     Args:
-        log2_samples: the sequence has ``2**log2_samples`` points.
-        seed: seed of the scrambling.
+        n_samples: number of points, a power of 2.
         stretch: factor on all normal noise; above 1 it reaches further into the tails than the
             sequence does, to find out what is possible at all.
     """
 
-    def __init__(self, log2_samples: int, seed: int = 0, stretch: float = 1.0) -> None:
+    def __init__(self, n_samples: int, stretch: float = 1.0) -> None:
         super().__init__()
-        self.n_samples = 2**log2_samples
-        self._seed = seed
-        points = qmc.Sobol(_COORDINATES, rng=seed).random_base2(log2_samples)
-        points = np.clip(points, 0.5 / self.n_samples, 1 - 0.5 / self.n_samples)
-        normal = norm.ppf(points)
-        normal = (normal - normal.mean(axis=0)) / normal.std(axis=0)
-        self._uniform = torch.from_numpy(points)
-        self._normal = torch.from_numpy(normal * stretch)
-        self._next_coordinate = 0
-        self._restore = ExitStack()
-
-    def __enter__(self) -> LowDiscrepancyNoise:
-        self._next_coordinate = 0
-        self._restore.enter_context(torch.random.fork_rng(devices=[]))
-        self._restore.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002
-        torch.manual_seed(self._seed)
-        np.random.seed(self._seed)  # noqa: NPY002 - noise models may draw from numpy's global one
-        super().__enter__()
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
-        self._restore.close()
+        self._n_samples = n_samples
+        self._stretch = stretch
+        self._n_served = 0
 
     def __torch_function__(
         self,
@@ -70,13 +55,24 @@ class LowDiscrepancyNoise(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Answers the random functions; everything else runs unchanged."""
-        result = func(*args, **(kwargs or {}))
-        if func not in (torch.randn_like, torch.rand_like, torch.randn, torch.rand):
+        result = _SERVED.get(func, func)(*args, **(kwargs or {}))
+        if func not in _SERVED:
             return result
-        fits = result.ndim > 0 and result.shape[0] == self.n_samples
-        if not fits or self._next_coordinate >= _COORDINATES:
-            return result
-        is_normal = func in (torch.randn_like, torch.randn)
-        points = (self._normal if is_normal else self._uniform)[:, self._next_coordinate]
-        self._next_coordinate += 1
-        return result.copy_(points.reshape(-1, *(1,) * (result.ndim - 1)))
+        fits = result.ndim > 0 and len(result) == self._n_samples
+        if not fits or self._n_served == _COORDINATES:
+            return func(*args, **(kwargs or {}))
+        uniform, normal = _spread_numbers(self._n_samples)
+        numbers = self._stretch * normal if func in _NORMAL else uniform
+        column = numbers[:, self._n_served].reshape(-1, *(1,) * (result.ndim - 1))
+        self._n_served += 1
+        return result.copy_(column)
+
+
+@cache
+def _spread_numbers(n_samples: int) -> tuple[Tensor, Tensor]:
+    """Uniform numbers and standard normal ones, (n_samples, _COORDINATES) in float64."""
+    points = qmc.Sobol(_COORDINATES, rng=0).random(n_samples)
+    points = np.clip(points, 0.5 / n_samples, 1 - 0.5 / n_samples)
+    normal = norm.ppf(points)
+    normal = (normal - normal.mean(axis=0)) / normal.std(axis=0)
+    return torch.from_numpy(points), torch.from_numpy(normal)

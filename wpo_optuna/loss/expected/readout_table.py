@@ -10,12 +10,16 @@ tabulated over μ and v. The table for v = 0 is a quasi-Monte Carlo average over
 itself (:class:`~wpo_optuna.loss.readout.AnalogReadout`); the others are its convolutions with
 normal distributions. Noise of equal variance in place of the read-out would not do: where the
 converter's step is not small against the weights, it is wrong by 5 % of the loss.
+
+Weights in time are not normal, however: see :func:`gamma_excess_table`.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,9 +27,10 @@ from aihwkit.simulator.parameters.enums import WeightNoiseType
 from aihwkit.simulator.parameters.io import IOParameters
 from numpy.typing import NDArray
 from scipy.signal import fftconvolve
-from scipy.stats import norm, qmc
+from scipy.stats import norm
 from torch import Tensor
 
+from wpo_optuna.loss.expected.low_discrepancy import LowDiscrepancyNoise
 from wpo_optuna.loss.noise import Key
 from wpo_optuna.loss.readout import AnalogReadout
 
@@ -41,49 +46,62 @@ _MEAN_STEP = 1 / 16
 _SMALLEST_DEVIATION = 1 / 64
 _MOST_MEANS = 4097
 _MOST_DEVIATIONS = 64
-MOST_ENTRIES = _MOST_MEANS * _MOST_DEVIATIONS
+_MOST_ENTRIES = _MOST_MEANS * _MOST_DEVIATIONS
 
 # How many standard deviations of the normal distributions are taken into account.
 _REACH = 4.5
-_LOG2_SAMPLES = 10
-_COORDINATES = 16
+_SAMPLES = 1024
+
+# The axes of the gamma variables' table: |μ|/√v from 0 to Z_LARGEST; asymmetry from -1 to 1; the
+# common scale s (kurtosis = 6 s²) as s/(s + HALF_SCALE), by steps of 1/_SCALES from 0.
+Z_LARGEST = 8.0
+_PLACES = 41
+_ASYMMETRIES = 9
+_SCALES = 13
+HALF_SCALE = 0.7
+
+_LARGEST_FREQUENCY = 3e3
+_FREQUENCIES = 2000
 
 
-@dataclass(frozen=True)
-class ReadoutTable:
+class ReadoutTable(NamedTuple):
     """The averaged read-out of normally distributed weights; bilinear in mean and variance.
 
     Attributes:
+        response, slope, second_moment: at M means and V variances, axes in one, each filled up to
+            ``(262208,)`` as JAX compiles anew for each shape.
+        mean_cells, variance_cells: M - 1 and V - 1.
         largest_mean: means are tabulated from -largest_mean to largest_mean (unitless).
         largest_deviation: the j-th of V variances belongs to the standard deviation
             largest_deviation (j/(V-1))^2.
-        values: response, slope and second moment ``(M, V, 3)``.
         variance_per_square: input noise adds to the variance at the output this multiple of the
             mean square of the tile's weights ...
         added_variance: ... and, by way of the weight noise, this.
     """
 
-    largest_mean: float
-    largest_deviation: float
-    values: FloatArray
-    variance_per_square: float
-    added_variance: float
+    response: FloatArray
+    slope: FloatArray
+    second_moment: FloatArray
+    mean_cells: np.int32
+    variance_cells: np.int32
+    largest_mean: np.float64
+    largest_deviation: np.float64
+    variance_per_square: np.float64
+    added_variance: np.float64
 
 
-def tabulate_readout(
-    io: IOParameters, largest_weight: float, mean_absolute: float, n_rows: int
-) -> ReadoutTable:
+def tabulate_readout(io: IOParameters, matrix: FloatArray) -> ReadoutTable:
     """Samples the read-out of the unit vectors.
 
     Args:
         io: settings of the forward pass.
-        largest_weight: largest absolute weight of the test matrix, which sets the table's range.
-        mean_absolute: mean absolute weight of the test matrix.
-        n_rows: inputs of the tile.
+        matrix: the test matrix ``(rows, columns)``, unitless, which sets the table's range.
 
     Raises:
         InvalidArgument: the forward pass couples the weights of the tile (IR drop and the like).
     """
+    sizes = np.abs(matrix.astype(np.float64))
+    n_rows, largest_weight, mean_absolute = len(matrix), float(sizes.max()), float(sizes.mean())
     half = min(
         math.ceil(_LARGEST_MEAN / _MEAN_STEP * largest_weight / mean_absolute), _MOST_MEANS // 2
     )
@@ -96,13 +114,24 @@ def tabulate_readout(
         kernel = _normal_weights(deviation / mean_step)
         smooth = fftconvolve(np.stack([response, second_moment]), kernel[None], "same", axes=1)
         slope = np.gradient(smooth[0], mean_step)
-        columns.append(np.stack([smooth[0], slope, smooth[1]], axis=1)[margin:-margin])
+        columns.append(np.stack([smooth[0], slope, smooth[1]])[:, margin:-margin])
+    values = np.stack(columns, axis=2).reshape(3, -1)
+    values = np.pad(values, [(0, 0), (0, _MOST_ENTRIES - values.shape[1])])
+    # Input noise is weighted with the weights, and their noise, of all rows.
+    variance_per_square = n_rows * io.inp_noise**2
+    is_constant = io.w_noise_type == WeightNoiseType.ADDITIVE_CONSTANT
+    has_weight_noise = io.w_noise > 0 and io.w_noise_type != WeightNoiseType.NONE
+    weight_noise = io.w_noise**2 * (1.0 if is_constant else mean_absolute) * has_weight_noise
     return ReadoutTable(
-        largest_mean=_LARGEST_MEAN * largest_weight,
-        largest_deviation=float(deviations[-1]),
-        values=np.ascontiguousarray(np.stack(columns, axis=1)),
-        variance_per_square=n_rows * io.inp_noise**2,
-        added_variance=n_rows * io.inp_noise**2 * _weight_noise_variance(io, mean_absolute),
+        response=values[0],
+        slope=values[1],
+        second_moment=values[2],
+        mean_cells=np.int32(2 * half),
+        variance_cells=np.int32(len(deviations) - 1),
+        largest_mean=np.float64(_LARGEST_MEAN * largest_weight),
+        largest_deviation=deviations[-1],
+        variance_per_square=np.float64(variance_per_square),
+        added_variance=np.float64(variance_per_square * weight_noise),
     )
 
 
@@ -125,38 +154,71 @@ def _normal_weights(deviation: float) -> FloatArray:
     return weights / weights.sum()
 
 
-def _weight_noise_variance(io: IOParameters, mean_absolute: float) -> float:
-    """Variance of the weight noise at an output, for one input of unit strength."""
-    if io.w_noise <= 0 or io.w_noise_type == WeightNoiseType.NONE:
-        return 0.0
-    if io.w_noise_type == WeightNoiseType.ADDITIVE_CONSTANT:
-        return io.w_noise**2
-    return io.w_noise**2 * mean_absolute
-
-
 def _read(io: IOParameters, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Mean of |y| and of y² for each of the weights (N,)."""
     readout = AnalogReadout(io)
     # Input noise, which mixes the weights of a tile, is accounted for as added variance.
     readout = AnalogReadout(replace(io, inp_noise=0.0)) if io.inp_noise > 0 else readout
-    noise = _SpreadNoise(2**_LOG2_SAMPLES)
     # One sample per input, so that bound management repeats each sample alone.
     tiles = torch.from_numpy(weights).to(torch.float32)[:, None, None]
-    tiles = tiles.expand(-1, 1, noise.n_samples).contiguous()
-    outputs = readout.outputs(tiles, noise, (1,)).double()
+    tiles = tiles.expand(-1, 1, _SAMPLES).contiguous()
+    with LowDiscrepancyNoise(_SAMPLES):
+        outputs = readout.outputs(tiles, _SpreadNoise(), (1,)).double()
     return outputs.abs().mean(dim=(1, 2)).numpy(), (outputs**2).mean(dim=(1, 2)).numpy()
 
 
 class _SpreadNoise:
-    """Stands in for random numbers, with one coordinate of a Sobol sequence per key."""
-
-    def __init__(self, n_samples: int) -> None:
-        self.n_samples = n_samples
-        points = qmc.Sobol(_COORDINATES, rng=0).random(n_samples)
-        normal = norm.ppf(np.clip(points, 0.5 / n_samples, 1 - 0.5 / n_samples))
-        self._normal = torch.from_numpy((normal - normal.mean(0)) / normal.std(0)).float()
-        self._coordinates: dict[Key, int] = {}
+    """A read-out's random numbers, from torch: each key comes but once."""
 
     def normal(self, key: Key, shape: tuple[int, ...], device: torch.device) -> Tensor:
-        coordinate = self._coordinates.setdefault(key, len(self._coordinates) % _COORDINATES)
-        return self._normal[:, coordinate].clone().reshape(shape)
+        return torch.randn(_SAMPLES, device=device).reshape(shape)
+
+
+@cache
+def gamma_excess_table() -> FloatArray:
+    """How much E|w| of a difference of positive quantities departs from that of a normal variable.
+
+    docs/expected_loss.md says why a weight in time is one, and what cumulants it has. Of the
+    variables with these, the difference of two gamma variables of one common scale is tabulated
+    here (variance-gamma distribution; Madan, Carr and Chang, 1998):
+
+        E|w| = E|N(μ, v)| + √v excess(μ/√v, skewness, kurtosis).
+
+    Returns:
+        The excess on its grid, ``(41, 9, 13)``; not to be changed.
+        The asymmetry is the skewness over the largest one that the kurtosis admits, 2s, and
+        positive where the tail is on the side of μ.
+    """
+    z = np.linspace(0, Z_LARGEST, _PLACES)
+    asymmetries = np.linspace(-1, 1, _ASYMMETRIES)
+    relative = np.arange(_SCALES) / _SCALES
+    scales = HALF_SCALE * relative / (1 - relative)
+    u, du = _frequencies()
+    phases = np.exp(1j * np.outer(u, z))
+    table = np.zeros((_PLACES, _ASYMMETRIES, _SCALES))
+    for column, scale in enumerate(scales[1:], start=1):
+        for row, asymmetry in enumerate(asymmetries):
+            missing = np.exp(-(u**2) / 2) - _characteristic_function(u, asymmetry, scale)
+            integrand = (missing * du / u**2)[:, None] * phases
+            # A plain sum: a product of matrices would depend on the number of threads.
+            table[:, row, column] = 2 / np.pi * integrand.sum(axis=0).real
+    # Continuous where it ends.
+    table[-1] = 0.0
+    return table
+
+
+def _frequencies() -> tuple[FloatArray, FloatArray]:
+    """Nodes and weights for integrals over all positive frequencies: even steps of log(1 + u)."""
+    steps = np.linspace(0, np.log1p(_LARGEST_FREQUENCY), _FREQUENCIES + 1)
+    middle = (steps[1:] + steps[:-1]) / 2
+    return np.expm1(middle), np.diff(np.expm1(steps))
+
+
+def _characteristic_function(
+    u: FloatArray, asymmetry: float, scale: float
+) -> NDArray[np.complex128]:
+    """That of scale (G⁺ - G⁻), with mean 0 and variance 1, where G± are gamma variables."""
+    positive, negative = (0.5 * (1 + sign * asymmetry) / scale**2 for sign in (1, -1))
+    mean = scale * (positive - negative)
+    logarithm = -positive * np.log1p(-1j * scale * u) - negative * np.log1p(1j * scale * u)
+    return np.exp(logarithm - 1j * u * mean)

@@ -1,17 +1,18 @@
 """The test matrix as a few weights with shares, for integrals over its entries.
 
-Two integrals run over the entries of the test matrix W. The mean over all entries becomes a Gauss
-rule for the distribution of the entries themselves between each two neighbouring knots of the
-curves: there a strategy's conductances are linear in the weight, and what is made of them is
-smooth, so that a few nodes do. The largest programmed weight depends on the entries near the
-extremes, which enter one by one, and on all others in groups.
+The mean over all entries becomes a Gauss rule between each two neighbouring knots of the curves;
+the largest programmed weight depends on the entries near the extremes, which enter one by one, and
+on all others in groups (docs/expected_loss.md).
+
+JAX compiles anew for each shape: nodes and extremes are filled up with ones that count nothing, so
+that other weights and layers of another size need no other code.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,33 +33,30 @@ _SMALLEST_NORM = 1e-12
 _SINGLE_EXTREMES = 8
 _GROUP_GROWTH = 1.5
 
+# Numbers of extremes that are told apart: what a matrix of up to 2048 x 20 has, and steps above.
+_FEWEST_EXTREMES, _EXTREMES_STEP = 56, 16
 
-@dataclass(frozen=True)
-class WeightNodes:
+
+class WeightNodes(NamedTuple):
     """Entries of the test matrix, represented.
 
     Attributes:
+        knots: where the curves have their knots, over the largest entry ``(K,)``.
         weights: nodes ``(Q,)``, unitless, ascending.
         shares: share of the entries that each node stands for ``(Q,)``; they add up to 1.
         extremes: entries or means of groups of entries ``(J,)``.
         counts: number of entries that each of the extremes stands for ``(J,)``.
         largest: largest absolute entry.
-        n_rows: rows of the matrix (inputs of the tile).
-        n_columns: columns of the matrix (outputs of the tile).
+        mean_absolute: mean absolute entry.
     """
 
+    knots: FloatArray
     weights: FloatArray
     shares: FloatArray
     extremes: FloatArray
     counts: FloatArray
-    largest: float
-    n_rows: int
-    n_columns: int
-
-    @property
-    def mean_absolute(self) -> float:
-        """Mean of the absolute entries."""
-        return float(np.sum(self.shares * np.abs(self.weights)))
+    largest: np.float64
+    mean_absolute: np.float64
 
 
 def weight_nodes(matrix: FloatArray, knots: FloatArray) -> WeightNodes:
@@ -69,29 +67,32 @@ def weight_nodes(matrix: FloatArray, knots: FloatArray) -> WeightNodes:
         knots: ascending ``(K,)`` from -1 to 1, in units of the largest absolute entry.
     """
     entries = np.sort(matrix.astype(np.float64), axis=None)
-    largest = float(np.abs(entries).max())
+    largest = np.abs(entries).max()
     # An entry at an inner knot belongs to the interval on its right.
     pieces = np.split(entries, np.searchsorted(entries, largest * knots[1:-1]))
     pieces = [piece for piece in pieces if len(piece)]
-    sizes = _sizes([len(piece) for piece in pieces], most_nodes(len(knots)))
-    rules = [
-        (nodes, shares * len(piece) / len(entries))
-        for piece, size in zip(pieces, sizes, strict=True)
-        for nodes, shares in [gauss_rule(piece, size)]
-    ]
+    most = _most_nodes(len(knots))
+    sizes = _sizes([len(piece) for piece in pieces], most)
+    rules = [_gauss_rule(piece, size) for piece, size in zip(pieces, sizes, strict=True)]
+    weights, numbers = (np.concatenate(parts) for parts in zip(*rules, strict=True))
     extremes, counts = _extremes(entries)
+    n_extremes = len(extremes) + (_FEWEST_EXTREMES - len(extremes)) % _EXTREMES_STEP
     return WeightNodes(
-        weights=np.concatenate([nodes for nodes, _ in rules]),
-        shares=np.concatenate([shares for _, shares in rules]),
-        extremes=extremes,
-        counts=counts,
+        knots,
+        *_filled(weights, numbers / len(entries), most),
+        *_filled(extremes, counts, max(n_extremes, _FEWEST_EXTREMES)),
         largest=largest,
-        n_rows=matrix.shape[0],
-        n_columns=matrix.shape[1],
+        mean_absolute=np.abs(entries).mean(),
     )
 
 
-def most_nodes(n_knots: int) -> int:
+def _filled(values: FloatArray, counts: FloatArray, size: int) -> tuple[FloatArray, FloatArray]:
+    """Both ``(size,)``, filled up with values that count nothing."""
+    missing = (0, size - len(values))
+    return np.pad(values, missing, mode="edge"), np.pad(counts, missing)
+
+
+def _most_nodes(n_knots: int) -> int:
     """Number of nodes, a multiple of 8, that no matrix exceeds: 56 for 11 knots."""
     n_pieces = n_knots - 1
     wanted = max(round(_NODES_OF_NORMAL * n_pieces**0.5), _FEWEST_NODES * n_pieces)
@@ -109,7 +110,7 @@ def _sizes(counts: Sequence[int], most: int) -> list[int]:
     return sizes
 
 
-def gauss_rule(values: FloatArray, n_nodes: int) -> tuple[FloatArray, FloatArray]:
+def _gauss_rule(values: FloatArray, n_nodes: int) -> tuple[FloatArray, FloatArray]:
     """Gauss rule of the distribution that gives each of the values the same probability.
 
     It integrates polynomials up to degree 2 n_nodes - 1 exactly. The recurrence of the orthogonal
@@ -121,11 +122,11 @@ def gauss_rule(values: FloatArray, n_nodes: int) -> tuple[FloatArray, FloatArray
         n_nodes: number of nodes; fewer are returned where there are fewer distinct values.
 
     Returns:
-        Nodes, ascending, and their probabilities.
+        Nodes, ascending, and how many of the values each stands for.
     """
     distinct, counts = np.unique(values, return_counts=True)
     if len(distinct) <= n_nodes:
-        return distinct, counts / len(values)
+        return distinct, counts.astype(np.float64)
     centre, half_width = values.mean(), np.ptp(values) / 2
     x = (values - centre) / half_width
     previous, current = np.zeros_like(x), np.full_like(x, len(x) ** -0.5)
@@ -143,7 +144,7 @@ def gauss_rule(values: FloatArray, n_nodes: int) -> tuple[FloatArray, FloatArray
     beside = off_diagonal[1 : len(diagonal)]
     jacobi = np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
     nodes, vectors = np.linalg.eigh(jacobi)
-    return centre + half_width * nodes, vectors[0] ** 2
+    return centre + half_width * nodes, vectors[0] ** 2 * len(values)
 
 
 def _extremes(entries: FloatArray) -> tuple[FloatArray, FloatArray]:

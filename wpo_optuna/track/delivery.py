@@ -21,7 +21,7 @@ import optuna
 from wpo_optuna.storage import FinishedTrials
 from wpo_optuna.study import attributes as names
 from wpo_optuna.track.destination import Destination, refuse_file_of
-from wpo_optuna.track.store import connect, find_or_create_experiment, is_database, settle
+from wpo_optuna.track.store import connect, find_or_create_experiment, is_database, settle, turn
 from wpo_optuna.track.study_run import PARAMETERS_FILE, PARQUET_FILE, StudyRun
 from wpo_optuna.track.trials import (
     ATTRIBUTES,
@@ -131,10 +131,12 @@ class Delivery:
         self._attributes = attributes
         self._trials = sorted(self._trials + lacking, key=lambda trial: trial.number)
         run, self._run = self._run, None  # what fails may have been carried out all the same
-        if run is None or not running or not run.is_written_by(self._writer):
-            run, lacking, is_new = self._open(), self._trials, True
-        if is_new:
-            self._write(run, lacking, running)
+        # A server would otherwise be asked for many of the runs by each of several deliverers.
+        with turn(f"{self._destination.uri} {self._study.study_name}"):
+            if run is None or not running or not run.is_written_by(self._writer):
+                run, lacking, is_new = self._open(), self._trials, True
+            if is_new:
+                self._write(run, lacking, running)
         self._run = run
         return self._delivered(run, n_lacking=0)
 

@@ -27,7 +27,6 @@ DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _SERVERS = ("http", "https", "databricks", "databricks-uc", "uc")
 _VARIABLE = "MLFLOW_TRACKING_URI"
 _DEFAULT = "sqlite:///mlflow.db"
-_LONGEST_EXPERIMENT_NAME = 500
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,8 @@ class Destination:
 
     def __post_init__(self) -> None:
         _check_tracking_uri(self.uri, _named(self.tracking_uri))
-        if not 0 < len(self.experiment_name) <= _LONGEST_EXPERIMENT_NAME:
-            raise InvalidArgument(
-                f"experiment_name = {self.experiment_name!r}: a name of 1 to "
-                f"{_LONGEST_EXPERIMENT_NAME} characters is needed."
-            )
+        if not self.experiment_name:
+            raise InvalidArgument("experiment_name = '': a name is needed.")
         check_choice("trial_runs", self.trial_runs, TRIAL_RUNS)
 
     @property

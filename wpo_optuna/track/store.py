@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import math
 import os
+import socket
 import sqlite3
+import sys
 import textwrap
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
-from pathlib import Path
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
@@ -38,6 +40,7 @@ REQUEST_SETTINGS = {
 }
 
 _ITEMS_PER_REQUEST = 100
+_POLL_S = 0.02
 _RUNS_PER_PAGE = 1000
 _EXPERIMENT_NOTE = (
     "Weight programming studies. The runs of their trials fold away under each study; to list "
@@ -73,7 +76,7 @@ def connect(tracking_uri: str) -> MlflowClient:
     if path is None:
         return _connect(tracking_uri)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _alone_in(path.parent):
+    with turn(str(path)):  # MLflow creates its tables as if it were alone
         if not path.exists() and network_file_system(path.parent) is None:
             with closing(sqlite3.connect(path)) as database:
                 database.execute("PRAGMA journal_mode = WAL")
@@ -91,15 +94,20 @@ def _connect(tracking_uri: str) -> MlflowClient:
 
 
 @contextmanager
-def _alone_in(directory: Path) -> Iterator[None]:
-    """Lets processes go one after the other: MLflow creates its tables as if it were alone."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # network file systems do not lock directories
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+def turn(name: str) -> Iterator[None]:
+    """Lets the processes of this host's user that name the same thing go one after the other.
+
+    Of a name without a file Linux frees itself when its process ends.
+    """
+    digest = hashlib.sha256(f"{os.getuid()} {name}".encode()).hexdigest()
+    with socket.socket(socket.AF_UNIX) as taken:
+        while sys.platform == "linux":
+            try:
+                taken.bind(f"\0wpo_optuna {digest}")
+                break
+            except OSError:
+                time.sleep(_POLL_S)
         yield
-    finally:
-        os.close(descriptor)
 
 
 def settle(tracking_uri: str) -> None:

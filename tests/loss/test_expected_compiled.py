@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -144,7 +146,15 @@ def test_what_is_on_disk_is_used_unless_it_is_damaged_or_others_could_have_writt
         path.write_bytes(content)
         assert n_compilations() > 0
         assert n_compilations() == 0
+    # Where a home cannot be written, or can be by others, they lie among temporary files.
     path.parent.chmod(0o777)
-    assert n_compilations() > 0
-    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
-    assert n_compilations() > 0
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for home in (str(tmp_path), "/proc/nowhere"):
+        monkeypatch.setenv("XDG_CACHE_HOME", home)
+        assert n_compilations() > 0
+        assert n_compilations() == 0
+        (folder,) = tmp_path.glob("wpo_optuna-*")
+        folder.chmod(0o777)
+        assert n_compilations() > 0
+        assert n_compilations() > 0
+        shutil.rmtree(folder)

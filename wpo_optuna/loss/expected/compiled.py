@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
-import tempfile
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from tempfile import NamedTemporaryFile, gettempdir
 from typing import Any
 
 import jax
@@ -62,8 +63,8 @@ def _executable(
         jitted = jax.jit(lambda *arrays: function(*arrays, *statics))
         executable = jitted.lower(*arguments).compile(compiler_options=_OPTIONS)
     # A full disk must not end a study.
-    with suppress(OSError, RuntimeError, ValueError):
-        with tempfile.NamedTemporaryFile(dir=_cache_folder(), delete=False) as file:
+    with suppress(OSError, ValueError):
+        with NamedTemporaryFile(dir=_cache_folder(), delete=False) as file:
             pickle.dump(serialize(executable), file)
         # In one step: another process finds all of it or nothing.
         os.replace(file.name, _cache_folder() / name)
@@ -71,25 +72,27 @@ def _executable(
 
 
 def _cache_folder() -> Path:
-    """The user's folder for caches.
+    """The user's folder for caches, or one among temporary files where a home cannot be written.
 
     Raises:
-        OSError: it cannot be made, or others can write to it: what is in it is executed.
-        RuntimeError: the user has no home.
+        OSError: neither can be had, or others can write to it: what is in it is executed.
     """
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = home / "wpo_optuna"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    status = folder.stat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise PermissionError(f"{folder} can be written to by others.")
-    return folder
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    for folder in (home / "wpo_optuna", Path(gettempdir()) / f"wpo_optuna-{os.getuid()}"):
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            status = folder.lstat()
+            is_own = status.st_uid == os.getuid() and not status.st_mode & 0o022
+            if folder.is_dir() and is_own and os.access(folder, os.W_OK):
+                return folder
+    raise PermissionError("There is no folder that only this user can write to.")
 
 
 @cache
 def _origin() -> tuple[str, ...]:
     """What executables depend on beside the function itself."""
     sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
-    processor = Path("/proc/cpuinfo").read_text().splitlines()
-    flags = {line for line in processor if line.startswith(("flags", "Features"))}
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
+    flags = {line for line in lines if line.startswith(("flags", "Features"))} or set(lines)
     return hashlib.sha256(sources).hexdigest(), jax.__version__, jaxlib.__version__, *sorted(flags)

@@ -168,7 +168,7 @@ def test_a_network_without_weights_is_answered_with_what_it_has() -> None:
     assert "norm0.weight (it is 1-d)" in message
     assert "3 more" in message
     assert "'*'" in message
-    assert "fc1.weight (excluded)" in complaint(STATE, exclude=["*"])
+    assert "fc1.weight (it is excluded)" in complaint(STATE, exclude=["*"])
 
 
 @pytest.mark.parametrize("argument", ["include", "exclude"])

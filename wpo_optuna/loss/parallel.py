@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -98,6 +99,7 @@ _adopted: LossEngine | None = None
 def _adopt(files: Mapping[str, Path], pickled_engine: bytes) -> None:
     """Keeps a process's copy of the engine; the processes share the cores among themselves."""
     global _adopted
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
     torch.set_num_threads(1)
     import_files(files)
     _adopted = pickle.loads(pickled_engine)

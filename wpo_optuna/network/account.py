@@ -35,6 +35,7 @@ class AccountedTensor:
         becomes: ``analogue``, ``digital`` or ``not readable``.
         because: the reason, or a remark; may be empty if analogue.
         counts: whether it holds weights that count; of tied tensors the first one does.
+        is_named: whether the name is that of a parameter, and not what somebody called an array.
     """
 
     name: str
@@ -46,6 +47,7 @@ class AccountedTensor:
     becomes: str
     because: str
     counts: bool = True
+    is_named: bool = True
 
     @property
     def layer(self) -> str:
@@ -81,6 +83,10 @@ class Account:
     def analogue(self) -> tuple[AccountedTensor, ...]:
         """The tensors that lie on tiles."""
         return tuple(tensor for tensor in self.tensors if tensor.becomes == ANALOGUE)
+
+    def of(self, name: str) -> Account:
+        """The account of one tensor alone."""
+        return Account(self.source, tuple(t for t in self.tensors if t.name == name))
 
     def count(self, *, analogue: bool = False, in_matrices: bool = False) -> int:
         """Number of weights: of all, of those on tiles, or of those in matrices."""

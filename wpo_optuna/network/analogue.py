@@ -137,6 +137,7 @@ def _entry(tensor: StoredTensor, known: Known, reason: str, remark: str) -> Acco
     return AccountedTensor(
         tensor.name, known.kind, tensor.shape, tile_shape, known.blocks, count, becomes,
         reason or remark, counts=becomes == NOT_READABLE or tensor.type_name in _REAL_TYPES,
+        is_named=tensor.is_named,
     )  # fmt: skip
 
 

@@ -252,29 +252,3 @@ def _with_converter(
     own = copy.deepcopy(noise_model)
     own.g_converter = converter
     return own
-
-
-def __getattr__(name: str) -> object:  # until its users import it from there
-    if name != "NetworkForms":
-        raise AttributeError(name)
-    from wpo_optuna.network.conversion import NetworkForms
-
-    return NetworkForms
-
-
-def layers_by_parameter(parameters: Sequence[str], model: nn.Module) -> dict[str, str]:
-    """Until its users take :meth:`NetworkForms.layers_by_parameter`."""
-    layers = {tile.layer for tile in analog_tiles(model)}
-    names = list(parameters)
-    while lost := [i for i, n in enumerate(names) if not layers & {n, n.rpartition(".")[0]}]:
-        prefixes = {name.partition(".")[0] for name in names}
-        # What is left must still name a layer and its parameter.
-        if len(prefixes) != 1 or not all(name.count(".") >= 2 for name in names):
-            raise InvalidArgument(
-                f"model: no analog layer of the network holds {parameters[lost[0]]!r} of the "
-                f"checkpoint; it has {', '.join(map(repr, sorted(layers)))}. Exclude what is not "
-                "analog, or give the network that the checkpoint belongs to."
-            )
-        names = [name.partition(".")[2] for name in names]
-    found = [name if name in layers else name.rpartition(".")[0] for name in names]
-    return dict(zip(parameters, found, strict=True))

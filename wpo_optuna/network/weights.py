@@ -82,10 +82,6 @@ class CheckpointWeights:
         """Number of weights taken."""
         return sum(layer.count for layer in self.layers)
 
-    def listing(self) -> str:
-        """Until its users take the account's table."""
-        return self.account.table()
-
 
 def read_weights(
     source: Network,

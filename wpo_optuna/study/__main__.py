@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -34,9 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quiet, debug = options.pop("quiet"), options.pop("debug")
     if options.pop("list_rpu_configs"):
         return _list_rpu_configs()
-    config = options.pop("config")
+    config, lists_weights = options.pop("config"), options.pop("list_weights")
+
+    def command() -> int:
+        settings = read_settings(StudySettings, options, config)
+        return _list_weights(settings) if lists_weights else _run(settings, given, quiet, started)
+
     return run_command(
-        lambda: _run(read_settings(StudySettings, options, config), given, quiet, started),
+        command,
         debug=debug,
         on_interruption="Interrupted before the study began.",
     )
@@ -57,6 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--list-rpu-configs", action="store_true", help="list the named hardware and exit"
     )
+    parser.add_argument(
+        "--list-weights", action="store_true",
+        help="tell what of the network becomes analogue, and exit",
+    )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     add_settings(parser, StudySettings)
@@ -70,6 +80,7 @@ def _run(settings: StudySettings, given: Sequence[str], quiet: bool, started: fl
     check_aihwkit()
     import optuna
 
+    from wpo_optuna.network.account import NetworkWarning
     from wpo_optuna.study import layers, text
     from wpo_optuna.study.problem_setup import effective_settings, set_up_problem
     from wpo_optuna.study.run import run_study
@@ -77,14 +88,17 @@ def _run(settings: StudySettings, given: Sequence[str], quiet: bool, started: fl
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it sets its level when imported
     setup = set_up_problem(settings, show_progress_bar=not quiet)
-    if settings.weights is not None and not quiet:
-        print(setup.checkpoint.listing())
+    account = setup.checkpoint.account
+    print(f"{account.summary()}." if quiet else account.table())
+    if (warning := account.warning()) is not None:
+        warnings.warn(warning, NetworkWarning, stacklevel=2)
     n_trials = settings.total_trials(setup.problem.hypercube.dimension)
     run_one: Callable[..., StudyResult] = partial(
         run_study,
         **{name: getattr(settings, name) for name in RunSettings.model_fields}
         | {"n_trials": n_trials, "study_name": setup.study_name},
         sampler_options=dict(DE_OPTIONS) | settings.given if settings.given else None,
+        account=account,
         settings_text=lambda engine: effective_settings(settings, setup, engine).to_yaml(),
         show_progress_bar=not quiet,
     )
@@ -101,6 +115,19 @@ def _run(settings: StudySettings, given: Sequence[str], quiet: bool, started: fl
     print(text.describe(settings, result, n_trials, resume, time.perf_counter() - started))
     if comparison is not None:
         print(f"\n{comparison}")
+    return 0
+
+
+def _list_weights(settings: StudySettings) -> int:
+    from wpo_optuna.network.weights import account_of
+    from wpo_optuna.study.problem_setup import EXAMPLE_FILE
+
+    account = account_of(
+        settings.weights or EXAMPLE_FILE, settings.include, settings.exclude, settings.transposed
+    )
+    print(account.table())
+    if (warning := account.warning()) is not None:
+        print(f"Note that {warning}")
     return 0
 
 

@@ -1,7 +1,7 @@
 """Scores that can be believed: strategies on fresh noise, with an interval.
 
 The best of many noisy trials was also lucky (winner's curse), and a deterministic engine has a
-bias of its own. Finalists are therefore drawn again through aihwkit's own tile.
+bias of its own. Finalists are therefore drawn again.
 """
 
 from __future__ import annotations

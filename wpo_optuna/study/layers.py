@@ -12,6 +12,7 @@ import csv
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ from wpo_optuna.evaluate.accuracy import (
 )
 from wpo_optuna.evaluate.metric_over_time import MetricOverTime
 from wpo_optuna.loss.engine_choice import drawing_engine
+from wpo_optuna.network.account import NetworkWarning
+from wpo_optuna.network.analogue import Choice
 from wpo_optuna.study.attributes import FINISHED, METRICS
 from wpo_optuna.study.environment import directory_of_study
 from wpo_optuna.study.estimate import Estimate, score
@@ -168,19 +171,23 @@ def run(
     if settings.model is not None and settings.data is not None:
         network = set_up_network(
             model=settings.model, data=settings.data, metric=settings.metric,
-            rpu_config=settings.rpu_config,
+            rpu_config=settings.rpu_config, choice=Choice(settings.include, settings.exclude),
         )  # fmt: skip
+        studied = [tensor.name for tensor in setup.checkpoint.account.analogue]
+        told = network.network.account.disagreement(studied)
+        if told is not None:
+            warnings.warn(told, NetworkWarning, stacklevel=2)
         names = [layer.name for layer in setup.checkpoint.layers if not layer.is_zero]
         places = network.network.layers_by_parameter(names)
     result = run_layers(run_study, setup, show_progress_bar)
     directory = directory_of_study(Path(settings.output), setup.study_name) / "layers"
     result.write(directory / LAYERS_FILE)
-    told = [result.table(), ""]
+    lines = [result.table(), ""]
     zero = [layer.name for layer in setup.checkpoint.layers if layer.is_zero]
     if zero:
-        told += [f"all weights are zero, so that any strategy will do: {', '.join(zero)}", ""]
+        lines += [f"all weights are zero, so that any strategy will do: {', '.join(zero)}", ""]
     if network is None:
-        told += ["For the accuracy as well, run this again with --model and --data.", ""]
+        lines += ["For the accuracy as well, run this again with --model and --data.", ""]
     else:
         started_s = time.time()
         programmings: dict[str, Programming] = {
@@ -196,9 +203,9 @@ def run(
             repeats=settings.repeats, seed=settings.seed, show_progress_bar=show_progress_bar,
         )  # fmt: skip
         _record_accuracy(settings, result, measured, measured.save(directory), network, started_s)
-        told += [measured.table(), ""]
+        lines += [measured.table(), ""]
     _deliver_again(settings, result, show_progress_bar)
-    return result.network, "\n".join([*told, f"tables           {directory}"])
+    return result.network, "\n".join([*lines, f"tables           {directory}"])
 
 
 def run_layers(
@@ -223,7 +230,10 @@ def run_layers(
             problem = setup.make_problem(layer.weights())
         except InvalidArgument as error:
             raise InvalidArgument(f"layer {layer.name!r}: {error}") from error
-        own = run_study(problem, study_name=f"{study_name}/{layer.name}", parent_study=study_name)
+        own = run_study(
+            problem, study_name=f"{study_name}/{layer.name}", parent_study=study_name,
+            account=setup.checkpoint.account.of(layer.name),
+        )  # fmt: skip
         network_wide = _score_network_wide(problem, network.strategy, show_progress_bar)
         results.append(
             LayerResult(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from wpo_optuna.study.settings import StudySettings
 
 EXAMPLE = "digits"
+EXAMPLE_FILE = Path(__file__).parents[1] / "network" / "data" / "digits_mlp.safetensors"
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,13 @@ def set_up_problem(settings: StudySettings, show_progress_bar: bool = False) -> 
         seed=settings.seed,
     )
     mapping = hardware.mapping if settings.tile_scaling else None
-    with as_file(files("wpo_optuna") / "network" / "data" / "digits_mlp.safetensors") as example:
-        source = example if settings.weights is None else settings.weights
-        patterns = settings.include, settings.exclude
-        checkpoint = read_weights(source, *patterns, mapping, show_progress_bar)
+    checkpoint = read_weights(
+        settings.weights or EXAMPLE_FILE, settings.include, settings.exclude, mapping,
+        show_progress_bar, settings.transposed,
+    )  # fmt: skip
+    if settings.weights is None:
+        account = replace(checkpoint.account, source="the built-in digits network")
+        checkpoint = replace(checkpoint, account=account)
     network = EXAMPLE if settings.weights is None else _label(settings.weights)
     study_name = settings.study_name or f"{network}-{settings.sampler}"
     return ProblemSetup(study_name, make_problem, checkpoint, make_problem(checkpoint.weights))

@@ -42,9 +42,11 @@ from wpo_optuna.track.follower import Follower
 if TYPE_CHECKING:
     from optuna import Study
 
+    from wpo_optuna.network.account import Account
     from wpo_optuna.problem import WeightProgrammingProblem
 
 STRATEGY_FILE, SETTINGS_FILE, REPORT_FILE = "strategy.json", "settings.yaml", "report.html"
+WEIGHTS_FILE = "weights.csv"
 
 Callback = Callable[["Study", FrozenTrial], object]
 
@@ -67,6 +69,7 @@ def run_study(
     output: str | Path | None = None,
     parent_study: str | None = None,
     settings_text: Callable[[str], str] | None = None,
+    account: Account | None = None,
     callbacks: Sequence[Callback] = (),
     show_progress_bar: bool = False,
     **options: Any,
@@ -93,6 +96,7 @@ def run_study(
             is put.
         settings_text: makes the text of ``settings.yaml``, which is kept beside the results, from
             the name of the engine that was chosen.
+        account: what becomes of the network's tensors, which is kept beside the results.
         callbacks: called with the study and each finished trial, like Optuna's. One that raises
             ``StopIteration``, as scipy's may, ends the sampling; the best trials are then polished.
         show_progress_bar: whether to show progress on a terminal.
@@ -140,6 +144,8 @@ def run_study(
         if folder is not None and text is not None:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / SETTINGS_FILE).write_text(text, encoding="utf-8")
+        if folder is not None and account is not None:
+            account.save(folder / WEIGHTS_FILE)
         follower = None
         if destination is not None:
             follower = Follower(study, destination, show_progress_bar=show_progress_bar)
@@ -147,7 +153,7 @@ def run_study(
         with _keeping_status(study):
             search = _Search(mirror, settings, sampler_options, callbacks, show_progress_bar)
             search.carry_out()
-            result = _finish(search, folder)
+            result = _finish(search, folder, account)
         if follower is not None and (delivered := follower.finish()) is not None:
             result = replace(result, run_id=delivered.run_id, experiment_id=delivered.experiment_id)
     return result
@@ -308,14 +314,18 @@ class _Search:
                     self._is_stopped_by_callback = True
 
 
-def _finish(search: _Search, folder: Path | None) -> StudyResult:
+def _finish(search: _Search, folder: Path | None, account: Account | None) -> StudyResult:
     """Scores the finalists and writes down the winner."""
     mirror, settings = search.mirror, search.settings
     study, objective = mirror.study, mirror.objective
     scores = score_finalists(mirror, settings.finalists, search.show_progress)
+    told: dict[str, Any] = {} if scores.warning is None else {"warning": scores.warning}
+    if account is not None:
+        told["analogue"] = [tensor.name for tensor in account.analogue if tensor.is_named]
     strategy = replace(
         strategy_of(objective, mirror.trial(scores.winning_trial)),
-        provenance={
+        provenance=told
+        | {
             "study_name": study.study_name,
             "trial_number": scores.winning_trial,
             "problem_fingerprint": objective.problem.fingerprint,

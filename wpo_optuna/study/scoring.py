@@ -34,6 +34,10 @@ _POOL = 1000
 # Five of equal error get another winner than the engine's by chance in one study of two hundred.
 _CERTAIN = 3.0
 
+# Draws through aihwkit's own tile that confirm a score. It deviates by five standard errors of them
+# by chance in one study of a thousand, and is then scored on the tile, which is harmless.
+_CONFIRMING, _DEVIATING = 12, 5.0
+
 
 @dataclass(frozen=True)
 class Finalist:
@@ -59,8 +63,8 @@ class Finalist:
 class Scores:
     """Scores of the finalists and of the baseline.
 
-    The finalists' are drawn by the fastest engine that draws; those of the winner and the baseline
-    through aihwkit's own tile.
+    All are drawn by the fastest engine that draws. Some draws through aihwkit's own tile confirm
+    those of the winner and the baseline.
 
     Attributes:
         n_trials: completed trials of the study when the finalists were chosen.
@@ -68,6 +72,8 @@ class Scores:
         finalists: the finalists, the winner first, then by score.
         winner: the winner's score on draws that had no part in choosing it.
         baseline: the baseline's.
+        on_tile: the winner's and the baseline's on aihwkit's own tile, which agree with the above;
+            None if those were drawn there themselves.
     """
 
     n_trials: int
@@ -75,6 +81,7 @@ class Scores:
     finalists: tuple[Finalist, ...]
     winner: Estimate
     baseline: Estimate
+    on_tile: tuple[Estimate, Estimate] | None = None
 
     @property
     def winning_trial(self) -> int:
@@ -90,6 +97,16 @@ class Scores:
     def improvement(self) -> float:
         """By what fraction the winner's TNMSE is lower than the baseline's."""
         return 1 - self.winner.mean / self.baseline.mean
+
+    @property
+    def warning(self) -> str | None:
+        """What to tell of a winner that is not better than the baseline for certain."""
+        if self.winner.high < self.baseline.low:
+            return None
+        return (
+            f"The strategy found is no better than the baseline: its TNMSE is {self.winner}, the "
+            f"baseline's {self.baseline}. More trials, or polishing, may find a better one."
+        )
 
     def metrics(self) -> dict[str, float]:
         """The scores as MLflow's metrics."""
@@ -167,7 +184,8 @@ def score_finalists(mirror: Mirror, how_many: int, show_progress: bool) -> Score
     """Scores the best distinct trials and the baseline on fresh noise.
 
     As the lowest of several scores is a little lucky again, the winner's reported score comes from
-    further draws of its own. Those and the baseline's are drawn through aihwkit's own tile.
+    further draws of its own. It and the baseline's are confirmed by aihwkit's own tile, or drawn
+    there if it does not agree.
 
     Args:
         mirror: the study.
@@ -210,13 +228,32 @@ def score_finalists(mirror: Mirror, how_many: int, show_progress: bool) -> Score
         ]
         best = winner_among(finalists, engine_has_noise=objective.engine.name != "expected")
         winner = finalists.pop(best)
+        converters = (chosen[best][1].to_converter(), problem.g_converter_baseline)
+        pairs = tuple(zip(converters, seeds[:2], strict=True))
+        scores = [score(drawing, converter, seed, bar.update) for converter, seed in pairs]
+        on_tile = None
+        if not isinstance(drawing, ReferenceEngine):
+            on_tile = [
+                Estimate.of(tile.tnmse_of(converter, repeats=_CONFIRMING, seed=seed))
+                for converter, seed in pairs
+            ]
+            bar.update(2 * _CONFIRMING)
+            if not all(map(_agree, scores, on_tile)):
+                scores = [score(tile, converter, seed, bar.update) for converter, seed in pairs]
+                on_tile = None
         return Scores(
             n_trials=mirror.n_complete,
             n_wanted=how_many,
             finalists=(winner, *sorted(finalists, key=lambda finalist: finalist.tnmse.mean)),
-            winner=score(tile, chosen[best][1].to_converter(), seeds[0], bar.update),
-            baseline=score(tile, problem.g_converter_baseline, seeds[1], bar.update),
+            winner=scores[0],
+            baseline=scores[1],
+            on_tile=None if on_tile is None else (on_tile[0], on_tile[1]),
         )
+
+
+def _agree(score: Estimate, on_tile: Estimate) -> bool:
+    error = math.hypot(score.standard_error, on_tile.standard_error)
+    return abs(score.mean - on_tile.mean) <= _DEVIATING * error
 
 
 def winner_among(finalists: Sequence[Finalist], *, engine_has_noise: bool) -> int:

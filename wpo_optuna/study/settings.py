@@ -48,6 +48,11 @@ def _as_mutation(value: object) -> object:
     return values if len(values) == 2 else values[0]
 
 
+def _as_patterns(value: object) -> object:
+    return () if value in ("none", ["none"], ("none",)) else value
+
+
+Patterns = Annotated[tuple[str, ...] | None, BeforeValidator(_as_patterns)]
 Mutation = Annotated[float | tuple[float, float] | None, BeforeValidator(_as_mutation)]
 
 
@@ -85,6 +90,10 @@ class ProblemSettings(Settings):
     exclude: Texts = setting(
         (), "no parameters whose name matches one of these patterns", _PROBLEM, "PATTERN"
     )
+    transposed: Patterns = setting(
+        None, "matrices that are stored as inputs × outputs, as those of GPT-2's Conv1D layers "
+        "are: patterns, or none; by default that is found out", _PROBLEM, "PATTERN",
+    )  # fmt: skip
     tile_scaling: bool = setting(
         True, "whether weights are scaled as on the tiles of the hardware, where each column or "
         "tile has a scale of its own; otherwise they count as stored", _PROBLEM,

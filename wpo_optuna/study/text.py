@@ -39,8 +39,8 @@ def describe(
     lines = [
         "",
         f"baseline TNMSE   {scores.baseline}  (95 % interval, {scores.baseline.draws} draws)",
-        f"best TNMSE       {scores.winner}  (95 % interval, {scores.winner.draws} fresh draws "
-        "through aihwkit's tile)",
+        f"best TNMSE       {scores.winner}  (95 % interval, {scores.winner.draws} fresh draws)",
+        *_on_tile(scores),
         f"improvement      {100 * scores.improvement:.1f} %",
         f"f_lst            [{factors}]",
         f"engine           {result.objective.engine.name}, {100 * scores.engine_bias:+.2f} % "
@@ -49,6 +49,7 @@ def describe(
         f"{result.search_time:.1f} s; best is number {scores.winning_trial}",
         f"time             {seconds:.1f} s from the command to here",
         *_remarks(settings, scores, n_trials),
+        *([] if scores.warning is None else ["", f"WARNING: {scores.warning}"]),
         "",
         f"study            {result.study.study_name} in {masked_url(settings.storage)}",
         f"MLflow           {_tracking(settings, result)}, experiment {settings.experiment}",
@@ -84,6 +85,14 @@ def resume_command(module: str, given: Sequence[str], n_trials: int) -> str:
         else:
             kept.append(word)
     return shlex.join([program_here("python"), "-m", module, *kept, "--n-trials", str(n_trials)])
+
+
+def _on_tile(scores: Scores) -> list[str]:
+    if scores.on_tile is None:
+        return [f"{'':16} (drawn through aihwkit's tile)"]
+    winner, baseline = scores.on_tile
+    numbers = f"{winner.mean:.5f} against {baseline.mean:.5f} in {winner.draws} draws each"
+    return [f"{'':16} (confirmed by aihwkit's tile: {numbers})"]
 
 
 def _remarks(settings: StudySettings, scores: Scores, n_trials: int) -> list[str]:

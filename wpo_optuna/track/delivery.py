@@ -174,7 +174,10 @@ class Delivery:
         with tempfile.TemporaryDirectory(prefix="wpo_delivery_") as directory:
             self._write_files(Path(directory))
             run.upload(Path(directory))
-        run.set_tags({"mlflow.loggedArtifacts": _TABLES, "mlflow.note.content": _NOTE})
+        strategy = self._attributes.get(names.STRATEGY, {})
+        warning = strategy.get("provenance", {}).get("warning")
+        note = _NOTE if warning is None else f"**{warning}**\n\n{_NOTE}"
+        run.set_tags({"mlflow.loggedArtifacts": _TABLES, "mlflow.note.content": note})
         ended_ms = max((milliseconds(t.datetime_complete) for t in self._trials), default=0)
         status = self._attributes.get(names.STATUS, names.FINISHED)
         # One that still says it is running was killed.

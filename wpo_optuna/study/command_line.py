@@ -130,7 +130,8 @@ def add_settings(parser: argparse.ArgumentParser, settings: type[Settings]) -> N
             group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
             continue
         # Text is as good as anything for the settings, which say themselves what is wrong with it.
-        nargs = "+" if get_origin(field.annotation) is tuple else None
+        kinds = (field.annotation, *get_args(field.annotation))
+        nargs = "+" if tuple[str, ...] in kinds else None
         group.add_argument(
             flag, metavar=shown["metavar"], nargs=nargs, choices=_choices(field), **options
         )

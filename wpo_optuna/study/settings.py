@@ -49,7 +49,9 @@ def _as_mutation(value: object) -> object:
 
 
 def _as_patterns(value: object) -> object:
-    return () if value in ("none", ["none"], ("none",)) else value
+    if value in ("none", ["none"], ("none",)):
+        return ()
+    return (value,) if isinstance(value, str) else value
 
 
 Patterns = Annotated[tuple[str, ...] | None, BeforeValidator(_as_patterns)]

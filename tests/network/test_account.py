@@ -326,6 +326,7 @@ def test_square_matrices_of_gpt2_follow_the_layers_beside_them_the_config_or_the
     assert is_turned(square | beside)
     assert not is_turned(square | nano)
     assert not is_turned(square)
+    assert "--transposed" in account_of(square).table()
     assert is_turned(square, transposed=["*c_proj.weight"])
     assert not is_turned(square | beside, transposed=[])
     save_file(square, tmp_path / "model.safetensors")
@@ -432,6 +433,11 @@ def test_a_git_lfs_pointer_is_told_with_the_remedy(tmp_path: Path, suffix: str) 
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     with pytest.raises(InvalidArgument, match=r"Git LFS pointer.*git lfs pull"):
         read_weights(path)
+    # An index that was fetched, of shards that were not.
+    index = {"weight_map": {"a.weight": path.name}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InvalidArgument, match=r"Git LFS pointer.*git lfs pull"):
+        read_weights(tmp_path)
 
 
 def test_a_diffusion_pipeline_names_its_folders_and_each_is_read(tmp_path: Path) -> None:
@@ -441,6 +447,9 @@ def test_a_diffusion_pipeline_names_its_folders_and_each_is_read(tmp_path: Path)
     with pytest.raises(InvalidArgument, match=r"text_encoder.*unet"):
         read_weights(tmp_path)
     assert read_weights(tmp_path / "unet").count == 16
+    (tmp_path / "vae").mkdir()
+    torch.save({"a.weight": torch.randn(4, 5)}, tmp_path / "vae" / "diffusion_pytorch_model.bin")
+    assert read_weights(tmp_path / "vae").count == 20
 
 
 def test_a_network_that_is_hardly_analogue_is_told_with_the_reasons() -> None:

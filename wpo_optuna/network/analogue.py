@@ -95,7 +95,10 @@ def account_for(
             reason = f"it scales {scales[tensor.name]}"
         elif not reason and not choice.include and ties.get(tensor.name):
             reason = _tied_embedding(ties[tensor.name], tensor)
-        entries.append(_entry(tensor, known, reason, turned.get(tensor.name, "")))
+        remark = turned.get(tensor.name, "")
+        if tensor.known is None and not remark and _is_doubtful(tensor):
+            remark = "square: taken as outputs × inputs unless --transposed names it"
+        entries.append(_entry(tensor, known, reason, remark))
     account = Account(source, tuple(_count_tied_once(entries, ties)))
     _refuse_packed(account)
     taken = {e.name for e in account.analogue if e.counts}
@@ -220,21 +223,24 @@ def _transposed(tensors: Sequence[StoredTensor], choice: Choice) -> dict[str, st
         for tensor in tensors
         if tensor.known is not None and tensor.known.is_transposed
     }
-    shapes = {tensor.name: tensor.shape for tensor in tensors}
-    doubtful = []
-    for tensor in tensors:
+    of_files = [tensor for tensor in tensors if tensor.known is None]
+    shapes = {tensor.name: tensor.shape for tensor in of_files}
+    for tensor in of_files:
         path, _, name = tensor.name.rpartition(".")
-        if tensor.known is not None or name != "weight" or len(tensor.shape) != 2:
-            continue
-        bias = shapes.get(f"{path}.bias")
-        is_square = tensor.shape[0] == tensor.shape[1]
-        if bias == tensor.shape[1:] and not is_square:
+        is_oblong = name == "weight" and len(tensor.shape) == len(set(tensor.shape)) == 2
+        if is_oblong and shapes.get(f"{path}.bias") == tensor.shape[1:]:
             found[tensor.name] = "stored as inputs × outputs, as its bias shows"
-        elif is_square and _GPT2_NAME.fullmatch(path.rpartition(".")[2]):
-            doubtful.append(tensor.name)
+    doubtful = [tensor.name for tensor in of_files if _is_doubtful(tensor)]
     is_gpt2 = bool(found) or choice.model_type in _GPT2_MODELS
     how = "square; stored as inputs × outputs like the layers beside it"
     return found | (dict.fromkeys(doubtful, how) if is_gpt2 else {})
+
+
+def _is_doubtful(tensor: StoredTensor) -> bool:
+    """Whether a matrix may be GPT-2's, and is square, so that its bias does not tell."""
+    path, _, name = tensor.name.rpartition(".")
+    is_square = name == "weight" and len(tensor.shape) == 2 and len(set(tensor.shape)) == 1
+    return is_square and bool(_GPT2_NAME.fullmatch(path.rpartition(".")[2]))
 
 
 def _refuse_packed(account: Account) -> None:

@@ -11,7 +11,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -66,11 +66,6 @@ def tensors_of_checkpoint(path: Path) -> tuple[StoredTensor, ...]:
     if not path.exists():
         hint = did_you_mean(str(path), map(str, path.parent.glob("*")))
         raise InvalidArgument(f"there is no such file or directory{hint}.")
-    if path.is_file() and path.open("rb").read(len(_LFS_POINTER)) == _LFS_POINTER:
-        raise InvalidArgument(
-            f"{path} is a Git LFS pointer, which stands for a file that was not fetched: run "
-            "`git lfs pull` in its repository."
-        )
     open_part = lru_cache(maxsize=1)(lambda path, _: state_dict_of(_load_torch_file(path), ""))
     files = _shards(path) if path.name.endswith(".index.json") else [path]
     return tuple(tensor for file in files for tensor in _tensors_of_file(file, open_part))
@@ -86,6 +81,11 @@ def model_type(path: Path) -> str:
 
 
 def _tensors_of_file(path: Path, open_part: OpenPart) -> tuple[StoredTensor, ...]:
+    if _is_lfs_pointer(path):
+        raise InvalidArgument(
+            f"{path} is a Git LFS pointer, which stands for a file that was not fetched: run "
+            "`git lfs pull` in its repository."
+        )
     match path.suffix.lower():
         case ".safetensors":
             return _tensors_of_safetensors(path)
@@ -102,11 +102,16 @@ def _tensors_of_file(path: Path, open_part: OpenPart) -> tuple[StoredTensor, ...
     )
 
 
+def _is_lfs_pointer(path: Path) -> bool:
+    with suppress(OSError), path.open("rb") as file:
+        return file.read(len(_LFS_POINTER)) == _LFS_POINTER
+    return False
+
+
 def _file_of_directory(directory: Path) -> Path:
     # Diffusion models and adapters name their only file, or their index, otherwise.
-    others = sorted(directory.glob("*.safetensors.index.json")) or sorted(
-        directory.glob("*.safetensors")
-    )
+    kinds = ("*.safetensors.index.json", "*.bin.index.json", "*.safetensors", "*.bin")
+    others = next((found for kind in kinds if (found := sorted(directory.glob(kind)))), [])
     known = [directory / name for name in _HUGGING_FACE_FILES if (directory / name).is_file()]
     if known or len(others) == 1:
         return (known or others)[0]

@@ -86,12 +86,22 @@ def test_a_server_is_opened_and_a_database_is_served_first(
     server = text_of(StudySettings(tracking_uri="http://me:secret@host:5000"), scores)
     assert "mlflow ui" not in server
     assert "http://me:***@host:5000/#/experiments/7/runs" in server
+    assert "Model training" in server
     database = text_of(StudySettings(tracking_uri="sqlite:///other.db"), scores)
     assert "mlflow ui --backend-store-uri sqlite:///other.db" in database
     assert "http://127.0.0.1:5000/#/experiments/7/runs" in database
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there:1")
     assert "http://there:1/#/experiments/7" in text_of(StudySettings(), scores)
     assert "To look at it" not in text_of(StudySettings(tracking_uri="none"), scores)
+
+
+def test_the_page_of_the_trials_is_told_where_there_are_runs_of_trials(scores: Scores) -> None:
+    told = text_of(StudySettings(), scores)
+    assert told.count("/#/experiments/7/runs?") == 2
+    assert "this study's trials" in told
+    assert "this study's trials" not in text_of(StudySettings(trial_runs="none"), scores)
+    undelivered = text_of(StudySettings(), scores, run_id=None, experiment_id=None)
+    assert "open:\n  http://127.0.0.1:5000\n" in undelivered
 
 
 def test_a_study_that_ended_early_says_why(scores: Scores) -> None:

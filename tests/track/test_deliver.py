@@ -10,15 +10,18 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import optuna
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from optuna.trial import FrozenTrial, TrialState
 from tracked_studies import (
+    SERIES,
     all_runs,
     assert_complete,
     assert_table,
@@ -32,7 +35,10 @@ from wpo_optuna.study import attributes
 from wpo_optuna.track import delivery
 from wpo_optuna.track.delivery import Delivery, deliver
 from wpo_optuna.track.destination import Destination
+from wpo_optuna.track.store import KIND_TAG
 from wpo_optuna.track.study_run import PARENT_TAG
+from wpo_optuna.track.tracker import page_of_experiment, page_of_trials
+from wpo_optuna.track.trials import numbers_of_strategy
 
 TO_ALL = Destination(trial_runs="all")
 
@@ -192,7 +198,7 @@ def test_a_lost_store_is_rebuilt_as_it_was(new_store: Path, store: str, tmp_path
     assert rebuilt.trials == before.trials
     for name in ("status", "start_time", "end_time", "params", "tags", "artifacts"):
         assert getattr(rebuilt.run, name) == getattr(before.run, name)
-    for name in ("tnmse", "best_tnmse"):
+    for name in SERIES:
         assert rebuilt.run.histories[name] == before.run.histories[name]
 
 
@@ -206,8 +212,8 @@ def test_trials_without_a_finite_value_are_shown_as_such_and_do_not_spoil_the_se
     deliver(study, TO_ALL)
     found = recorded(MlflowClient(store), "quadratic")
     series = found.run.histories
-    assert [step for step, _, _ in series["tnmse"]] == [0, 1]
-    assert math.isnan(float(series["tnmse"][1][1]))
+    assert [step for step, _, _ in series["trial_tnmse"]] == [0, 1]
+    assert math.isnan(float(series["trial_tnmse"][1][1]))
     assert float(series["best_tnmse"][1][1]) == study.trials[0].user_attrs["tnmse"]
     assert [found.trials[n].status for n in (2, 3)] == ["FAILED", "KILLED"]
     assert [found.trials[n].tags.get("wpo.state") for n in (1, 2, 3)] == [None, "FAIL", "PRUNED"]
@@ -259,21 +265,76 @@ def test_what_the_study_says_is_told_and_changes_only_where_it_changed(store: st
     for _ in range(2):
         deliver(study, Destination(tags={"network": "digits"}))
     found = recorded(client, "quadratic").run
-    for name, value in (("worst", 0.2), ("mean", -0.15)):
+    for name, value in (("at_least", 0.2), ("mean", -0.15)):
         ((step, logged, _),) = found.histories[f"self_check_{name}_percent"]
         assert (step, float(logged)) == (0, pytest.approx(value))
     assert len(found.histories["winner_tnmse"]) == 1
     assert len(found.histories["broken"]) == 1
+    # In this order MLflow's page that compares runs shows them.
+    shown = list(found.histories)
+    assert shown[-2:] == ["self_check_at_least_percent", "self_check_mean_percent"]
     assert found.params["self_check.deviations"] == "[0.001, -0.004]"
     assert found.params["problem.tile.size"] == "512"
     assert (found.params["seed"], found.tags["network"]) == ("3", "digits")
     assert found.tags["version.optuna"] == "5.0"
+    assert found.tags["wpo.study"] == "quadratic"
 
     study.set_user_attr(attributes.SEED, 4)
     study.set_user_attr(attributes.METRICS, {"winner_tnmse": 0.05})
     data = client.get_run(deliver(study, Destination()).run_id).data
     assert (data.params["seed"], data.tags["wpo.since_resumed.seed"]) == ("3", "4")
     assert data.metrics["winner_tnmse"] == 0.05
+
+
+def test_the_winners_strategy_is_shown_in_numbers_with_the_study(store: str) -> None:
+    """The winner need not be the trial of the lowest TNMSE; without one that trial is shown."""
+    client, study = MlflowClient(store), small_study(3)
+
+    def metrics() -> dict[str, float]:
+        return dict(client.get_run(deliver(study, TO_ALL).run_id).data.metrics)
+
+    best = min(study.trials, key=lambda trial: trial.user_attrs["tnmse"])
+    assert metrics()["f_2"] == best.user_attrs["f_lst"][1]
+    plus = [0.0, 0.0, 1.0, 12.34567, 25.0]
+    study.set_user_attr(attributes.STRATEGY, {"f_lst": [1.9], "g_lst_us": [plus, plus[::-1]]})
+    shown = metrics()
+    assert (shown["f_1"], shown["tnmse"]) == (1.9, best.user_attrs["tnmse"])
+    # Of curves that mirror each other one side tells all.
+    assert numbers_of_strategy([1.9], [plus, plus[::-1]]) == {
+        "f_1": 1.9,
+        "g_1_plus_at_0": 1.0,
+        "g_1_plus_at_0.5": 12.346,
+        "g_1_plus_at_1": 25.0,
+        "g_1_minus_at_0": 1.0,
+        "g_1_minus_at_0.5": 0.0,
+        "g_1_minus_at_1": 0.0,
+    }
+
+
+def test_the_pages_that_are_printed_show_studies_and_a_studys_trials(store: str) -> None:
+    """Their filters and their order, asked as MLflow's page asks."""
+    client = MlflowClient(store)
+    studies = [small_study(4, name) for name in ("one", "other")]
+    delivered = [deliver(study, TO_ALL) for study in studies]
+    accuracy = client.create_run(delivered[0].experiment_id, tags={KIND_TAG: "accuracy"})
+
+    def listed(page: str) -> list[Run]:
+        assert page.startswith("http://host/#/experiments/")
+        asked = dict(parse_qsl(page.partition("?")[2]))
+        assert asked["workflowType"] == "machine_learning"
+        order = [f"{asked.get('orderByKey', 'attributes.start_time')} ASC"]
+        return list(
+            client.search_runs([delivered[0].experiment_id], asked["searchFilter"], order_by=order)
+        )
+
+    compared = listed(page_of_experiment("http://host/", delivered[0].experiment_id))
+    run_ids = {done.run_id for done in delivered} | {accuracy.info.run_id}
+    assert {run.info.run_id for run in compared} == run_ids
+    page = page_of_trials("http://host", delivered[1].experiment_id, delivered[1].run_id)
+    trials = listed(page)
+    tnmse = [trial.user_attrs["tnmse"] for trial in studies[1].trials]
+    assert [run.data.metrics["tnmse"] for run in trials] == sorted(tnmse)
+    assert {run.data.tags["wpo.study"] for run in trials} == {"other"}
 
 
 def test_the_results_folder_becomes_artifacts_and_what_it_lacks_comes_from_the_study(
@@ -284,10 +345,11 @@ def test_the_results_folder_becomes_artifacts_and_what_it_lacks_comes_from_the_s
     results = working_directory / "results"
     (results / "figures").mkdir(parents=True)
     (results / "figures" / "search.svg").write_text("<svg/>")
-    (results / "strategy.json").write_text(json.dumps({"f_lst": [1.0, 2.0]}))
+    strategy = {"f_lst": [1.0], "g_lst_us": [[0.0, 25.0], [25.0, 0.0]]}
+    (results / "strategy.json").write_text(json.dumps(strategy))
     for name, value in {
         attributes.RESULTS: str(results),
-        attributes.STRATEGY: {"f_lst": [1.0, 2.0]},
+        attributes.STRATEGY: strategy,
         attributes.SETTINGS: "n_trials: 3\n",
     }.items():
         study.set_user_attr(name, value)
@@ -307,7 +369,7 @@ def test_the_results_folder_becomes_artifacts_and_what_it_lacks_comes_from_the_s
     (results / "figures" / "search.svg").write_text("<svg>another study's</svg>")
     deliver(study, Destination())
     assert content("figures/search.svg") == "<svg>2</svg>"
-    assert json.loads(content("strategy.json")) == {"f_lst": [1.0, 2.0]}
+    assert json.loads(content("strategy.json")) == strategy
 
 
 def test_a_study_is_put_under_the_run_of_its_parent_study(store: str) -> None:

@@ -206,8 +206,23 @@ def test_two_processes_on_one_study_record_it_once_in_a_new_store(
     assert not (working_directory / "mlflow.db").exists()
     assert len(study.trials) == 40
     assert set(recorded(client, "quadratic").trials) == set(range(40))
-    assert len(recorded(client, "quadratic").run.histories["tnmse"]) == 40
+    assert len(recorded(client, "quadratic").run.histories["trial_tnmse"]) == 40
     assert len(all_runs(client)) == 41
+
+
+def test_the_run_lasts_from_the_first_sessions_start_to_the_last_ones_end(store: str) -> None:
+    """What goes on around the trials, such as scoring them, is part of the study."""
+    study = make_study(storage=open_storage("sqlite:///wpo.db"))
+    before_ms = 1000 * time.time()
+    for _ in range(2):
+        with MlflowTracker() as tracker:
+            study.optimize(objective, n_trials=1, callbacks=[tracker])
+            time.sleep(0.3)
+            after_ms = 1000 * time.time()
+    run = MlflowClient(store).get_run(tracker.run_id)
+    first_trial_ms = 1000 * study.trials[0].datetime_start.timestamp()
+    assert before_ms - 1 <= run.info.start_time <= first_trial_ms
+    assert run.info.end_time >= after_ms - 1
 
 
 def test_ctrl_c_while_waiting_for_the_end_ends_the_waiting(store: str) -> None:

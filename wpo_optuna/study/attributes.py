@@ -32,6 +32,8 @@ RESULTS = "results"  # str, absolute path of the results folder on the host that
 # Where the study is recorded in MLflow, without passwords; track writes and reads it.
 DESTINATION = "mlflow"  # dict, see track.destination.Destination.to_json
 IDENTITY = "mlflow_identity"  # str, tells its run from those of studies in other databases
+# int, ms since the epoch: when its first recorded session began, and its last one ended.
+STARTED, ENDED = "mlflow_started_ms", "mlflow_ended_ms"
 
 # MLflow's words for the state of a run.
 RUNNING, FINISHED, KILLED, FAILED = STATUSES = ("RUNNING", "FINISHED", "KILLED", "FAILED")

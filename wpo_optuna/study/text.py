@@ -10,7 +10,7 @@ from wpo_optuna.storage import masked_url
 from wpo_optuna.study.environment import from_here, program_here
 from wpo_optuna.study.estimate import RELATIVE_WIDTH
 from wpo_optuna.study.run import STRATEGY_FILE, destination_of
-from wpo_optuna.track.tracker import page_of_experiment
+from wpo_optuna.track.tracker import page_of_experiment, page_of_trials
 
 DEFAULT_URI = "sqlite:///mlflow.db"  # where `mlflow ui` looks without options
 
@@ -118,15 +118,21 @@ def _look_lines(settings: StudySettings, result: StudyResult) -> list[str]:
         return []
     uri = masked_url(destination.uri)
     is_server = uri.startswith(("http://", "https://"))
-    page = server = uri if is_server else "http://127.0.0.1:5000"
-    if result.experiment_id is not None:
-        page = page_of_experiment(server, result.experiment_id)
-    if is_server:
-        return ["To look at it, open:", f"  {page}"]
-    command = f"{shlex.quote(program_here('mlflow'))} ui"
-    if uri != DEFAULT_URI:
-        command += f" --backend-store-uri {shlex.quote(uri)}"
-    return ["To look at it, run:", f"  {command}", "and open:", f"  {page}"]
+    server = uri if is_server else "http://127.0.0.1:5000"
+    told = ["To look at it, open:"]
+    if not is_server:
+        command = f"{shlex.quote(program_here('mlflow'))} ui"
+        if uri != DEFAULT_URI:
+            command += f" --backend-store-uri {shlex.quote(uri)}"
+        told = ["To look at it, run:", f"  {command}", "and open:"]
+    if result.run_id is None or result.experiment_id is None:
+        return [*told, f"  {server}"]
+    told.append(f"  {page_of_experiment(server, result.experiment_id)}")
+    if destination.trial_runs != "none":
+        page = page_of_trials(server, result.experiment_id, result.run_id)
+        told += ["for this study's trials, the best first:", f"  {page}"]
+    by_hand = f"(by hand: 'Model training', top left; then the experiment {settings.experiment})"
+    return [*told, by_hand]
 
 
 def _file_lines(result: StudyResult) -> list[str]:

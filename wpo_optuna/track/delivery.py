@@ -27,6 +27,7 @@ from wpo_optuna.track.trials import (
     ATTRIBUTES,
     milliseconds,
     numbers_of,
+    numbers_of_strategy,
     rank,
     write_parquet,
     write_shown,
@@ -144,10 +145,11 @@ class Delivery:
         """The study's run as MLflow has it now."""
         client = connect(self._destination.uri)
         experiment = find_or_create_experiment(client, self._destination.experiment_name)
-        started_ms = int(time.time() * 1000)
+        started_ms = self._attributes.get(names.STARTED, int(time.time() * 1000))
         if self._trials:
             first = self._trials[0]
-            started_ms = milliseconds(first.datetime_start or first.datetime_complete)
+            first_ms = milliseconds(first.datetime_start or first.datetime_complete)
+            started_ms = min(started_ms, first_ms)
         identity, name = identity_of(self._study), self._study.study_name
         run = StudyRun.find(client, experiment, identity, name, started_ms)
         run.read(self._writer)
@@ -162,15 +164,12 @@ class Delivery:
         versions = self._attributes.get(names.VERSIONS, {})
         tags = {f"version.{name}": version for name, version in versions.items()}
         run.describe(self._parameters(), tags | dict(self._destination.tags))
-        run.log_metrics(self._metrics())
         if running:
             run.set_status(names.RUNNING, 0)
         self._write_trials(run, lacking)
         if running:
             return
-        best = min(self._trials, key=rank, default=None)
-        if best is not None and math.isfinite(rank(best)):
-            run.log_metrics({"improvement": numbers_of(best)["improvement"]})
+        run.log_metrics(self._metrics())
         with tempfile.TemporaryDirectory(prefix="wpo_delivery_") as directory:
             self._write_files(Path(directory))
             run.upload(Path(directory))
@@ -178,7 +177,10 @@ class Delivery:
         warning = strategy.get("provenance", {}).get("warning")
         note = _NOTE if warning is None else f"**{warning}**\n\n{_NOTE}"
         run.set_tags({"mlflow.loggedArtifacts": _TABLES, "mlflow.note.content": note})
-        ended_ms = max((milliseconds(t.datetime_complete) for t in self._trials), default=0)
+        # A session that was killed left its trials, but no end.
+        completed = (milliseconds(trial.datetime_complete) for trial in self._trials)
+        ended_ms = max(completed, default=0)
+        ended_ms = max(ended_ms, self._attributes.get(names.ENDED, 0))
         status = self._attributes.get(names.STATUS, names.FINISHED)
         # One that still says it is running was killed.
         run.set_status(names.KILLED if status == names.RUNNING else status, ended_ms)
@@ -214,11 +216,22 @@ class Delivery:
         return flatten(told) | dict(self._destination.parameters)
 
     def _metrics(self) -> dict[str, float]:
-        metrics = dict(self._attributes.get(names.METRICS, {}))
+        """Numbers about the whole study; MLflow's pages that compare runs keep their order."""
+        best = min(self._trials, key=rank, default=None)
+        metrics: dict[str, float | None] = {}
+        f_lst, g_lst = (), ()
+        if best is not None and math.isfinite(rank(best)):
+            metrics |= numbers_of(best)
+            f_lst, g_lst = (best.user_attrs.get(name, ()) for name in ("f_lst", "g_lst"))
+        if names.STRATEGY in self._attributes:
+            winner = self._attributes[names.STRATEGY]
+            f_lst, g_lst = winner["f_lst"], winner["g_lst_us"]
+        metrics |= self._attributes.get(names.METRICS, {})
+        metrics |= numbers_of_strategy(f_lst, g_lst)
         self_check = self._attributes.get(names.SELF_CHECK, {})
-        for name in ("worst", "mean"):
-            if self_check.get(name) is not None:
-                metrics[f"self_check_{name}_percent"] = 100.0 * self_check[name]
+        for name, key in (("at_least", "worst"), ("mean", "mean")):
+            if self_check.get(key) is not None:
+                metrics[f"self_check_{name}_percent"] = 100.0 * self_check[key]
         return {name: float(value) for name, value in metrics.items() if value is not None}
 
     def _write_files(self, directory: Path) -> None:

@@ -34,7 +34,7 @@ import optuna
 from tqdm import tqdm
 
 from wpo_optuna.storage import FinishedTrials, load_study, masked_url, open_storage, storage_url
-from wpo_optuna.study.attributes import FAILED, KILLED, RUNNING, STATUS
+from wpo_optuna.study.attributes import ENDED, FAILED, KILLED, RUNNING, STARTED, STATUS
 from wpo_optuna.study.environment import program_here
 from wpo_optuna.track.delivery import Delivered, Delivery, identity_of, storage_of
 from wpo_optuna.track.destination import Destination, refuse_file_of, without_password
@@ -98,6 +98,8 @@ class Follower(AbstractContextManager["Follower"]):
         destination = replace(destination, tags={**source, **destination.tags})
         destination.remember(study)
         identity_of(study)
+        if STARTED not in study.user_attrs:
+            study.set_user_attr(STARTED, _now_ms())
         _set_status(study, RUNNING)
         url = storage_url(storage_of(study))
         self._copy = None if url is not None else _MemoryCopy(study)
@@ -138,6 +140,8 @@ class Follower(AbstractContextManager["Follower"]):
         self._is_over = True
         if status is not None:
             _set_status(self.study, status)
+        with contextlib.suppress(Exception):  # a storage that fails ends the study with its message
+            self.study.set_user_attr(ENDED, _now_ms())
         if self._copy is not None:
             self._copy.finish()
         with contextlib.suppress(OSError):  # it was killed, which its exit status tells
@@ -280,6 +284,10 @@ class _MemoryCopy:
 def _set_status(study: Study, status: str) -> None:
     if study.user_attrs.get(STATUS) != status:
         study.set_user_attr(STATUS, status)
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
 
 
 def follow() -> int:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 KIND_TAG = "wpo.kind"
 STUDIES_FILTER = f"tags.`{KIND_TAG}` = 'study'"
+# In MLflow's UI everything but trials: a study unfolds to the accuracies measured with it.
+SHOWN_FILTER = f"tags.`{KIND_TAG}` != 'trial'"
 MAX_PARAM_LENGTH = 6000
 _METRICS_PER_REQUEST = 1000
 
@@ -43,9 +45,9 @@ _ITEMS_PER_REQUEST = 100
 _POLL_S = 0.02
 _RUNS_PER_PAGE = 1000
 _EXPERIMENT_NOTE = (
-    "Weight programming studies. The runs of their trials fold away under each study; to list "
-    f"studies alone, search for ``{STUDIES_FILTER}``. The chart view lays the studies' "
-    "series over each other; `best_tnmse` shows which one got further."
+    "Weight programming studies, shown under *Model training* (top left). The runs of their trials "
+    f"fold away under each study; to leave them out, search for ``{SHOWN_FILTER}``. The chart view "
+    "lays the studies' series over each other; `best_tnmse` shows which one got further."
 )
 # What the messages of MLflow's exceptions contain, and what it means.
 _REQUEST_FAILURES = {

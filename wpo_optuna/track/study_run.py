@@ -24,7 +24,7 @@ from sqlalchemy import Insert, Table, create_engine, insert
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.pool import NullPool
 
-from wpo_optuna.study.attributes import FAILED, FINISHED, KILLED, RUNNING
+from wpo_optuna.study.attributes import FAILED, FINGERPRINT, FINISHED, KILLED, RUNNING
 from wpo_optuna.track.store import (
     KIND_TAG,
     MAX_PARAM_LENGTH,
@@ -35,7 +35,13 @@ from wpo_optuna.track.store import (
     search_runs,
     set_tags,
 )
-from wpo_optuna.track.trials import is_complete, milliseconds, numbers_of, rank
+from wpo_optuna.track.trials import (
+    is_complete,
+    milliseconds,
+    numbers_of,
+    numbers_of_strategy,
+    rank,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -46,8 +52,10 @@ PARAMETERS_FILE, PARQUET_FILE = "parameters.json", "trials.parquet"
 PARENT_TAG = "mlflow.parentRunId"
 
 _STUDY_TAG = "wpo.study_id"
+_NAME_TAG = "wpo.study"
 _TRIAL_TAG = "wpo.trial_number"
 _WRITER_TAG = "wpo.writer"
+_SERIES = "trial_tnmse"
 _ENDED = {"COMPLETE": FINISHED, "PRUNED": KILLED, "FAIL": FAILED}
 
 
@@ -82,7 +90,7 @@ class StudyRun:
         """
         runs = _runs_of(client, experiment_id, identity)
         if not runs:
-            tags = {_STUDY_TAG: identity, KIND_TAG: "study"}
+            tags = {_STUDY_TAG: identity, KIND_TAG: "study", _NAME_TAG: name}
             client.create_run(experiment_id, run_name=name, start_time=started_ms, tags=tags)
             runs = _runs_of(client, experiment_id, identity)
         for superfluous in runs[1:]:
@@ -101,7 +109,7 @@ class StudyRun:
             writer: who writes from now on, until :meth:`is_written_by` says otherwise.
         """
         self.set_tags({_WRITER_TAG: writer})
-        self._steps = {m.step for m in self._client.get_metric_history(self.run_id, "tnmse")}
+        self._steps = {m.step for m in self._client.get_metric_history(self.run_id, _SERIES)}
         for run in self._runs_of_trials():
             number = int(run.data.tags[_TRIAL_TAG])
             if number in self._trial_runs:
@@ -167,8 +175,12 @@ class StudyRun:
         metrics: list[Metric] = []
         for trial, best in points:
             if is_complete(trial) and trial.number not in self._steps:
-                values = {**numbers_of(trial), "best_tnmse": min(best, rank(trial))}
-                del values["improvement"]
+                numbers = numbers_of(trial)
+                values = {
+                    _SERIES: numbers["tnmse"],
+                    "trial_loss": numbers["loss"],
+                    "best_tnmse": min(best, rank(trial)),
+                }
                 ended_ms = milliseconds(trial.datetime_complete)
                 metrics += metrics_of(values, ended_ms, trial.number)
         log_metrics(self._client, self.run_id, metrics)
@@ -200,6 +212,30 @@ class StudyRun:
         return [run for run in runs if _TRIAL_TAG in run.data.tags]
 
 
+def tags_of_origin(
+    client: MlflowClient, experiment_id: str, provenance: Mapping[str, Any]
+) -> dict[str, str]:
+    """Tags that put a run under that of the study that made a strategy, if MLflow has one.
+
+    Of several studies of the same name and problem it is the latest.
+
+    Args:
+        client: MLflow.
+        experiment_id: where the study's run is looked for.
+        provenance: the strategy's.
+    """
+    name, problem = provenance.get("study_name"), provenance.get("problem_fingerprint")
+    runs = [
+        run
+        for run in search_runs(client, experiment_id, STUDIES_FILTER)
+        if (run.data.tags.get(_NAME_TAG), run.data.params.get(FINGERPRINT)) == (name, problem)
+    ]
+    if name is None or not runs:
+        return {}
+    latest = max(runs, key=lambda run: int(run.info.start_time))
+    return {_NAME_TAG: name, PARENT_TAG: str(latest.info.run_id)}
+
+
 def _runs_of(client: MlflowClient, experiment_id: str, identity: str) -> list[Run]:
     """A study's runs, first the one that every process agrees on."""
     wanted = f"tags.`{_STUDY_TAG}` = '{identity}' and {STUDIES_FILTER}"
@@ -220,7 +256,12 @@ class _TrialRun:
         self.started_ms = milliseconds(trial.datetime_start or trial.datetime_complete)
         self.ended_ms = milliseconds(trial.datetime_complete)
         self.status = _ENDED[trial.state.name]
-        self.tags = {PARENT_TAG: parent.run_id, _TRIAL_TAG: str(trial.number)}
+        self.tags = {
+            PARENT_TAG: parent.run_id,
+            KIND_TAG: "trial",
+            _NAME_TAG: study_name,
+            _TRIAL_TAG: str(trial.number),
+        }
         self.params: dict[str, str] = {}
         self.metrics: list[Metric] = []
         self._parent = parent
@@ -232,11 +273,13 @@ class _TrialRun:
         numbers = numbers_of(trial)
         if not math.isfinite(numbers["loss"]):
             self.tags["wpo.loss"] = str(numbers["loss"])
+        told = trial.user_attrs
+        numbers |= numbers_of_strategy(told.get("f_lst", ()), told.get("g_lst", ()))
         self.metrics = metrics_of(numbers, self.ended_ms, trial.number)
         whole = f"whole in {PARQUET_FILE}, an artifact of the study's run"
         for name in ("f_lst", "g_lst", "k_w"):
-            if name in trial.user_attrs:
-                self.params[name] = _short(json.dumps(trial.user_attrs[name]), whole)
+            if name in told:
+                self.params[name] = _short(json.dumps(told[name]), whole)
 
     def write(self, client: MlflowClient, run_id: str | None) -> None:
         """Writes it in three requests, the fewest that MLflow's interface allows.

@@ -16,7 +16,8 @@ from wpo_optuna.study.environment import versions
 from wpo_optuna.track.delivery import flatten
 from wpo_optuna.track.destination import Destination
 from wpo_optuna.track.follower import Follower
-from wpo_optuna.track.store import STUDIES_FILTER
+from wpo_optuna.track.store import KIND_TAG, SHOWN_FILTER
+from wpo_optuna.track.study_run import PARENT_TAG
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -35,17 +36,36 @@ def page_of_experiment(server: str, experiment_id: str) -> str:
         server: address of the UI, for instance of ``mlflow ui``.
         experiment_id: the experiment.
     """
-    query = urlencode({"searchFilter": STUDIES_FILTER, "compareRunsMode": "CHART"})
-    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?{query}"
+    return _page(server, experiment_id, {"searchFilter": SHOWN_FILTER, "compareRunsMode": "CHART"})
+
+
+def page_of_trials(server: str, experiment_id: str, run_id: str) -> str:
+    """Page of MLflow's UI with a study's trials, those of the lowest TNMSE first.
+
+    Args:
+        server: address of the UI.
+        experiment_id: the experiment.
+        run_id: the study's run.
+    """
+    of_study = f"tags.`{KIND_TAG}` = 'trial' and tags.`{PARENT_TAG}` = '{run_id}'"
+    order = {"orderByKey": "metrics.`tnmse`", "orderByAsc": "true"}
+    return _page(server, experiment_id, {"searchFilter": of_study, **order})
+
+
+def _page(server: str, experiment_id: str, query: Mapping[str, str]) -> str:
+    # MLflow's other workflow, which it may open by itself, is about traces of language models.
+    query = {**query, "workflowType": "machine_learning"}
+    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?{urlencode(query)}"
 
 
 class MlflowTracker(AbstractContextManager["MlflowTracker"]):
     """Optuna callback that records a study in MLflow.
 
-    One run per study, found again when the study is resumed, with the series ``tnmse``, ``loss``,
-    ``baseline`` and ``best_tnmse`` over the trial number and a table of all trials; under it a run
-    per trial. A :class:`~wpo_optuna.track.follower.Follower` brings everything there, and is
-    waited for by :meth:`close`, as a context manager, or at the end of the program.
+    One run per study, found again when the study is resumed, with the series ``trial_tnmse``,
+    ``trial_loss`` and ``best_tnmse`` over the trial number and a table of all trials; under it a
+    run per trial. The metrics ``tnmse``, ``loss`` and ``baseline`` of a run are those of its trial,
+    or of the study's best. A :class:`~wpo_optuna.track.follower.Follower` brings everything there,
+    and is waited for by :meth:`close`, as a context manager, or at the end of the program.
 
         study.optimize(HypercubeObjective(problem, engine), callbacks=[MlflowTracker()])
 

@@ -16,8 +16,8 @@ ATTRIBUTES = ("tnmse", "baseline", "f_lst", "g_lst", "k_w", "phase")
 
 # MLflow's UI compares runs by the second column, until told otherwise.
 _COLUMNS = (
-    "number", "tnmse", "loss", "baseline", "improvement", "state", "phase", "k_w", "f_lst",
-    "g_lst", "x",
+    "number", "tnmse", "loss", "baseline", "improvement_percent_engine", "state", "phase", "k_w",
+    "f_lst", "g_lst", "x",
 )  # fmt: skip
 # The UI shows no file of more than 50 MB; its table has six digits, the Parquet file all.
 MOST_ROWS_SHOWN = 50_000
@@ -32,7 +32,7 @@ def is_complete(trial: FrozenTrial) -> bool:
 def numbers_of(trial: FrozenTrial) -> dict[str, float]:
     """TNMSE, loss, the baseline's TNMSE, and by how many percent the first is below the last.
 
-    NaN where the trial has none.
+    All are the engine's; NaN where the trial has none.
     """
     tnmse = _number(trial.user_attrs.get("tnmse"))
     baseline = _number(trial.user_attrs.get("baseline"))
@@ -40,8 +40,47 @@ def numbers_of(trial: FrozenTrial) -> dict[str, float]:
         "tnmse": tnmse,
         "loss": _number(trial.values[0] if trial.values else None),
         "baseline": baseline,
-        "improvement": 100.0 * (baseline - tnmse) / baseline if baseline else math.nan,
+        "improvement_percent_engine": (
+            100.0 * (baseline - tnmse) / baseline if baseline else math.nan
+        ),
     }
+
+
+def numbers_of_strategy(
+    f_lst: Sequence[float], g_lst: Sequence[Sequence[float]]
+) -> dict[str, float]:
+    """A strategy in single numbers, as charts that compare runs need them.
+
+    The factors are ``f_1``, ``f_2``, ...; ``g_1_plus_at_0.6`` is the conductance g+ of the first
+    pair in µS, where the weight is 0.6 of the largest. Negative weights are left out where g+ and
+    g- merely change places there.
+
+    Args:
+        f_lst: factor of each of the P pairs.
+        g_lst: 2P curves in µS, see :class:`~wpo_optuna.strategy.ProgrammingStrategy`.
+    """
+    numbers = {f"f_{pair}": float(f) for pair, f in enumerate(f_lst, start=1)}
+    knots = _knots_shown(g_lst)
+    for index, curve in enumerate(g_lst):
+        device = f"g_{index // 2 + 1}_{'minus' if index % 2 else 'plus'}"
+        for knot in knots:
+            weight = 2 * knot / (len(curve) - 1) - 1
+            numbers[f"{device}_at_{weight:.3g}"] = round(curve[knot], 3)
+    return numbers
+
+
+def _knots_shown(g_lst: Sequence[Sequence[float]]) -> list[int]:
+    """Those of weight zero, about half the largest and the largest; if need be, their mirrors."""
+    if not g_lst:
+        return []
+    last = len(g_lst[0]) - 1
+    knots = {last // 2, 3 * last // 4, last}
+    negative = (last + 1) // 2
+    is_mirrored = all(
+        list(plus[:negative]) == list(minus[::-1][:negative])
+        for plus, minus in zip(g_lst[::2], g_lst[1::2], strict=True)
+    )
+    return sorted(knots if is_mirrored else knots | {last - knot for knot in knots})
 
 
 def rank(trial: FrozenTrial) -> float:

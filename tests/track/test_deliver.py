@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import parse_qsl
 
+import numpy as np
 import optuna
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -31,6 +32,7 @@ from tracked_studies import (
     recorded,
 )
 
+from wpo_optuna.evaluate.metric_over_time import MetricOverTime
 from wpo_optuna.study import attributes
 from wpo_optuna.track import delivery
 from wpo_optuna.track.delivery import Delivery, deliver
@@ -392,6 +394,38 @@ def test_a_study_is_put_under_the_run_of_its_parent_study(store: str) -> None:
     assert_complete(recorded(client, "layer"), child, "all")
     assert set(recorded(client, "network").trials) == {0, 1, 2}
     assert len(all_runs(client)) == 2 + 3 + 2
+
+
+def test_an_accuracy_is_put_under_the_latest_study_that_made_its_strategy(store: str) -> None:
+    """Another problem's study of the same name is not taken for it; without one it stands alone."""
+    client, run_ids, name = MlflowClient(store), [], "anybody's"
+    for fingerprint in ("right", "right", "other"):
+        study = small_study(2, name)
+        study.set_user_attr(attributes.FINGERPRINT, fingerprint)
+        run_ids.append(deliver(study, TO_ALL).run_id)
+        time.sleep(0.01)
+    measured = MetricOverTime("accuracy", (1.0,), None, {"baseline": np.ones((1, 1))})
+
+    def tags(**provenance: str) -> dict[str, str]:
+        run_id = measured.record(
+            [],
+            Destination(),
+            run_name="accuracy",
+            parameters={},
+            started_s=0,
+            provenance=provenance,
+        )
+        return dict(client.get_run(run_id).data.tags)
+
+    linked = tags(study_name=name, problem_fingerprint="right")
+    assert (linked[PARENT_TAG], linked["wpo.study"]) == (run_ids[1], name)
+    assert linked[KIND_TAG] == "accuracy"
+    for provenance in (
+        {},
+        {"study_name": name},
+        {"study_name": "x", "problem_fingerprint": "right"},
+    ):
+        assert PARENT_TAG not in tags(**provenance)
 
 
 @pytest.mark.parametrize(

@@ -193,6 +193,7 @@ def _run(settings: EvaluationSettings, quiet: bool) -> int:
         run_id = result.record(
             files, destination, parameters=parameters, started_s=started_s,
             run_name=f"{result.metric} of {', '.join(studies) or settings.strategy[0]}"[:250],
+            provenance=provenances[0] if len(studies) == 1 else None,
         )  # fmt: skip
         tracked = f"run {run_id}, experiment {settings.experiment}"
         if run_id is None:

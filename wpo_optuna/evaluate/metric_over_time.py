@@ -22,6 +22,7 @@ from wpo_optuna.study.environment import versions
 from wpo_optuna.track import store
 from wpo_optuna.track.destination import Destination
 from wpo_optuna.track.follower import TrackingWarning
+from wpo_optuna.track.study_run import tags_of_origin
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -132,6 +133,7 @@ class MetricOverTime:
         parameters: Mapping[str, object],
         started_s: float,
         tags: Mapping[str, str] | None = None,
+        provenance: Mapping[str, Any] | None = None,
     ) -> str | None:
         """Makes a run of it in MLflow, unless MLflow is away: then a warning says so.
 
@@ -146,6 +148,7 @@ class MetricOverTime:
             parameters: parameters of the run.
             started_s: when the measurement began, in s since the epoch.
             tags: further tags of the run, beside its kind and the versions of packages.
+            provenance: the strategy's, under whose study's run this one is put.
 
         Returns:
             the run's id; None if MLflow did not take it.
@@ -158,8 +161,10 @@ class MetricOverTime:
         now_ms = round(1000 * time.time())
         try:
             client = store.connect(destination.uri)
+            experiment = store.find_or_create_experiment(client, destination.experiment_name)
+            all_tags = tags_of_origin(client, experiment, provenance or {}) | all_tags
             run_id = client.create_run(
-                store.find_or_create_experiment(client, destination.experiment_name),
+                experiment,
                 start_time=round(1000 * started_s),
                 run_name=run_name,
                 tags=all_tags,

@@ -197,18 +197,18 @@ def test_what_cannot_be_reported_is_refused_in_a_sentence_and_nothing_is_written
 ) -> None:
     output = ["--output", str(tmp_path / "new" / "r.html")]
     message = _refusal(tmp_path, capsys, *output, name="digit-random")
-    assert "study_name = 'digit-random'" in message
+    assert "--study-name 'digit-random'" in message
     assert FINISHED in message
     message = _refusal(tmp_path, capsys, *output, name=EMPTY)
-    assert f"study_name = '{EMPTY}': it has no completed trial" in message
+    assert f"--study-name '{EMPTY}': it has no completed trial" in message
     missing = f"sqlite:///{tmp_path}/missing.db"
     assert "there is no such file" in _refusal(tmp_path, capsys, *output, "--storage", missing)
     assert "accepted is" in _refusal(tmp_path, capsys, *output, "--storage", "ftp://x")
-    assert "tracking_uri" in _refusal(tmp_path, capsys, *output, "--tracking-uri", "ftp://x")
+    assert "--tracking-uri" in _refusal(tmp_path, capsys, *output, "--tracking-uri", "ftp://x")
     (tmp_path / "file").write_text("")
     for place, name in ((tmp_path, ""), (tmp_path / "file", "r.html")):
         message = _refusal(tmp_path, capsys, "--output", str(place / name))
-        assert f"output = '{place}'" in message
+        assert f"--output '{place}'" in message
 
 
 def test_a_study_about_something_else_is_refused(tmp_path: Path) -> None:

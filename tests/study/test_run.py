@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from wpo_optuna.errors import InvalidArgument, WeightProgrammingError
 from wpo_optuna.loss.monte_carlo import MonteCarloEngine
 from wpo_optuna.loss.reference import ReferenceEngine
 from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
+from wpo_optuna.study import run
 from wpo_optuna.study.attributes import (
     FAILED,
     FINISHED,
@@ -149,6 +151,66 @@ def test_a_study_is_not_continued_with_another_search(
     assert len(result.study.get_trials(states=(TrialState.COMPLETE,))) == 10
     resumed = run_study(problem, **(options | {"n_trials": 12, "engine": None}))
     assert resumed.objective.engine.name == "montecarlo"
+
+
+def test_the_refusal_of_another_problem_proposes_a_name_that_is_free(
+    problem: WeightProgrammingProblem, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/wpo.db"
+    optuna.create_study(study_name="s-2", storage=url)
+    run_study(problem, n_trials=5, study_name="s", storage=url, **QUIET)
+    other = small_problem(nbins=5)
+    with pytest.raises(InvalidArgument, match=r"such as study_name = 's-3'\.$"):
+        run_study(other, n_trials=5, study_name="s", storage=url, **QUIET)
+    assert run_study(other, n_trials=5, study_name="s-3", storage=url, **QUIET).n_new_trials == 5
+
+
+@pytest.mark.parametrize("kind", ["sqlite:///wpo.db", "journal:///wpo.log", "memory"])
+def test_a_studys_value_has_a_name_in_every_storage_and_in_copies(
+    problem: WeightProgrammingProblem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", optuna.exceptions.ExperimentalWarning)
+        study = run_study(problem, n_trials=30, storage=kind, **QUIET).study
+    assert study.metric_names == ["loss"]
+    assert "value_loss" in study.trials_dataframe()
+    storage = optuna.storages.InMemoryStorage()
+    optuna.copy_study(from_study_name=study.study_name, from_storage=study._storage,
+                      to_storage=storage)  # fmt: skip
+    copied = optuna.load_study(study_name=study.study_name, storage=storage)
+    assert copied.metric_names == ["loss"]
+
+
+def test_a_study_stored_before_its_value_had_a_name_is_resumed(
+    problem: WeightProgrammingProblem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path}/wpo.db"
+    with monkeypatch.context() as earlier:
+        earlier.setattr(optuna.Study, "set_metric_names", lambda *_: None)
+        first = run_study(problem, n_trials=30, study_name="s", storage=url, **QUIET)
+    assert first.study.metric_names is None
+    resumed = run_study(problem, n_trials=40, study_name="s", storage=url, **QUIET)
+    assert resumed.n_new_trials == 10
+    assert resumed.study.metric_names is None
+
+
+@pytest.mark.parametrize("sampler", ["de", "gradient"])
+def test_the_bar_shows_the_best_tnmse_and_the_baselines(
+    problem: WeightProgrammingProblem, monkeypatch: pytest.MonkeyPatch, sampler: str
+) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(run.tqdm, "set_postfix_str", lambda bar, text, **_: shown.append(text))
+    result = run_study(problem, sampler, n_trials=60, storage="memory", **QUIET)
+    best = min(trial.user_attrs["tnmse"] for trial in result.study.trials)
+    assert shown[-1] == f"best TNMSE {best:.4f}, baseline {result.objective.baseline:.4f}"
+
+
+def test_a_sampler_is_taken_in_capitals(
+    problem: WeightProgrammingProblem,
+) -> None:
+    study = run_study(problem, "RANDOM", n_trials=3, storage="memory", **QUIET).study
+    assert study.study_name.endswith("-random")
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,8 @@ from optuna.trial import TrialState
 from safetensors.torch import save_file
 
 from wpo_optuna import ProgrammingStrategy
+from wpo_optuna.study.problem_setup import set_up_problem
+from wpo_optuna.study.settings import StudySettings
 
 ROOT = Path(__file__).parents[2]
 
@@ -99,7 +101,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
     first = study(directory, *REPEATABLE, "--n-trials", "120", "--report")
     assert first.returncode == 0, first.stderr
     assert "\r" not in first.stderr, "a progress bar where stderr is no terminal"
-    shutil.copytree(directory / "wpo_results" / "digits-de", results, dirs_exist_ok=True)
+    shutil.copytree(directory / "wpo_results" / "digits-small-de", results, dirs_exist_ok=True)
     return FinishedStudy(directory, results, first.stdout)
 
 
@@ -108,12 +110,14 @@ def test_a_study_runs_is_recorded_everywhere_and_resumes_with_the_same_command(
 ) -> None:
     directory = finished.directory
     for word in (
-        "baseline TNMSE", "best TNMSE", "95 % interval", "improvement", "f_lst", "digits-de",
+        "baseline TNMSE", "best TNMSE", "95 % interval", "improvement", "f_lst", "digits-small-de",
         "sqlite:///wpo.db", "mlflow ui", "strategy.json", "--n-trials 240", "s from the command",
     ):  # fmt: skip
         assert word in finished.printed
 
-    stored = optuna.load_study(study_name="digits-de", storage=f"sqlite:///{directory}/wpo.db")
+    stored = optuna.load_study(
+        study_name="digits-small-de", storage=f"sqlite:///{directory}/wpo.db"
+    )
     complete = stored.get_trials(states=(TrialState.COMPLETE,))
     assert len(complete) == 120
     assert {"tnmse", "baseline", "f_lst", "g_lst", "k_w"} <= complete[0].user_attrs.keys()
@@ -124,7 +128,7 @@ def test_a_study_runs_is_recorded_everywhere_and_resumes_with_the_same_command(
     children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
     assert len(children) == 120
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
-    assert parent.info.run_name == "digits-de"
+    assert parent.info.run_name == "digits-small-de"
     assert parent.info.status == "FINISHED"
     artifacts = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
     assert {"strategy.json", "settings.yaml", "report.html", "figures"} <= artifacts
@@ -148,18 +152,18 @@ def test_the_saved_settings_repeat_the_study_and_the_strategy_is_the_one_scored(
     saved = yaml.safe_load(config.read_text())
     assert saved["test_out_features"] == 8
     names = ("engine", "n_trials", "study_name")
-    assert [saved[name] for name in names] == ["expected", 120, "digits-de"]
+    assert [saved[name] for name in names] == ["expected", 120, "digits-small-de"]
     assert (saved["g_min"], saved["g_max"]) == (0.0, 25.0)
 
     words = ("--config", str(config), "--tracking-uri", "none", "--no-report")
     second = study(directory, *words)
     assert second.returncode == 0, second.stderr
-    repeated = directory / "wpo_results" / "digits-de" / "strategy.json"
+    repeated = directory / "wpo_results" / "digits-small-de" / "strategy.json"
     strategy = ProgrammingStrategy.load(finished.results / "strategy.json")
     assert ProgrammingStrategy.load(repeated) == strategy
 
     url = f"sqlite:///{finished.directory}/wpo.db"
-    stored = optuna.load_study(study_name="digits-de", storage=url)
+    stored = optuna.load_study(study_name="digits-small-de", storage=url)
     winner = stored.trials[strategy.provenance["trial_number"]]
     assert [list(curve) for curve in strategy.g_lst] == winner.user_attrs["g_lst"]
     np.testing.assert_array_equal(strategy.to_converter().f_lst, winner.user_attrs["f_lst"])
@@ -181,8 +185,10 @@ def test_a_users_checkpoint_is_optimised_against_a_strategy_file(directory: Path
     result = study(directory, *QUICK, *words, "--n-trials", "40", "--tracking-uri", "none")
     assert result.returncode == 0, result.stderr
     assert re.search(r"1,600 of 2,040 weights of .*net.safetensors.* in 2 tensors", result.stdout)
-    assert "study            net-de" in result.stdout
-    strategy = ProgrammingStrategy.load(directory / "wpo_results" / "net-de" / "strategy.json")
+    assert "study            net-small-de" in result.stdout
+    strategy = ProgrammingStrategy.load(
+        directory / "wpo_results" / "net-small-de" / "strategy.json"
+    )
     assert strategy.provenance["tnmse"]["mean"] < strategy.provenance["baseline"]["mean"]
     assert strategy.provenance["noise_model"] == "PCMLikeNoiseModel"
 
@@ -218,7 +224,7 @@ def test_strategies_by_layer_are_compared_in_error_and_accuracy(
         "accuracy after programming",
     ):  # fmt: skip
         assert told in result.stdout
-    results = directory / "wpo_results" / "trained-de"
+    results = directory / "wpo_results" / "trained-small-de"
     for name in ("strategy.json", "layers/layers.csv", "layers/over_time.svg"):
         assert (results / name).is_file()
     assert ProgrammingStrategy.load(results / "module.0.weight" / "strategy.json").f_lst
@@ -228,8 +234,11 @@ def test_strategies_by_layer_are_compared_in_error_and_accuracy(
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
     (top,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     below = [run.info.run_name for run in runs if run is not top]
-    assert top.info.run_name == "trained-de"
-    assert sorted(below) == ["accuracy of trained-de by layer", "trained-de/module.0.weight"]
+    assert top.info.run_name == "trained-small-de"
+    assert sorted(below) == [
+        "accuracy of trained-small-de by layer",
+        "trained-small-de/module.0.weight",
+    ]
     assert top.data.metrics.keys() >= {"layers_tnmse_network_wide", "layers_tnmse_per_layer"}
 
     (directory / "other.py").write_text("from torch import nn\ndef f(): return nn.Linear(3, 3)\n")
@@ -287,7 +296,9 @@ def interrupt(directory: Path, n_trials: int, *words: str) -> str:
 
 def _states(url: str) -> list[TrialState]:
     try:
-        return [t.state for t in optuna.load_study(study_name="digits-de", storage=url).trials]
+        return [
+            t.state for t in optuna.load_study(study_name="digits-small-de", storage=url).trials
+        ]
     except Exception:  # the file or the study does not exist yet
         return []
 
@@ -316,6 +327,7 @@ def test_a_study_of_another_problem_is_refused_and_the_difference_is_told(
     assert refused.stderr.count("\n") == 1
     assert "nbins was 6" in refused.stderr
     assert "now 5" in refused.stderr
+    assert "another name, such as --study-name 'digits-small-de-2'" in refused.stderr
     assert content(finished.directory / "wpo.db") == before
 
 
@@ -328,34 +340,34 @@ def content(database: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--f-lst", "1,0"], ["f_lst", "0.0", "positive"]),
-        (["--f-lst", "1,two"], ["f_lst", "'two'", "none"]),
-        (["--t-steps", "1h,1s"], ["t_steps", "ascend"]),
-        (["--rpu-config", "reram-wan", "--t-steps", "1s,1h"], ["t_steps", "3600", "ReRamWan"]),
-        (["--g-min", "30"], ["g_min", "30", "g_max"]),
-        (["--nbins", "1"], ["nbins", "1", "at least 2"]),
-        (["--weights", "absent.safetensors"], ["absent.safetensors"]),
+        (["--f-lst", "1,0"], ["--f-lst", "0.0", "positive"]),
+        (["--f-lst", "1,two"], ["--f-lst", "'two'", "none"]),
+        (["--t-steps", "1h,1s"], ["--t-steps", "ascend"]),
+        (["--rpu-config", "reram-wan", "--t-steps", "1s,1h"], ["--t-steps", "3600", "ReRamWan"]),
+        (["--g-min", "30"], ["--g-min 30, --g-max 25"]),
+        (["--nbins", "1"], ["--nbins 1", "at least 2"]),
+        (["--weights", "absent.safetensors"], ["--weights 'absent.safetensors'"]),
         (["--weights", "nan.npy"], ["nan.npy", "NaN"]),
-        (["--baseline", "triple:1"], ["baseline", "triple:1", "npair"]),
+        (["--baseline", "triple:1"], ["--baseline 'triple:1'", "npair"]),
         (["--storage", "sqlite:////proc/none/wpo.db"], ["sqlite:////proc/none/wpo.db"]),
         (["--storage", "sqlite:///text.db"], ["text.db"]),
         (["--config", "absent.yaml"], ["absent.yaml"]),
-        (["--sampler", "tpe", "--popsize", "3"], ["popsize", "differential"]),
-        (["--n-trials", "many"], ["n_trials = 'many'", "integer"]),
-        (["--n-trials", "0"], ["n_trials", "0", "greater than or equal to 1"]),
-        (["--maxiter", "-1"], ["maxiter", "-1", "greater than or equal to 0"]),
-        (["--mutation", "5,5"], ["mutation", "5"]),
-        (["--recombination", "3"], ["recombination", "3"]),
-        (["--strategy", "foo"], ["strategy", "foo", "best1bin"]),
-        (["--popsize", "0"], ["popsize", "0"]),
-        (["--device", "abacus"], ["device", "abacus", "cuda"]),
-        (["--tracking-uri", "foo://x"], ["tracking_uri", "foo://x", "http"]),
-        (["--experiment", ""], ["experiment_name", "''"]),
-        (["--output", "text.db/results"], ["output", "text.db", "directory"]),
-        (["--study-name", "../elsewhere"], ["study_name", "../elsewhere", ".."]),
-        (["--g-max", "40"], ["g_max = 40", "0 to 25 µS"]),
-        (["--model", "net.py:f"], ["model", "net.py:f", "per layer"]),
-        (["--per", "layer", "--data", "net.py:f"], ["data", "net.py:f", "model"]),
+        (["--sampler", "tpe", "--popsize", "3"], ["--popsize 3", "differential"]),
+        (["--n-trials", "many"], ["--n-trials 'many'", "integer"]),
+        (["--n-trials", "0"], ["--n-trials", "0", "greater than or equal to 1"]),
+        (["--maxiter", "-1"], ["--maxiter '-1'", "greater than or equal to 0"]),
+        (["--mutation", "5,5"], ["--mutation", "5"]),
+        (["--recombination", "3"], ["--recombination 3"]),
+        (["--strategy", "foo"], ["--strategy 'foo'", "best1bin"]),
+        (["--popsize", "0"], ["--popsize '0'"]),
+        (["--device", "abacus"], ["--device 'abacus'", "cuda"]),
+        (["--tracking-uri", "foo://x"], ["--tracking-uri 'foo://x'", "http"]),
+        (["--experiment", ""], ["--experiment ''", "1 character"]),
+        (["--output", "text.db/results"], ["--output", "text.db", "directory"]),
+        (["--study-name", "../elsewhere"], ["--study-name '../elsewhere'", ".."]),
+        (["--g-max", "40"], ["--g-max 40", "0 to 25 µS"]),
+        (["--model", "net.py:f"], ["--model 'net.py:f'", "per layer"]),
+        (["--per", "layer", "--data", "net.py:f"], ["--data 'net.py:f'", "model"]),
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_is_written(
@@ -386,6 +398,27 @@ def test_wrong_usage_exits_with_2_and_writes_nothing(directory: Path) -> None:
         assert words[0] in result.stderr
         assert "Traceback" not in result.stderr
     assert written(directory) == []
+
+
+def test_what_needs_no_torch_to_be_refused_is_refused_without_it(directory: Path) -> None:
+    words = ("--f-lst 1,two", "--t-steps 1x", "--rpu-config pmc", "--weights absent.npy",
+             "--study-name ../x", "--n-trials 0")  # fmt: skip
+    code = (
+        "import sys, wpo_optuna.study.__main__ as s\n"
+        f"for words in {words!r}: assert s.main(words.split()) == 1\n"
+        "print(sorted({'torch', 'aihwkit', 'mlflow', 'optuna'} & set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=directory, env=environment(), capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    assert result.stdout == "[]\n"
+    assert len(result.stderr.splitlines()) == len(words)
+
+
+def test_a_study_is_named_after_network_hardware_and_sampler() -> None:
+    named = set_up_problem(StudySettings(rpu_config="hermes", sampler="tpe"))
+    assert named.study_name == "digits-hermes-tpe"
 
 
 def test_help_and_the_list_of_hardware_need_no_study(directory: Path) -> None:

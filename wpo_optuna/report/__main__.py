@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wpo_optuna.study import attributes
-from wpo_optuna.study.command_line import run_command
+from wpo_optuna.study.command_line import CommandParser, run_command
 from wpo_optuna.study.environment import directory_of_study
 
 if TYPE_CHECKING:
@@ -31,18 +31,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         exit status: 0, 1 on failure, 130 if interrupted; wrong usage exits with 2.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
     return run_command(
-        lambda: _run(options), debug=options.debug, on_interruption="Interrupted; no report."
-    )
+        lambda: _run(options), debug=options.debug, on_interruption="Interrupted; no report.",
+        flags=parser.flags(),
+    )  # fmt: skip
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="python -m wpo_optuna.report",
         description="Writes a report on a stored study, or on several side by side: one HTML page "
         "that needs no other file, and each figure as PNG and SVG.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--study-name", required=True, action="append", metavar="NAME", dest="study_names",

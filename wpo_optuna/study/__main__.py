@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 import warnings
@@ -10,7 +9,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from wpo_optuna.study.command_line import INTERRUPTED, add_settings, read_settings, run_command
+from wpo_optuna.study.command_line import (
+    INTERRUPTED,
+    CommandParser,
+    add_settings,
+    read_settings,
+    run_command,
+)
 from wpo_optuna.study.settings import StudySettings
 
 if TYPE_CHECKING:
@@ -31,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     started = time.perf_counter()
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = vars(_parser().parse_args(given))
+    parser = _parser()
+    options = vars(parser.parse_args(given))
     quiet, debug = options.pop("quiet"), options.pop("debug")
     if options.pop("list_rpu_configs"):
         return _list_rpu_configs()
@@ -45,17 +51,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command,
         debug=debug,
         on_interruption="Interrupted before the study began.",
+        flags=parser.flags(),
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog=PROGRAM,
         usage=f"{PROGRAM} [options]",
         description="Finds how to program a trained network's weights onto analogue memory so "
         "that accuracy lasts: an Optuna study, recorded in MLflow. Running the same command "
         "again resumes it.",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--config", metavar="FILE", help="YAML file with settings; flags prevail over it"
@@ -76,13 +82,14 @@ def _parser() -> argparse.ArgumentParser:
 def _run(settings: StudySettings, given: Sequence[str], quiet: bool, started: float) -> int:
     # Everything heavy is imported here, so that --help and wrong usage answer at once.
     from wpo_optuna.study.environment import check_aihwkit
+    from wpo_optuna.study.problem_setup import effective_settings, refuse_at_once, set_up_problem
 
+    refuse_at_once(settings)
     check_aihwkit()
     import optuna
 
     from wpo_optuna.network.account import NetworkWarning
     from wpo_optuna.study import layers, text
-    from wpo_optuna.study.problem_setup import effective_settings, set_up_problem
     from wpo_optuna.study.run import run_study
     from wpo_optuna.study.settings import DE_OPTIONS, RunSettings
 

@@ -10,13 +10,32 @@ import argparse
 import logging
 import operator
 import os
+import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    NoReturn,
+    Self,
+    TypeVar,
+    get_args,
+    get_origin,
+)
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 
 from wpo_optuna.errors import InvalidArgument, WeightProgrammingError, did_you_mean, first_line
@@ -25,6 +44,10 @@ FAILED = 1
 INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
 
 S = TypeVar("S", bound="Settings")
+
+# Where a sentence says which argument it is about: before the first colon, and in quoting a value.
+_SUBJECT = re.compile(r"\b([a-z]\w*) = |^([a-z]\w*)(?= '|$| contains| is needed)")
+_ADVICE = re.compile(r"\b([a-z]\w*) = (?=')")
 
 
 def _as_whole(value: object) -> object:
@@ -76,6 +99,13 @@ class Settings(BaseModel):
         arbitrary_types_allowed=True,
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _in_any_case(cls, value: object, info: ValidationInfo) -> object:
+        """Takes a word out of a list, such as ``CMAES``, in capitals as well."""
+        is_choice = _choices(cls.model_fields[str(info.field_name)]) is not None
+        return value.lower() if is_choice and isinstance(value, str) else value
+
     #: Settings of which one given as a flag replaces all of the configuration file's.
     alternatives: ClassVar[tuple[str, ...]] = ()
 
@@ -108,9 +138,28 @@ class Settings(BaseModel):
         if first["type"] == "missing":
             return f"{name} is needed."
         told = str(first["msg"]).removeprefix("Value error, ").rstrip(".")
-        told = told.replace("Input should be", "it should be")
+        told = told.replace("Input should", "it should").replace("String should", "it should")
         hint = did_you_mean(value, _choices(cls.model_fields[name]) or ()) if name else ""
         return f"{name} = {value!r} cannot be used: {told}{hint}." if name else f"{told}."
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A command's parser: takes no abbreviations, and suggests what a misspelt flag may mean."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def flags(self) -> list[str]:
+        """All flags, read off the help, since argparse has no public list of them."""
+        entries = re.findall(r"^  (-.*?)(?:  |$)", self.format_help(), flags=re.MULTILINE)
+        return [flag for entry in entries for flag in re.findall(r"--[\w-]+", entry)]
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program with a message, and with exit status 2."""
+        flags = self.flags()
+        words = re.findall(r"(?<!\S)--[\w-]+", message)
+        hints = [did_you_mean(word, flags) for word in words if word not in flags]
+        super().error(message + "".join(hints))
 
 
 def add_settings(parser: argparse.ArgumentParser, settings: type[Settings]) -> None:
@@ -121,7 +170,7 @@ def add_settings(parser: argparse.ArgumentParser, settings: type[Settings]) -> N
         group = groups.get(shown["group"])
         if group is None:
             group = groups[shown["group"]] = parser.add_argument_group(shown["group"])
-        flag = "--" + name.rstrip("_").replace("_", "-")
+        flag, choices = _flag(name), _choices(field)
         options: dict[str, Any] = {
             "dest": name, "default": argparse.SUPPRESS, "help": _help(field),
             "required": field.is_required(),
@@ -133,8 +182,9 @@ def add_settings(parser: argparse.ArgumentParser, settings: type[Settings]) -> N
         kinds = (field.annotation, *get_args(field.annotation))
         nargs = "+" if tuple[str, ...] in kinds else None
         group.add_argument(
-            flag, metavar=shown["metavar"], nargs=nargs, choices=_choices(field), **options
-        )
+            flag, metavar=shown["metavar"], nargs=nargs, choices=choices,
+            type=str.lower if choices else str, **options,
+        )  # fmt: skip
 
 
 def read_settings(
@@ -157,13 +207,21 @@ def read_settings(
     return settings.checked(values | dict(flags), places)
 
 
-def run_command(command: Callable[[], int], *, debug: bool, on_interruption: str) -> int:
+def run_command(
+    command: Callable[[], int],
+    *,
+    debug: bool,
+    on_interruption: str,
+    flags: Collection[str] = (),
+) -> int:
     """Runs a command and turns what it raises into a message and an exit status.
 
     Args:
         command: the command; returns its exit status.
         debug: whether errors are to be raised with their traceback.
         on_interruption: what to tell a user who ends the command with Ctrl-C.
+        flags: the command's, by which its messages name what they call by Python's names
+            otherwise.
     """
     _quieten_libraries()
     try:
@@ -174,7 +232,7 @@ def run_command(command: Callable[[], int], *, debug: bool, on_interruption: str
     except Exception as error:
         if debug:
             raise
-        print(f"error: {_sentence(error)}", file=sys.stderr)
+        print(f"error: {_sentence(error, flags)}", file=sys.stderr)
         return FAILED
 
 
@@ -191,10 +249,27 @@ def _quieten_libraries() -> None:
     warnings.showwarning = show  # type: ignore[assignment]
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: Exception, flags: Collection[str]) -> str:
     if isinstance(error, WeightProgrammingError):
-        return str(error)
+        return _with_flags(str(error), flags)
     return f"{type(error).__name__}: {first_line(error)} (--debug shows where)"
+
+
+def _with_flags(sentence: str, flags: Collection[str]) -> str:
+    """A sentence about ``study_name = 'x'`` as one about ``--study-name 'x'``."""
+    if sentence.startswith("--config"):
+        return sentence  # it is about keys of a file
+
+    def flagged(match: re.Match[str]) -> str:
+        flag = _flag(match[match.lastindex or 0])
+        return match[0] if flag not in flags else flag + " " * match[0].endswith(" ")
+
+    subject, colon, rest = sentence.partition(": ")
+    return _SUBJECT.sub(flagged, subject) + colon + _ADVICE.sub(flagged, rest)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.rstrip("_").replace("_", "-")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

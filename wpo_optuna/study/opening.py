@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
+from optuna.exceptions import ExperimentalWarning
 
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.loss.engine_choice import choose_engine
@@ -65,7 +68,7 @@ def open_study(
         study = optuna.load_study(study_name=study_name, storage=storage)
     stored: Mapping[str, Any] = {} if study is None else study.user_attrs
     if study is not None:
-        _check_same(study, stored, problem, settings, sampler_options)
+        _check_same(study, storage, problem, settings, sampler_options)
     options = _options_in_force(settings, stored, sampler_options)
     sampler = _make_sampler(problem, settings, options, study)
     # Other engines would judge the trials of a stored study differently.
@@ -80,6 +83,9 @@ def open_study(
     baseline = objective.baseline  # fails here, if it does
     if attributes.FINGERPRINT not in stored:
         study = optuna.create_study(study_name=study_name, storage=storage, load_if_exists=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)  # it is no user's concern
+            study.set_metric_names(["loss"])
         keep(
             study,
             {
@@ -97,7 +103,7 @@ def open_study(
         )
         # Another process may have begun the study at the same time: what was written last counts.
         stored = study.user_attrs
-        _check_same(study, stored, problem, settings, sampler_options)
+        _check_same(study, storage, problem, settings, sampler_options)
         objective = HypercubeObjective(problem, chosen.engine, stored[attributes.BASELINE])
     assert study is not None
     self_check = None if chosen.self_check is None else chosen.self_check.to_json()
@@ -116,18 +122,19 @@ def keep(study: Study, values: Mapping[str, Any]) -> None:
 
 def _check_same(
     study: Study,
-    stored: Mapping[str, Any],
+    storage: BaseStorage,
     problem: WeightProgrammingProblem,
     settings: RunSettings,
     sampler_options: Mapping[str, Any] | None,
 ) -> None:
     """Refuses to go on with a study that was made for something else."""
-    name = study.study_name
+    name, stored = study.study_name, study.user_attrs
     if attributes.FINGERPRINT not in stored:
         if not study.get_trials(deepcopy=False):
             return  # made by hand, or cut off before its first trial
         raise InvalidArgument(
-            f"study_name = {name!r}: this study was not made by wpo_optuna; give another name."
+            f"study_name = {name!r}: this study was not made by wpo_optuna; give another "
+            f"name, such as study_name = {_free_name(name, storage)!r}."
         )
     told: list[str] = []
     if stored[attributes.FINGERPRINT] != problem.fingerprint:
@@ -147,9 +154,16 @@ def _check_same(
         # The problem has a seed, too, which is usually the same.
         listed = "; ".join(list(dict.fromkeys(told))[:_MOST_DIFFERENCES_TOLD])
         raise InvalidArgument(
-            f"study_name = {name!r}: this study is about something else ({listed}); give another "
-            "name, or the settings it was started with."
+            f"study_name = {name!r}: this study is about something else ({listed}); give "
+            "the settings it was started with, or another name, such as "
+            f"study_name = {_free_name(name, storage)!r}."
         )
+
+
+def _free_name(name: str, storage: BaseStorage) -> str:
+    """A name like another one that no study has."""
+    taken = {study.study_name for study in storage.get_all_studies()}
+    return next(free for n in count(2) if (free := f"{name}-{n}") not in taken)
 
 
 def _make_sampler(

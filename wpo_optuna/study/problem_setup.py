@@ -9,24 +9,27 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.errors import InvalidArgument, did_you_mean
 from wpo_optuna.hardware import (
     NAMED_RPU_CONFIGS,
     SECOND_TO_YEAR,
     conductance_range,
     format_duration,
+    named_rpu_config,
     parse_converter,
     parse_durations,
     rpu_config,
 )
-from wpo_optuna.network.weights import CheckpointWeights, read_weights
-from wpo_optuna.problem import WeightProgrammingProblem
+from wpo_optuna.network.references import is_reference
+from wpo_optuna.study.environment import check_directory, directory_of_study
 from wpo_optuna.study.settings import ProblemOptions
 
 if TYPE_CHECKING:
     from aihwkit.simulator.configs import InferenceRPUConfig
     from torch import Tensor
 
+    from wpo_optuna.network.weights import CheckpointWeights
+    from wpo_optuna.problem import WeightProgrammingProblem
     from wpo_optuna.study.settings import StudySettings
 
 EXAMPLE = "digits"
@@ -38,7 +41,8 @@ class ProblemSetup:
     """A problem and where its weights come from.
 
     Attributes:
-        study_name: name of its study: as set, or made of the network's and the sampler's.
+        study_name: name of its study: as set, or made of the network's, the hardware's and the
+            sampler's.
         make_problem: the problem of other weights on the same hardware, under the same settings.
         checkpoint: what was read.
         problem: the problem of all its weights.
@@ -50,12 +54,35 @@ class ProblemSetup:
     problem: WeightProgrammingProblem
 
 
+def refuse_at_once(settings: StudySettings) -> None:
+    """Refuses what can be refused without torch, whose import takes seconds.
+
+    Raises:
+        InvalidArgument: a setting cannot be used.
+    """
+    parse_factors(settings.f_lst)
+    if settings.t_steps is not None:
+        parse_durations(settings.t_steps, "t_steps")
+    if not is_reference(settings.rpu_config):
+        named_rpu_config(settings.rpu_config)
+    weights = settings.weights
+    if weights is not None and not is_reference(weights) and not Path(weights).exists():
+        hint = did_you_mean(weights, map(str, Path(weights).parent.glob("*")))
+        raise InvalidArgument(f"weights {weights!r}: there is no such file or directory{hint}.")
+    if settings.output is not None:
+        check_directory(Path(settings.output), "output")
+        directory_of_study(Path(settings.output), settings.study_name or EXAMPLE)
+
+
 def set_up_problem(settings: StudySettings, show_progress_bar: bool = False) -> ProblemSetup:
     """Reads the weights and the hardware, and puts the problem together.
 
     Raises:
         InvalidArgument: a setting cannot be used.
     """
+    from wpo_optuna.network.weights import read_weights
+    from wpo_optuna.problem import WeightProgrammingProblem
+
     named = NAMED_RPU_CONFIGS.get(settings.rpu_config)
     hardware = rpu_config(settings.rpu_config)
     g_min, g_max = _conductances(settings, hardware)
@@ -82,7 +109,9 @@ def set_up_problem(settings: StudySettings, show_progress_bar: bool = False) -> 
         account = replace(checkpoint.account, source="the built-in digits network")
         checkpoint = replace(checkpoint, account=account)
     network = EXAMPLE if settings.weights is None else _label(settings.weights)
-    study_name = settings.study_name or f"{network}-{settings.sampler}"
+    study_name = settings.study_name or "-".join(
+        (network, _label(settings.rpu_config), settings.sampler)
+    )
     return ProblemSetup(study_name, make_problem, checkpoint, make_problem(checkpoint.weights))
 
 
@@ -128,7 +157,7 @@ def parse_factors(text: str) -> list[float | None]:
 
 
 def _label(source: str) -> str:
-    """A short name of a checkpoint: its file's without the ending, or its function's."""
+    """A short name of a checkpoint or hardware: its own, its file's, or its function's."""
     return source.rpartition(":")[2] if ":" in source else Path(source).absolute().stem
 
 

@@ -119,7 +119,7 @@ def run_study(
             "tracking_uri": tracking_uri, **options,
         }
     )  # fmt: skip
-    study_name = study_name or f"wpo-{problem.fingerprint[:8]}-{sampler}"
+    study_name = study_name or f"wpo-{problem.fingerprint[:8]}-{settings.sampler}"
     destination = _checked(settings, study_name, sampler_options)
     # All arguments have been checked: from here on something may be written.
     opened = open_storage(storage) if isinstance(storage, str) else storage
@@ -301,10 +301,16 @@ class _Search:
         """The lowest loss so far."""
         return self.mirror.memory.best_value if self.mirror.n_complete else float("inf")
 
+    def _best_tnmse(self) -> float:
+        """The TNMSE that has the lowest loss so far."""
+        objective = self.mirror.objective
+        return objective.baseline * (1 + self._best() - objective.problem.loss_margin)
+
     def _take(self, trials: Sequence[FrozenTrial]) -> None:
         """Counts and shows finished trials, and hands them to the user's callbacks."""
         self.n_new += len(trials)
-        self._bar.set_postfix_str(f"best loss {self._best():.4f}", refresh=False)
+        best, baseline = self._best_tnmse(), self.mirror.objective.baseline
+        self._bar.set_postfix_str(f"best TNMSE {best:.4f}, baseline {baseline:.4f}", refresh=False)
         self._bar.update(min(self.mirror.n_complete, self._bar.total) - self._bar.n)
         for trial in trials:
             for callback in self._callbacks:

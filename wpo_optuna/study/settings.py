@@ -209,8 +209,8 @@ class RecordSettings(Settings):
     """Where a study is kept and shown."""
 
     study_name: str | None = setting(
-        None, "name of the study; by default made of the network's and the sampler's",
-        _RECORD, "NAME",
+        None, "name of the study; by default made of the network's, the hardware's and the "
+        "sampler's", _RECORD, "NAME",
     )  # fmt: skip
     storage: Any = setting(
         "sqlite:///wpo.db", "Optuna storage: sqlite:///FILE, journal:///FILE, postgresql://..., "
@@ -220,7 +220,7 @@ class RecordSettings(Settings):
         None, "MLflow tracking URI; by default MLflow's own; none for no tracking",
         _RECORD, "URI",
     )  # fmt: skip
-    experiment: str = setting("wpo", "MLflow experiment", _RECORD, "NAME")
+    experiment: str = setting("wpo", "MLflow experiment", _RECORD, "NAME", min_length=1)
     trial_runs: Literal["auto", "all", "best", "none"] = setting(
         "auto", "trials with an MLflow run of their own", _RECORD
     )

@@ -52,7 +52,7 @@ def describe(
         *([] if scores.warning is None else ["", f"WARNING: {scores.warning}"]),
         "",
         f"study            {result.study.study_name} in {masked_url(settings.storage)}",
-        f"MLflow           {_tracking(settings, result)}, experiment {settings.experiment}",
+        f"MLflow           {_tracking(settings, result)}",
         *_file_lines(result),
         "",
         *_look_lines(settings, result),
@@ -75,16 +75,27 @@ def resume_command(module: str, given: Sequence[str], n_trials: int) -> str:
         given: the words of the command after it.
         n_trials: the total.
     """
-    kept, skip = [], False
+    kept, skip, option = [], False, ""
     for word in given:
         flag, equals, _ = word.partition("=")
+        option = flag if flag.startswith("--") else option
         if skip:
             skip = False
         elif flag in _DROPPED:
             skip = _DROPPED[flag] and not equals
         else:
-            kept.append(word)
-    return shlex.join([program_here("python"), "-m", module, *kept, "--n-trials", str(n_trials)])
+            kept.append(_for_shell(word, option))
+    program = shlex.join([program_here("python"), "-m", module])
+    return " ".join([program, *kept, "--n-trials", str(n_trials)])
+
+
+def _for_shell(word: str, option: str) -> str:
+    """A word of a command; of a URL's password stands a variable such as STORAGE_PASSWORD."""
+    variable = f"{option.strip('-').replace('-', '_').upper()}_PASSWORD"
+    before, mask, after = masked_url(word).partition("***")
+    if not mask or masked_url(word) == word:
+        return shlex.quote(word)
+    return f'{shlex.quote(before)}"${variable}"{shlex.quote(after) if after else ""}'
 
 
 def _on_tile(scores: Scores) -> list[str]:
@@ -106,9 +117,10 @@ def _remarks(settings: StudySettings, scores: Scores, n_trials: int) -> list[str
 
 
 def _tracking(settings: StudySettings, result: StudyResult) -> str:
-    if result.run_id:
-        return f"run {result.run_id}"
-    return "off" if settings.tracking_uri is False else "not delivered yet (see the warning above)"
+    if settings.tracking_uri is False:
+        return "off"
+    run = f"run {result.run_id}" if result.run_id else "not delivered yet (see the warning above)"
+    return f"{run}, experiment {settings.experiment}"
 
 
 def _look_lines(settings: StudySettings, result: StudyResult) -> list[str]:

@@ -154,6 +154,90 @@ def test_what_cannot_be_compared_is_refused_before_the_first_measurement() -> No
         _compare(reram, ONE_PAIR, never)
 
 
+def _verdict(baseline: Any, optimised: Any, higher_is_better: bool | None = True) -> str:
+    """The sentence on two curves whose last values, one for each repeat, are these."""
+    ends = {"baseline": baseline, "optimised": optimised}
+    curves = {name: np.array([[0.5, value] for value in values]) for name, values in ends.items()}
+    return MetricOverTime("accuracy", (1.0, 86400.0), 0.98, curves, higher_is_better).verdict()
+
+
+CHIPS = np.linspace(0.90, 0.96, 12)  # chips differ more than the ways to program them
+LUCK = np.array([0.001, -0.001] * 6)
+
+
+@pytest.mark.parametrize(
+    ("by", "higher_is_better", "found"),
+    [
+        (0.01, True, "better than"),
+        (-0.01, True, "worse than"),
+        (0.01, False, "worse than"),
+        (-0.01, False, "better than"),
+        (0.01, None, "higher than"),
+        (-0.01, None, "lower than"),
+        (0.0005, True, "not distinguishable from"),
+        (-0.0005, None, "not distinguishable from"),
+    ],
+)
+def test_the_verdict_is_on_differences_paired_by_repeat_beyond_two_standard_errors(
+    by: float, higher_is_better: bool | None, found: str
+) -> None:
+    told = _verdict(CHIPS, CHIPS + by + LUCK, higher_is_better)
+    assert told.startswith(
+        f"After 1d, optimised is {found} baseline: accuracy differs by {by:+.5f}"
+    )
+    # sqrt(12/11) * 0.001 / sqrt(12)
+    assert "standard error 0.00030, in 12 repeats paired by seed" in told
+    assert ("more repeats show smaller differences" in told) == ("not" in found)
+
+
+def test_the_verdict_says_where_repeats_are_too_few() -> None:
+    assert "with fewer than 10 the error itself is uncertain" in _verdict(CHIPS[:3], CHIPS[1:4])
+    single = _verdict(CHIPS[:1], CHIPS[1:2])
+    assert "not distinguishable" in single
+    assert "in a single repeat, which has no standard error" in single
+    assert "fewer" not in _verdict(CHIPS, CHIPS + LUCK)
+
+
+def test_curves_that_are_equal_are_not_distinguishable_and_constant_differences_are_told() -> None:
+    assert "not distinguishable from baseline: accuracy differs by +0," in _verdict(CHIPS, CHIPS)
+    told = _verdict(np.full(12, 0.5), np.full(12, 0.75))
+    assert "better than baseline: accuracy differs by +0.25, standard error 0," in told
+
+
+def test_the_table_has_the_digits_that_the_errors_leave_and_ends_with_the_verdict() -> None:
+    curves = {
+        "baseline": np.array([[0.951234, 1.0], [0.953456, 1.0]]),
+        "optimised": np.array([[1234.5, 0.2], [1334.5, 0.9]]),
+    }
+    result = MetricOverTime("accuracy", (1.0, 86400.0), 0.98, curves)
+    heading, _, head, first, second, _, verdict = result.table().splitlines()
+    assert "mean ± standard deviation of 2 programmings" in heading
+    assert head.split() == ["baseline", "optimised"]
+    assert first.split("  ") == ["1s", "0.9523 ± 0.0016", "1284 ± 71"]
+    assert [cell for cell in second.split("  ") if cell] == ["1d", "1 ± 0", "0.55 ± 0.49"]
+    assert verdict == result.verdict()
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [
+        (accuracy, True),
+        (lambda network, data: -1.0 * _is_digital(network), False),
+        (lambda network, data: 1.0 * _is_digital(network), True),
+    ],
+)
+def test_what_is_better_is_known_of_accuracy_and_else_read_off_the_digital_network(
+    metric: Any, expected: bool
+) -> None:
+    network = NetworkForms.of(_classifier(), _hardware(PCMLikeNoiseModel()))
+    data = _batches(_classifier())
+    assert _compare(network, ONE_PAIR, metric, data=data, repeats=1).higher_is_better is expected
+
+
+def _is_digital(network: nn.Module) -> bool:
+    return not any(analog_tiles(network))
+
+
 def test_accuracy_is_the_share_of_right_classes_over_all_batches() -> None:
     network = nn.Identity()
     scores = torch.tensor([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
@@ -232,6 +316,10 @@ def test_files_hold_every_measurement_its_summary_and_a_readable_figure(tmp_path
         assert float(row["mean"]) == pytest.approx(np.mean(of_time), rel=1e-12)
         assert float(row["standard_deviation"]) == pytest.approx(np.std(of_time, ddof=1), rel=1e-12)
         assert (float(row["lowest"]), float(row["highest"])) == (of_time.min(), of_time.max())
+    for row, by in zip(rows, [*np.zeros((3, 4)), *(values[1] - values[0]).T], strict=True):
+        assert float(row["difference"]) == pytest.approx(np.mean(by), rel=1e-9)
+        error = np.std(by, ddof=1) / 2
+        assert float(row["standard_error_of_difference"]) == pytest.approx(error, rel=1e-9)
     assert png.read_bytes().startswith(b"\x89PNG")
     text = svg.read_text(encoding="utf-8")
     for word in ("baseline", "optimised", "ideal", "1h", "accuracy", "4 programmings"):

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import model_validator
 
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.hardware import parse_converter, parse_durations
+from wpo_optuna.storage import masked_url
 from wpo_optuna.strategy import ProgrammingStrategy
 from wpo_optuna.study.command_line import (
     Settings,
@@ -24,7 +26,7 @@ from wpo_optuna.study.command_line import (
     run_command,
     setting,
 )
-from wpo_optuna.study.environment import check_aihwkit, check_directory
+from wpo_optuna.study.environment import check_aihwkit, check_directory, program_here
 from wpo_optuna.track.destination import Destination
 
 if TYPE_CHECKING:
@@ -34,6 +36,10 @@ if TYPE_CHECKING:
 
 NO_TRACKING = "none"
 ALL_LAYERS = "*"
+# The built-in example, and where its studies are, by default.
+_NETWORK, _IMAGES = "wpo_optuna.evaluate.digits:network", "wpo_optuna.evaluate.digits:batches"
+_RESULTS = Path("wpo_results")
+_NOTE_TAG = "mlflow.note.content"  # what MLflow shows as a run's description
 _WHAT, _HOW, _CHIP, _RECORD = (
     "what is measured",
     "how it is measured",
@@ -46,20 +52,23 @@ class EvaluationSettings(Settings):
     """The settings of one evaluation, as the user wrote them, each declared once."""
 
     model: str = setting(
-        ..., "returns the network: a torch module, or one that aihwkit converted to analog; "
-        "package.module:function or path/file.py:function", _WHAT, "FUNCTION",
+        _NETWORK, "returns the network: a torch module, or one that aihwkit converted to analog; "
+        "package.module:function or path/file.py:function; without it the built-in digits network",
+        _WHAT, "FUNCTION",
     )  # fmt: skip
     strategy: Texts = setting(
-        ..., "strategy file; for strategies by layer LAYER=FILE ..., where LAYER may be a pattern "
-        "such as 'encoder.*'; layers without one are programmed like the baseline", _WHAT, "FILE",
+        (), "strategy file; for strategies by layer LAYER=FILE ..., where LAYER may be a pattern "
+        "such as 'encoder.*'; layers without one are programmed like the baseline; without it the "
+        f"newest strategy of the studies in {_RESULTS}", _WHAT, "FILE",
     )  # fmt: skip
     data: str | None = setting(
         None, "returns batches of (inputs, targets), such as a DataLoader; needed but with "
-        "--export", _WHAT, "FUNCTION",
+        "--export; of the built-in network the images held out from it", _WHAT, "FUNCTION",
     )  # fmt: skip
     metric: str | None = setting(
-        None, "takes the network and the data and returns a number; by default the share of right "
-        "classifications", _WHAT, "FUNCTION",
+        None, "takes the network and the data and returns a number, which is the better the nearer "
+        "it is to the digital network's; by default the share of right classifications", _WHAT,
+        "FUNCTION",
     )  # fmt: skip
     rpu_config: str | None = setting(
         None, "hardware of a digital network: pcm, standard-hwa, reram-wan, reram-cmo, hermes or a "
@@ -98,6 +107,11 @@ class EvaluationSettings(Settings):
         None, "MLflow tracking URI; by default MLflow's own; none for no tracking", _RECORD, "URI"
     )
     experiment: str = setting("wpo", "MLflow experiment", _RECORD, "NAME")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_images(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return values if "model" in values else {"data": _IMAGES, **values}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -142,19 +156,23 @@ def _parser() -> argparse.ArgumentParser:
 def _run(settings: EvaluationSettings, quiet: bool) -> int:
     # What cannot be used is refused before anything is done.
     check_aihwkit()
-    # Not earlier, so that --help answers at once.
-    from wpo_optuna.evaluate import accuracy
-    from wpo_optuna.network.analogue import Choice
-    from wpo_optuna.network.apply import apply_converter
-    from wpo_optuna.network.conductances import export_targets
-
     started_s, output = time.time(), Path(settings.output)
     check_directory(output, "output")
     destination = None
     if settings.tracking_uri != NO_TRACKING:
         destination = Destination(settings.tracking_uri, settings.experiment)
     t_steps = parse_durations(settings.t_steps, "t_steps")
-    strategies = _read_strategies(settings.strategy)
+    entries = settings.strategy
+    if not entries:
+        entries = (str(_newest_strategy()),)
+        print(f"strategy  {entries[0]}, the newest of the studies in {_RESULTS}\n")
+    strategies = _read_strategies(entries)
+    # Not earlier, so that --help and what is refused above answer at once.
+    from wpo_optuna.evaluate import accuracy
+    from wpo_optuna.network.analogue import Choice
+    from wpo_optuna.network.apply import apply_converter
+    from wpo_optuna.network.conductances import export_targets
+
     # On devices of the range that the strategies were made for.
     g_min = min(strategy.g_min for strategy in strategies.values())
     g_max = max(strategy.g_max for strategy in strategies.values())
@@ -187,19 +205,35 @@ def _run(settings: EvaluationSettings, quiet: bool) -> int:
         provenances = [strategy.provenance for strategy in strategies.values()]
         studies = sorted({str(p["study_name"]) for p in provenances if "study_name" in p})
         parameters = settings.model_dump(exclude={"output", "tracking_uri", "experiment"})
-        parameters["strategy"] = " ".join(settings.strategy)
+        parameters["strategy"] = " ".join(entries)
         parameters["metric"] = settings.metric or setup.metric_name
         parameters["rpu_config"] = setup.hardware
         run_id = result.record(
             files, destination, parameters=parameters, started_s=started_s,
-            run_name=f"{result.metric} of {', '.join(studies) or settings.strategy[0]}"[:250],
+            run_name=f"{result.metric} of {', '.join(studies) or entries[0]}"[:250],
+            tags={_NOTE_TAG: result.verdict()},
             provenance=provenances[0] if len(studies) == 1 else None,
         )  # fmt: skip
-        tracked = f"run {run_id}, experiment {settings.experiment}"
-        if run_id is None:
-            tracked = "not recorded (see the warning)"
+        tracked = "not recorded (see the warning)"
+        if run_id is not None:
+            tracked = f"run {run_id}, experiment {settings.experiment}\n"
+            tracked += _look_lines(destination, run_id)
     print(f"{result.table()}\n\nresults  {settings.output}\nMLflow   {tracked}")
     return 0
+
+
+def _look_lines(destination: Destination, run_id: str) -> str:
+    """How to see a run in MLflow."""
+    from wpo_optuna.track import store
+
+    uri, told = masked_url(destination.uri), "\nTo look at it, open:"
+    server = uri.rstrip("/")
+    if not uri.startswith(("http://", "https://")):
+        server = "http://127.0.0.1:5000"
+        command = [program_here("mlflow"), "ui", "--backend-store-uri", uri]
+        told = f"\nTo look at it, run:\n  {shlex.join(command)}\nand open:"
+    experiment_id = store.connect(destination.uri).get_run(run_id).info.experiment_id
+    return f"{told}\n  {server}/#/experiments/{experiment_id}/runs/{run_id}"
 
 
 def _compare_measured(
@@ -222,6 +256,28 @@ def _compare_measured(
     path = result.save(Path(settings.output) / "measured.csv")
     print(f"{result.table()}\n\nresults  {path}")
     return 0
+
+
+def _newest_strategy() -> Path:
+    """The strategy of the study in the results folder that was finished last.
+
+    Raises:
+        InvalidArgument: there is none.
+    """
+    from wpo_optuna.study.run import SETTINGS_FILE, STRATEGY_FILE
+
+    # The copy that an evaluation leaves has no settings beside it; layers' are in deeper folders.
+    found = [
+        path
+        for path in _RESULTS.glob(f"*/{STRATEGY_FILE}")
+        if path.with_name(SETTINGS_FILE).is_file()
+    ]
+    if not found:
+        raise InvalidArgument(
+            f"strategy is needed: {_RESULTS} in this directory holds no study's {STRATEGY_FILE}; "
+            "accepted is a strategy file, such as python -m wpo_optuna.study makes."
+        )
+    return max(found, key=lambda path: path.stat().st_mtime)
 
 
 def _read_strategies(entries: Sequence[str]) -> dict[str, ProgrammingStrategy]:

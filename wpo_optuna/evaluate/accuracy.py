@@ -228,7 +228,17 @@ def compare_over_time(
             if chosen is not None:
                 apply_strategy(analog, chosen)
             curves[name] = _measure_over_time(setup, t_steps, repeats, seed, bar)
-    return MetricOverTime(setup.metric_name, tuple(t_steps), ideal, curves)
+    is_better = _higher_is_better(setup.metric, ideal, curves)
+    return MetricOverTime(setup.metric_name, tuple(t_steps), ideal, curves, is_better)
+
+
+def _higher_is_better(
+    metric: Metric, ideal: float | None, curves: Mapping[str, NDArray[np.float64]]
+) -> bool | None:
+    """Whether more of a metric is better: of other than accuracy, whether the ideal has more."""
+    if metric is accuracy:
+        return True  # also where noise happens to help
+    return None if ideal is None else bool(ideal > np.mean([*curves.values()]))
 
 
 def _measure_over_time(

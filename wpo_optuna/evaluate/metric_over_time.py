@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import re
 import time
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 # The baseline's and the optimised strategy's as in reports, then others.
 _LOOKS = tuple(drawing.LOOKS[index] for index in (5, 0, 2, 3))
 
+# A difference of more standard errors than this is one; of fewer repeats the error is a guess.
+_CERTAIN, _ENOUGH_REPEATS = 2.0, 10
+
 
 @dataclass(frozen=True, eq=False)
 class MetricOverTime:
@@ -39,13 +43,16 @@ class MetricOverTime:
         metric: name of the metric.
         t_steps: times after programming in s ``(times,)``.
         ideal: the metric of the digital network; None where there is no digital one.
-        curves: the metric ``(repeats, times)`` for each way to program, by its name.
+        curves: the metric ``(repeats, times)`` for each way to program, by its name; the others are
+            compared with the first.
+        higher_is_better: whether more of the metric is better; None where nobody knows.
     """
 
     metric: str
     t_steps: tuple[float, ...]
     ideal: float | None
     curves: Mapping[str, NDArray[np.float64]]
+    higher_is_better: bool | None = None
 
     @property
     def repeats(self) -> int:
@@ -58,19 +65,49 @@ class MetricOverTime:
 
     def spread(self, name: str) -> NDArray[np.float64]:
         """Standard deviation of a curve over the repeats ``(times,)``; NaN for a single one."""
+        return _deviation(self.curves[name])
+
+    def difference(self, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean difference of a curve from the first ``(times,)``, and its standard error.
+
+        Each repeat is compared with the same repeat of the first curve, which has the same seeds.
+        """
+        differences = self.curves[name] - next(iter(self.curves.values()))
+        return differences.mean(axis=0), _deviation(differences) / math.sqrt(self.repeats)
+
+    def verdict(self) -> str:
+        """A sentence for each curve but the first: whether it is better at the last time."""
+        return "\n".join(self._verdict_on(name) for name in list(self.curves)[1:])
+
+    def _verdict_on(self, name: str) -> str:
+        mean, error = (float(values[-1]) for values in self.difference(name))
+        is_higher, is_certain = mean > 0, abs(mean) > _CERTAIN * error  # or NaN of a single repeat
+        found = "not distinguishable from"
+        if is_certain:
+            found = "higher than" if is_higher else "lower than"
+            if self.higher_is_better is not None:
+                found = "better than" if is_higher == self.higher_is_better else "worse than"
+        by, its_error = _rounded(mean, error, sign="+")
+        repeats = f"standard error {its_error}, in {self.repeats} repeats paired by seed"
         if self.repeats == 1:
-            return np.full(len(self.t_steps), np.nan)
-        return self.curves[name].std(axis=0, ddof=1)
+            repeats = "in a single repeat, which has no standard error"
+        elif self.repeats < _ENOUGH_REPEATS:
+            repeats += f"; with fewer than {_ENOUGH_REPEATS} the error itself is uncertain"
+        elif not is_certain and error > 0:
+            repeats += "; more repeats show smaller differences"
+        return (
+            f"After {format_duration(self.t_steps[-1])}, {name} is {found} "
+            f"{next(iter(self.curves))}: {self.metric} differs by {by}, {repeats}."
+        )
 
     def table(self) -> str:
-        """The means and standard deviations, for people to read."""
+        """The means and standard deviations, and the verdict, for people to read."""
         rows = [["", *self.curves]]
         for step, t in enumerate(self.t_steps):
-            cells = [
-                f"{self.mean(name)[step]:.4g}"
-                + (f" ± {self.spread(name)[step]:.2g}" if self.repeats > 1 else "")
-                for name in self.curves
+            pairs = [
+                _rounded(self.mean(name)[step], self.spread(name)[step]) for name in self.curves
             ]
+            cells = [" ± ".join(pair[: min(2, self.repeats)]) for pair in pairs]
             rows.append([format_duration(t), *cells])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
@@ -78,13 +115,15 @@ class MetricOverTime:
         if self.repeats == 1:
             of_what = "one programming"
         ideal = "" if self.ideal is None else f"; of the digital network {self.ideal:.4g}"
-        return "\n".join([f"{self.metric} after programming, {of_what}{ideal}:", "", *lines])
+        heading = f"{self.metric} after programming, {of_what}{ideal}:"
+        return "\n".join([heading, "", *lines, "", self.verdict()])
 
     def save(self, directory: Path) -> list[Path]:
         """Writes ``measurements.csv``, ``summary.csv``, and ``over_time`` as PNG and SVG.
 
         The first has one line for each repeat and time, the second the mean, the standard deviation
-        and the extremes over the repeats.
+        and the extremes over the repeats, and the mean difference from the first curve with its
+        standard error.
 
         Returns:
             the paths of the files.
@@ -93,11 +132,15 @@ class MetricOverTime:
         if self.ideal is not None:
             measurements.append(["ideal", "", "", self.ideal])
         header = ["programming", "t_s", "time", "mean", "standard_deviation", "lowest", "highest"]
+        header += ["difference", "standard_error_of_difference"]
         summary: list[Sequence[Any]] = [[*header, "repeats"]]
         for name, values in self.curves.items():
             for (repeat, step), value in np.ndenumerate(values):
                 measurements.append([name, repeat, self.t_steps[step], float(value)])
-            columns = (self.mean(name), self.spread(name), values.min(axis=0), values.max(axis=0))
+            columns = (
+                self.mean(name), self.spread(name), values.min(axis=0), values.max(axis=0),
+                *self.difference(name),
+            )  # fmt: skip
             for t, *numbers in zip(self.t_steps, *(c.tolist() for c in columns), strict=True):
                 summary.append([name, t, format_duration(t), *numbers, self.repeats])
         directory.mkdir(parents=True, exist_ok=True)
@@ -198,3 +241,19 @@ class MetricOverTime:
             if self.repeats > 1:
                 values[f"{name}_{metric}_std"] = float(self.spread(name)[step])
         return values
+
+
+def _deviation(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Standard deviation over the repeats ``(repeats, times)``; NaN for a single one."""
+    if len(values) == 1:
+        return np.full(values.shape[1], np.nan)
+    return values.std(axis=0, ddof=1)
+
+
+def _rounded(value: float, error: float, sign: str = "") -> tuple[str, str]:
+    """A number and its error, both with the decimals that show two digits of the error."""
+    # What is left of the error of equal numbers is rounding.
+    if not 1e-9 * abs(value) < error < math.inf:
+        return f"{value:{sign}.4g}", f"{error:.2g}"
+    decimals = max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:{sign}.{decimals}f}", f"{error:.{decimals}f}"

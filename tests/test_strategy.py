@@ -73,6 +73,14 @@ def test_saving_makes_folders_replaces_the_old_file_and_leaves_nothing_else(
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_what_python_and_notebooks_show_is_short_and_has_factors_and_range() -> None:
+    assert repr(STRATEGY) == "<ProgrammingStrategy f_lst=[1, 2.5], 0.3 to 24.7 µS at 3 weights>"
+    shown = STRATEGY._repr_html_()
+    assert shown.startswith("<table>")
+    assert "0.3 to 24.7 µS" in shown
+    assert "<tr><td>2.5</td><td>2.00 4.00 8.00</td><td>8.00 4.00 2.00</td></tr>" in shown
+
+
 def document(**changes: Any) -> str:
     whole = {
         "format": FORMAT,

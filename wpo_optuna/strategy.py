@@ -70,6 +70,27 @@ class ProgrammingStrategy:
                         f"and g_max = {self.g_max}."
                     )
 
+    def __repr__(self) -> str:
+        factors = ", ".join(f"{f:.4g}" for f in self.f_lst)
+        return f"<ProgrammingStrategy f_lst=[{factors}], {self._extent}>"
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: the factor of each pair, and its conductances from -w to w."""
+        curves = [" ".join(f"{g:.2f}" for g in curve) for curve in self.g_lst]
+        rows = "".join(
+            f"<tr><td>{f:.4g}</td><td>{plus}</td><td>{minus}</td></tr>"
+            for f, plus, minus in zip(self.f_lst, curves[::2], curves[1::2], strict=True)
+        )
+        return (
+            f"<table><caption>ProgrammingStrategy, {self._extent}</caption>"
+            f"<tr><th>f</th><th>g⁺ (µS)</th><th>g⁻ (µS)</th></tr>{rows}</table>"
+        )
+
+    @property
+    def _extent(self) -> str:
+        knots = len(self.g_lst[0])
+        return f"{self.g_min:.4g} to {self.g_max:.4g} µS at {knots} weights"
+
     @property
     def spans_weights(self) -> bool:
         """Whether another weight than 0 can be programmed."""

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from wpo_optuna.samplers import DESampler, make_sampler
     from wpo_optuna.storage import open_storage
     from wpo_optuna.strategy import ProgrammingStrategy
+    from wpo_optuna.study.gradients import polish
     from wpo_optuna.study.objective import HypercubeObjective
     from wpo_optuna.study.run import run_study
+    from wpo_optuna.study.scoring import strategy_of
     from wpo_optuna.track.tracker import MlflowTracker
 
 __version__ = "0.1.0"
@@ -32,7 +34,9 @@ __all__ = [
     "make_engine",
     "make_sampler",
     "open_storage",
+    "polish",
     "run_study",
+    "strategy_of",
 ]
 
 _MODULES = {
@@ -47,7 +51,9 @@ _MODULES = {
     "make_engine": "loss",
     "make_sampler": "samplers",
     "open_storage": "storage",
+    "polish": "study.gradients",
     "run_study": "study.run",
+    "strategy_of": "study.scoring",
 }
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike, NDArray
 
+from tests.small_problems import small_problem
+from wpo_optuna import HypercubeObjective, ProgrammingStrategy, make_engine, strategy_of
+from wpo_optuna import polish as polish_study
+from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.loss.gradient_search import multi_start, polish
 
 
@@ -70,3 +75,42 @@ def test_an_undefined_gradient_stops_its_own_start_alone() -> None:
     *_, (x, _) = multi_start(Broken(np.array([0.4, 0.5])), starts, 50)
     np.testing.assert_array_equal(x[0], starts[0])
     assert np.abs(x[1] - starts[1]).max() > 0.01
+
+
+def test_an_optuna_study_of_ones_own_is_polished_once_for_its_trials_and_gives_strategies() -> None:
+    problem = small_problem()
+    objective = HypercubeObjective(problem, make_engine("expected", problem))
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    study.optimize(objective, n_trials=8)
+    sampled = study.best_trial
+    polish_study(study, objective)
+    assert 8 < len(study.trials) <= 13
+    best = study.best_trial
+    assert best.value is not None
+    assert sampled.value is not None
+    assert best.value < 0 < sampled.value  # better than the baseline by the margin at last
+
+    strategy = strategy_of(objective, best)
+    assert isinstance(strategy, ProgrammingStrategy)
+    assert [*strategy.f_lst] == best.user_attrs["f_lst"]
+    assert [[*curve] for curve in strategy.g_lst] == best.user_attrs["g_lst"]
+    (tnmse,) = objective.engine.tnmse([objective.point(best.params)])
+    assert tnmse == pytest.approx(best.user_attrs["tnmse"], rel=1e-6)
+
+    n_trials = len(study.trials)
+    polish_study(study, objective)
+    assert len(study.trials) == n_trials
+    study.optimize(objective, n_trials=1)
+    polish_study(study, objective)
+    assert len(study.trials) > n_trials + 1
+
+
+def test_what_cannot_be_polished_is_refused_with_what_would_be_right() -> None:
+    problem = small_problem()
+    drawing = HypercubeObjective(problem, make_engine("aihwkit", problem), baseline=0.1)
+    study = optuna.create_study()
+    with pytest.raises(InvalidArgument, match="has no completed trial of this objective"):
+        polish_study(study, drawing)
+    study.optimize(drawing, n_trials=1)
+    with pytest.raises(InvalidArgument, match="engine = 'aihwkit': it has no gradient"):
+        polish_study(study, drawing)

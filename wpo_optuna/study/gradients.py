@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from scipy.stats import qmc
 
-from wpo_optuna.loss.gradient_search import Differentiable, multi_start, polish
-from wpo_optuna.study.attributes import GRADIENT_START, GRADIENT_STEP, POLISH
+from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.loss import gradient_search
+from wpo_optuna.loss.gradient_search import Differentiable, multi_start
+from wpo_optuna.study.attributes import (
+    GRADIENT_START,
+    GRADIENT_STEP,
+    PHASE,
+    PHASE_INDEX,
+    PHASE_TOTAL,
+    POLISH,
+)
 from wpo_optuna.study.estimate import distinct
 from wpo_optuna.study.mirror import Mirror, Origin
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+    from wpo_optuna.study.objective import HypercubeObjective
 
 # Trials of a study that are set aside for polishing, and what share of it at most.
 N_POLISHED = 5
@@ -50,7 +66,7 @@ def number_polished(mirror: Mirror, total: int) -> int:
 def compile_gradient(mirror: Mirror) -> None:
     """Compiles the gradient, which takes seconds once for each kind of problem."""
     dimension = mirror.objective.problem.hypercube.dimension
-    _with_gradient(mirror).value_and_grad(np.full((1, dimension), 0.5))
+    _with_gradient(mirror.objective).value_and_grad(np.full((1, dimension), 0.5))
 
 
 def polish_best(mirror: Mirror, *, total: int, how_many: int) -> None:
@@ -67,17 +83,62 @@ def polish_best(mirror: Mirror, *, total: int, how_many: int) -> None:
     """
     if any(o.phase == POLISH and o.total == total for o in mirror.origins()):
         return
-    objective, engine = mirror.objective, _with_gradient(mirror)
     sampled = [trial for trial in mirror.completed() if Origin.of(trial) is None]
     if not sampled:
         return
-    starts = np.array([objective.point(trial.params) for trial in sampled[:_N_DESCENDING]])
+    x, tnmse = _refined(mirror.objective, sampled, how_many)
+    mirror.record(x, tnmse, [Origin(POLISH, total, number) for number in range(len(x))], total)
+
+
+def polish(study: Study, objective: HypercubeObjective) -> None:
+    """Refines the best trials of an Optuna study of one's own; adds what is found as trials.
+
+    :func:`wpo_optuna.run_study` does so by itself. Nothing is added where no trial was completed
+    since the last time.
+
+    Args:
+        study: has completed trials of the objective.
+        objective: its engine has gradients, as the expected one has.
+
+    Raises:
+        InvalidArgument: the engine has no gradients, or the study no such trials.
+    """
+    names, states = objective.distributions, (TrialState.COMPLETE,)
+    own = [t for t in study.get_trials(False, states) if t.params.keys() == names.keys()]
+    sampled = [trial for trial in own if Origin.of(trial) is None]
+    if not sampled:
+        raise InvalidArgument(
+            f"study = {study.study_name!r}: it has no completed trial of this objective, and at "
+            "least one is needed."
+        )
+    total = len(sampled)
+    if any(origin and origin[:2] == (POLISH, total) for origin in map(Origin.of, own)):
+        return
+    sampled.sort(key=lambda trial: (trial.value, trial.number))
+    x, tnmse = _refined(objective, sampled, N_POLISHED)
+    for number, evaluation in enumerate(objective.evaluate(x, tnmse=tnmse)):
+        origin = {PHASE: POLISH, PHASE_TOTAL: total, PHASE_INDEX: number}
+        study.add_trial(
+            create_trial(
+                value=evaluation.loss,
+                params=dict(zip(names, x[number].tolist(), strict=True)),
+                distributions=names,
+                user_attrs=evaluation.attributes() | origin,
+            )
+        )
+
+
+def _refined(
+    objective: HypercubeObjective, trials: Sequence[FrozenTrial], how_many: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The best distinct points ``(n, d)`` down the gradient from trials, best first, and TNMSE."""
+    engine = _with_gradient(objective)
+    starts = np.array([objective.point(trial.params) for trial in trials[:_N_DESCENDING]])
     *_, (x, tnmse) = multi_start(engine, starts, _DESCENT_STEPS)
     x = x[np.argsort(tnmse, kind="stable")]
     strategies = objective.problem.hypercube.decode(x)
     assert isinstance(strategies, list)
-    x, tnmse = polish(engine, x[distinct(strategies, how_many)], _POLISH_ITERATIONS)
-    mirror.record(x, tnmse, [Origin(POLISH, total, number) for number in range(len(x))], total)
+    return gradient_search.polish(engine, x[distinct(strategies, how_many)], _POLISH_ITERATIONS)
 
 
 def search_by_gradient(
@@ -135,7 +196,7 @@ def _descent(
         if origin is not None and origin.total <= before:
             x_best, best = np.array(mirror.objective.point(trial.params)), trial.user_attrs["tnmse"]
             break
-    descent = multi_start(_with_gradient(mirror), starts, n_steps)
+    descent = multi_start(_with_gradient(mirror.objective), starts, n_steps)
     for x, tnmse in islice(descent, n_steps):
         leader = np.argmin(tnmse)
         if tnmse[leader] < best:
@@ -144,7 +205,10 @@ def _descent(
     yield from zip(*next(descent), strict=True)
 
 
-def _with_gradient(mirror: Mirror) -> Differentiable:
-    engine = mirror.objective.engine
-    assert hasattr(engine, "value_and_grad")
+def _with_gradient(objective: HypercubeObjective) -> Differentiable:
+    engine = objective.engine
+    if not hasattr(engine, "value_and_grad"):
+        raise InvalidArgument(
+            f"engine = {engine.name!r}: it has no gradient to descend along; 'expected' has one."
+        )
     return engine

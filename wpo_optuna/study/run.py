@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 STRATEGY_FILE, SETTINGS_FILE, REPORT_FILE = "strategy.json", "settings.yaml", "report.html"
 WEIGHTS_FILE = "weights.csv"
 
+# tqdm's own without the rate, so that both numbers behind it fit into 80 columns.
+_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+
 Callback = Callable[["Study", FrozenTrial], object]
 
 
@@ -252,8 +255,8 @@ class _Search:
             self._bar = stack.enter_context(
                 tqdm(
                     desc="searching", total=total, initial=min(mirror.n_complete, total),
-                    unit="trial", disable=None if self.show_progress else True,
-                    dynamic_ncols=True, mininterval=0.2,
+                    disable=None if self.show_progress else True,
+                    dynamic_ncols=True, mininterval=0.2, bar_format=_BAR,
                 )
             )  # fmt: skip
             mirror.on_stored = self._take

@@ -1,4 +1,24 @@
-"""Weight programming optimisation for analogue memory, as an Optuna study recorded in MLflow."""
+"""Weight programming optimisation for analogue memory, as an Optuna study recorded in MLflow.
+
+The whole of it:
+    run_study                   finds a strategy for a problem, or goes on with finding it
+    WeightProgrammingProblem    what is optimised: weights, hardware, times, baseline
+    ProgrammingStrategy         what is found: factors and conductance curves
+    apply_strategy              programs a network with it
+
+Its parts, for studies of your own:
+    HypercubeObjective          the loss as an Optuna objective
+    Hypercube                   the points of the search
+    make_engine                 what evaluates them
+    DESampler, make_sampler     what proposes them
+    open_storage                a storage by its URL, quick with many trials
+    polish                      refines the best trials by gradient descent
+    strategy_of                 the strategy that a trial stands for
+    MlflowTracker               records a study in MLflow
+
+In place of aihwkit's optimiser:
+    WeightProgrammingOptimizer
+"""
 
 from __future__ import annotations
 
@@ -65,4 +85,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    """The public names, whether they are imported yet or not."""
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])

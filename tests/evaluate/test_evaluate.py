@@ -213,7 +213,7 @@ def test_alone_the_command_measures_the_built_in_network_with_the_newest_studys_
     monkeypatch.chdir(tmp_path)
     quick = ["--t-steps", "1s,1y", "--repeats", "2", "--tracking-uri", "none"]
     assert main(quick) == 1
-    assert capsys.readouterr().err.startswith("error: strategy is needed: wpo_results in this")
+    assert capsys.readouterr().err.startswith("error: --strategy is needed: wpo_results in this")
     other = ProgrammingStrategy((2.0,), CURVES, 0.0, 25.0)
     _study_folder("earlier", other, age_s=50)
     _study_folder("latest", STRATEGY, age_s=20)
@@ -291,10 +291,10 @@ def test_mlflow_being_away_costs_a_warning_and_no_results(
         ({"rpu_config": "pcn"}, "did you mean 'pcm'?"),
         ({"rpu_config": "hermes"}, "describes devices of 0 to 20.7 µS"),
         ({"rpu_config": "pcm", "model": "blobs.py:analog_network"}, "settled already"),
-        ({"repeats": "0"}, "repeats = '0' cannot be used"),
-        ({"seed": "-1"}, "seed = '-1' cannot be used"),
-        ({"output": "blobs.py"}, "output = 'blobs.py': this is not a directory"),
-        ({"tracking_uri": "sqlit:///a.db"}, "tracking_uri = 'sqlit:///a.db'"),
+        ({"repeats": "0"}, "--repeats '0' cannot be used"),
+        ({"seed": "-1"}, "--seed '-1' cannot be used"),
+        ({"output": "blobs.py"}, "--output 'blobs.py': this is not a directory"),
+        ({"tracking_uri": "sqlit:///a.db"}, "--tracking-uri 'sqlit:///a.db'"),
     ],
 )
 def test_bad_input_costs_one_sentence_exit_status_1_and_no_file(

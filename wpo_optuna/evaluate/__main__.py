@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import shlex
 import sys
@@ -18,6 +17,7 @@ from wpo_optuna.hardware import parse_converter, parse_durations
 from wpo_optuna.storage import masked_url
 from wpo_optuna.strategy import ProgrammingStrategy
 from wpo_optuna.study.command_line import (
+    CommandParser,
     Settings,
     Text,
     Texts,
@@ -131,21 +131,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         exit status: 0, 1 on failure, 130 if interrupted; wrong usage exits with 2.
     """
-    options = vars(_parser().parse_args(arguments))
+    parser = _parser()
+    options = vars(parser.parse_args(arguments))
     quiet, debug = options.pop("quiet"), options.pop("debug")
     return run_command(
         lambda: _run(EvaluationSettings.checked(options), quiet),
         debug=debug,
         on_interruption="Interrupted; nothing was written.",
+        flags=parser.flags(),
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="python -m wpo_optuna.evaluate",
         description="Shows how much of a network's accuracy a programming strategy keeps over "
         "time: against a baseline, and against the ideal digital network.",
-        allow_abbrev=False,
     )
     add_settings(parser, EvaluationSettings)
     parser.add_argument("--quiet", action="store_true", help="no progress, only the result")

@@ -339,6 +339,16 @@ def test_the_pages_that_are_printed_show_studies_and_a_studys_trials(store: str)
     assert {run.data.tags["wpo.study"] for run in trials} == {"other"}
 
 
+def test_where_a_study_is_recorded_is_kept_with_it_without_a_password() -> None:
+    study = optuna.create_study()
+    Destination("http://me:secret@mlflow:5000", "family", "all").remember(study)
+    assert "secret" not in json.dumps(study.user_attrs)
+    with pytest.raises(InvalidArgument, match="give --tracking-uri with it"):
+        Destination.of_study(study, None, None, None)
+    found = Destination.of_study(study, "http://me:secret@mlflow:5000", None, None)
+    assert (found.experiment_name, found.trial_runs) == ("family", "all")
+
+
 def test_the_results_folder_becomes_artifacts_and_what_it_lacks_comes_from_the_study(
     store: str, working_directory: Path
 ) -> None:

@@ -164,7 +164,7 @@ def test_what_cannot_be_delivered_is_told_in_one_sentence_and_nothing_is_written
     wrong = {
         ("--study-name", "nobody"): "has no such study",
         ("--study-name", "q", "--storage", "sqlite:///no.db"): "no.db",
-        ("--study-name", "quadratic", "--tracking-uri", "ftp://x"): "tracking_uri = 'ftp://x'",
+        ("--study-name", "quadratic", "--tracking-uri", "ftp://x"): "--tracking-uri 'ftp://x'",
         ("--study-name", "quadratic", "--tracking-uri", "sqlite:///wpo.db"): (
             "Optuna keeps the study in this file"
         ),

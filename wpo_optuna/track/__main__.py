@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from wpo_optuna.study.command_line import run_command
+from wpo_optuna.study.command_line import CommandParser, run_command
 
 PROGRAM = "python -m wpo_optuna.track"
 TRIAL_RUNS = ("auto", "all", "best", "none")
@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lambda: _run(options),
         debug=options.debug,
         on_interruption="Interrupted; run the same command again to deliver the rest.",
+        flags=parser.flags(),
     )
 
 
@@ -82,12 +83,11 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog=PROGRAM,
         description="Delivers to MLflow what it lacks of a stored study, or all of it. Running "
         "the same command again changes nothing.",
-        allow_abbrev=False,
     )
     parser.add_argument("--study-name", metavar="NAME", help="name of the study (required)")
     parser.add_argument(

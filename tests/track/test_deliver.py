@@ -32,6 +32,7 @@ from tracked_studies import (
     recorded,
 )
 
+from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.evaluate.metric_over_time import MetricOverTime
 from wpo_optuna.study import attributes
 from wpo_optuna.track import delivery

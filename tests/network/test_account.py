@@ -273,9 +273,31 @@ def test_a_file_tells_the_same_as_the_network(tmp_path: Path, kind: str, suffix:
         save_model(network, str(path))
     elif suffix == "bin":
         torch.save(network.state_dict(), path)
-    account = account_of(network.state_dict() if suffix == "dict" else path)
+    source = network.state_dict() if suffix == "dict" else path
+    account = account_of(source)
     assert _analogue(account) == KINDS[kind][2]
     assert account.count(analogue=True) == account_of(network).count(analogue=True)
+    mapping = _hardware().mapping
+    # With a scale for each tile it matters which outputs share one, which no file tells of groups.
+    mapping.weight_scaling_columnwise = kind == "grouped convolution"
+    weights = read_weights(source, mapping=mapping).weights
+    torch.testing.assert_close(weights, read_weights(network, mapping=mapping).weights)
+
+
+def test_tensors_of_equal_shape_in_two_shards_are_not_taken_for_tied(tmp_path: Path) -> None:
+    shard_of = {}
+    for name in "abcd":
+        shard_of[f"{name}.weight"] = f"pytorch_model-{name}.bin"
+        torch.save({f"{name}.weight": torch.randn(30, 40)}, tmp_path / f"pytorch_model-{name}.bin")
+    index = json.dumps({"weight_map": shard_of})
+    (tmp_path / "pytorch_model.bin.index.json").write_text(index)
+    assert read_weights(tmp_path).count == 4 * 1200
+
+
+def test_a_pattern_of_transposed_matrices_leaves_alone_what_a_layer_says_itself() -> None:
+    network = nn.Sequential(Conv1D(24, 8), nn.Linear(24, 8))
+    usual = read_weights(network, transposed=["1.weight"])
+    assert [tensor.tile_shape for tensor in usual.account.analogue] == [(8, 24), (24, 8)]
 
 
 def test_tied_weights_count_once_and_say_what_they_are_tied_to(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ class EvaluationSettings(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.data is None and self.export is None:
+        if self.data is None and (self.export is None or self.import_ is not None):
             raise ValueError("data: a function that returns batches is needed, unless to export")
         if self.import_ is not None and self.repeats < 2:
             raise ValueError("repeats = 1: the interval of a prediction needs at least 2")
@@ -248,7 +248,9 @@ def _compare_measured(
     from wpo_optuna.network.conductances import read_conductances
 
     assert settings.import_ is not None
-    (t,) = parse_durations(settings.read_at, "read_at")[:1]
+    t, *others = parse_durations(settings.read_at, "read_at")
+    if others:
+        raise InvalidArgument(f"read_at = {settings.read_at!r}: one time is needed.")
     measured = read_conductances(settings.import_, setup.network.analog)
     result = compare_measured(
         setup, strategies, baseline, measured, t, repeats=settings.repeats, seed=settings.seed,

@@ -98,8 +98,8 @@ class NetworkSetup:
             self.metric(digital.eval(), self.data)
         except Exception as other:  # as above
             return f"{analog}, and the digital one fails on the data as well: {raised(other)}."
-        remedy = f"exclude {layer + '*'!r} leaves the layer digital"
-        return f"{analog}, while the digital one runs on the same data; {remedy}."
+        remedy = f"; exclude {layer + '*'!r} leaves the layer digital" if layer else ""
+        return f"{analog}, while the digital one runs on the same data{remedy}."
 
 
 def _layer_of(error: Exception, network: nn.Module) -> str | None:

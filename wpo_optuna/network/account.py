@@ -112,7 +112,7 @@ class Account:
 
         Vectors, such as biases, are named together.
         """
-        shown = [tensor for tensor in self.tensors if tensor.is_matrix or tensor in self.analogue]
+        shown = [t for t in self.tensors if t.is_matrix or t.becomes == ANALOGUE]
         rows = [("tensor", "kind", "shape", "weights", "becomes")]
         for tensor in shown:
             reason = f"{tensor.becomes} because {tensor.because}"
@@ -127,7 +127,7 @@ class Account:
             f"{count:>{widths[3]}}  {reason}"
             for name, kind, shape, count, reason in rows
         ]
-        vectors = [tensor for tensor in self.tensors if tensor not in shown]
+        vectors = [t for t in self.tensors if not (t.is_matrix or t.becomes == ANALOGUE)]
         if vectors:
             n_weights = sum(tensor.count for tensor in vectors)
             lines.append(f"{len(vectors)} vectors and scalars ({n_weights:,} numbers)  digital")

@@ -86,17 +86,19 @@ def account_for(
     tensors, scales = dequantised(tensors)
     ties = _ties(tensors)
     turned = _transposed(tensors, choice)
-    tensors = [t.transposed() if t.name in turned else t for t in tensors]
-    entries = []
+    entries, decided = [], []
     for tensor in tensors:
         known = tensor.known or _known_by_name(tensor, tensors)
+        is_doubtful = tensor.known is None and _is_doubtful(tensor)
+        tensor = replace(tensor.transposed() if tensor.name in turned else tensor, known=known)
+        decided.append(tensor)
         reason = _reason_to_skip(tensor, known, choice, len(tensors))
         if tensor.name in scales:
             reason = f"it scales {scales[tensor.name]}"
         elif not reason and not choice.include and ties.get(tensor.name):
             reason = _tied_embedding(ties[tensor.name], tensor)
         remark = turned.get(tensor.name, "")
-        if tensor.known is None and not remark and _is_doubtful(tensor):
+        if is_doubtful and not remark:
             remark = "square: taken as outputs × inputs unless --transposed names it"
         entries.append(_entry(tensor, known, reason, remark))
     account = Account(source, tuple(_count_tied_once(entries, ties)))
@@ -108,7 +110,7 @@ def account_for(
             f"weights {source!r} has no tensor that counts as a weight: it has {has}; include "
             "patterns such as '*' choose by name."
         )
-    return account, [tensor for tensor in tensors if tensor.name in taken]
+    return account, [tensor for tensor in decided if tensor.name in taken]
 
 
 def _reason_to_skip(tensor: StoredTensor, known: Known, choice: Choice, n_tensors: int) -> str:
@@ -211,19 +213,19 @@ def _count_tied_once(
 
 def _transposed(tensors: Sequence[StoredTensor], choice: Choice) -> dict[str, str]:
     """The matrices that are stored as (inputs, outputs), by name, and how that is known."""
-    if choice.transposed is not None:
-        return {
-            tensor.name: "stored as inputs × outputs, as told"
-            for tensor in tensors
-            for pattern in choice.transposed
-            if fnmatchcase(tensor.name, pattern) and len(tensor.shape) == 2
-        }
     found = {
         tensor.name: "stored as inputs × outputs"
         for tensor in tensors
         if tensor.known is not None and tensor.known.is_transposed
     }
     of_files = [tensor for tensor in tensors if tensor.known is None]
+    if choice.transposed is not None:
+        return found | {
+            tensor.name: "stored as inputs × outputs, as told"
+            for tensor in of_files
+            for pattern in choice.transposed
+            if fnmatchcase(tensor.name, pattern) and len(tensor.shape) == 2
+        }
     shapes = {tensor.name: tensor.shape for tensor in of_files}
     for tensor in of_files:
         path, _, name = tensor.name.rpartition(".")

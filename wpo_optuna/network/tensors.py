@@ -77,7 +77,8 @@ class StoredTensor:
         if tensor.is_meta or tensor.layout is not torch.strided:
             type_name += " on meta, without data" if tensor.is_meta else ", sparse"
         elif tensor.numel():
-            storage = (tensor.data_ptr(), tensor.shape, tensor.stride())
+            # Another file may be mapped to the place of one that was closed.
+            storage = (place, tensor.data_ptr(), tensor.shape, tensor.stride())
         return cls(
             name, tuple(tensor.shape), type_name, place, lambda index: tensor[index], known,
             storage=storage,

@@ -292,6 +292,8 @@ def test_mlflow_being_away_costs_a_warning_and_no_results(
         ({"rpu_config": "hermes"}, "describes devices of 0 to 20.7 µS"),
         ({"rpu_config": "pcm", "model": "blobs.py:analog_network"}, "settled already"),
         ({"repeats": "0"}, "--repeats '0' cannot be used"),
+        ({"import": "strategy.json", "read_at": "1s,1d"}, "one time is needed"),
+        ({"import": "strategy.json"}, "is no complete safetensors file"),
         ({"seed": "-1"}, "--seed '-1' cannot be used"),
         ({"output": "blobs.py"}, "--output 'blobs.py': this is not a directory"),
         ({"tracking_uri": "sqlit:///a.db"}, "--tracking-uri 'sqlit:///a.db'"),

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from aihwkit.inference.converter.base import BaseConductanceConverter
 
     from wpo_optuna.evaluate.accuracy import NetworkSetup
+    from wpo_optuna.evaluate.metric_over_time import MetricOverTime
 
 NO_TRACKING = "none"
 ALL_LAYERS = "*"
@@ -163,11 +164,11 @@ def _run(settings: EvaluationSettings, quiet: bool) -> int:
     if settings.tracking_uri != NO_TRACKING:
         destination = Destination(settings.tracking_uri, settings.experiment)
     t_steps = parse_durations(settings.t_steps, "t_steps")
-    entries = settings.strategy
-    if not entries:
-        entries = (str(_newest_strategy()),)
-        print(f"strategy  {entries[0]}, the newest of the studies in {_RESULTS}\n")
-    strategies = _read_strategies(entries)
+    if not settings.strategy:
+        newest = str(_newest_strategy())
+        print(f"strategy  {newest}, the newest of the studies in {_RESULTS}\n")
+        settings = settings.model_copy(update={"strategy": (newest,)})
+    strategies = _read_strategies(settings.strategy)
     # Not earlier, so that --help and what is refused above answer at once.
     from wpo_optuna.evaluate import accuracy
     from wpo_optuna.network.analogue import Choice
@@ -189,38 +190,49 @@ def _run(settings: EvaluationSettings, quiet: bool) -> int:
         apply_converter(setup.network.analog, baseline, "baseline")
         path = export_targets(setup.network.analog, strategies, settings.export)
         print(f"target conductances  {path}")
-        if settings.data is None:
-            return 0
     if settings.import_ is not None:
-        return _compare_measured(settings, setup, strategies, baseline, quiet)
-    result = accuracy.compare_over_time(
-        setup, {accuracy.OPTIMISED: strategies}, baseline, t_steps,
-        repeats=settings.repeats, seed=settings.seed, show_progress_bar=not quiet,
-    )  # fmt: skip
-    files = [*result.save(output), account.save(output / "weights.csv")]
-    for layer, strategy in strategies.items():
-        suffix = "" if layer == ALL_LAYERS else "-" + re.sub(r"[^\w.-]", "_", layer)
-        files.append(strategy.save(output / f"strategy{suffix}.json"))
-    tracked = "off"
-    if destination is not None:
-        provenances = [strategy.provenance for strategy in strategies.values()]
-        studies = sorted({str(p["study_name"]) for p in provenances if "study_name" in p})
-        parameters = settings.model_dump(exclude={"output", "tracking_uri", "experiment"})
-        parameters["strategy"] = " ".join(entries)
-        parameters["metric"] = settings.metric or setup.metric_name
-        parameters["rpu_config"] = setup.hardware
-        run_id = result.record(
-            files, destination, parameters=parameters, started_s=started_s,
-            run_name=f"{result.metric} of {', '.join(studies) or entries[0]}"[:250],
-            tags={_NOTE_TAG: result.verdict()},
-            provenance=provenances[0] if len(studies) == 1 else None,
+        _compare_measured(settings, setup, strategies, baseline, quiet)
+    elif settings.data is not None:
+        result = accuracy.compare_over_time(
+            setup, {accuracy.OPTIMISED: strategies}, baseline, t_steps,
+            repeats=settings.repeats, seed=settings.seed, show_progress_bar=not quiet,
         )  # fmt: skip
-        tracked = "not recorded (see the warning)"
-        if run_id is not None:
-            tracked = f"run {run_id}, experiment {settings.experiment}\n"
-            tracked += _look_lines(destination, run_id)
-    print(f"{result.table()}\n\nresults  {settings.output}\nMLflow   {tracked}")
+        files = [*result.save(output), account.save(output / "weights.csv")]
+        for layer, strategy in strategies.items():
+            suffix = "" if layer == ALL_LAYERS else "-" + re.sub(r"[^\w.-]", "_", layer)
+            files.append(strategy.save(output / f"strategy{suffix}.json"))
+        tracked = "off"
+        if destination is not None:
+            tracked = _record(settings, setup, strategies, result, files, destination, started_s)
+        print(f"{result.table()}\n\nresults  {settings.output}\nMLflow   {tracked}")
     return 0
+
+
+def _record(
+    settings: EvaluationSettings,
+    setup: NetworkSetup,
+    strategies: Mapping[str, ProgrammingStrategy],
+    result: MetricOverTime,
+    files: Sequence[Path],
+    destination: Destination,
+    started_s: float,
+) -> str:
+    """Records a comparison in MLflow; says where, and how to look at it."""
+    provenances = [strategy.provenance for strategy in strategies.values()]
+    studies = sorted({str(p["study_name"]) for p in provenances if "study_name" in p})
+    parameters = settings.model_dump(exclude={"output", "tracking_uri", "experiment"})
+    parameters["strategy"] = " ".join(settings.strategy)
+    parameters["metric"] = settings.metric or setup.metric_name
+    parameters["rpu_config"] = setup.hardware
+    run_id = result.record(
+        files, destination, parameters=parameters, started_s=started_s,
+        run_name=f"{result.metric} of {', '.join(studies) or settings.strategy[0]}"[:250],
+        tags={_NOTE_TAG: result.verdict()},
+        provenance=provenances[0] if len(studies) == 1 else None,
+    )  # fmt: skip
+    if run_id is None:
+        return "not recorded (see the warning)"
+    return f"run {run_id}, experiment {settings.experiment}\n{_look_lines(destination, run_id)}"
 
 
 def _look_lines(destination: Destination, run_id: str) -> str:
@@ -243,7 +255,7 @@ def _compare_measured(
     strategies: Mapping[str, ProgrammingStrategy],
     baseline: BaseConductanceConverter,
     quiet: bool,
-) -> int:
+) -> None:
     from wpo_optuna.evaluate.measured import compare_measured
     from wpo_optuna.network.conductances import read_conductances
 
@@ -258,7 +270,6 @@ def _compare_measured(
     )  # fmt: skip
     path = result.save(Path(settings.output) / "measured.csv")
     print(f"{result.table()}\n\nresults  {path}")
-    return 0
 
 
 def _newest_strategy() -> Path:

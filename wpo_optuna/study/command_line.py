@@ -164,7 +164,7 @@ class CommandParser(argparse.ArgumentParser):
 
 def add_settings(parser: argparse.ArgumentParser, settings: type[Settings]) -> None:
     """Adds a flag for every setting; flags that are not given leave no trace."""
-    groups: dict[str, argparse._ArgumentGroup] = {}
+    groups: dict[str, Any] = {}
     for name, field in settings.model_fields.items():
         shown: Any = field.json_schema_extra
         group = groups.get(shown["group"])

@@ -1,4 +1,4 @@
-"""What the README says can be done: every command is one, and the code runs as it stands."""
+"""What README and docs say can be done: commands are such, and the code runs as it stands."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from wpo_optuna.track import __main__ as track
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 PARSERS = {
     "wpo_optuna.study": study._parser,
     "wpo_optuna.evaluate": evaluate._parser,
@@ -31,16 +32,18 @@ PARSERS = {
 }
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 def commands() -> list[list[str]]:
-    """The arguments of every ``python -m`` in the README, in blocks and in sentences."""
-    lines = [line for block in blocks("bash") for line in block.splitlines()]
-    lines += re.findall(r"`(python -m [^`]*)`", README)
-    found = [re.search(r"python -m (.*)", line) for line in lines]
-    return [shlex.split(match[1]) for match in found if match is not None]
+    """The arguments of every ``python -m`` in the pages, in blocks and in sentences."""
+    lines = []
+    for text in (page.read_text(encoding="utf-8") for page in PAGES):
+        lines += [line for block in blocks("bash", text) for line in block.splitlines()]
+        lines += re.findall(r"`(python -m [^`]*)`", text)
+    found = {match[1] for line in lines if (match := re.search(r"python -m (.*)", line))}
+    return [shlex.split(line) for line in sorted(found)]
 
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
@@ -114,7 +117,7 @@ def test_the_python_code_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_page_has_a_gap_to_be_filled_and_every_link_leads_somewhere() -> None:
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+    for page in PAGES:
         text = page.read_text(encoding="utf-8")
         assert "@@" not in text, page
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):

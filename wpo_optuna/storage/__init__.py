@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from wpo_optuna.storage.finished_trials import Appended, FinishedTrials, StorageError
+from wpo_optuna.storage.finished_trials import Appended, FinishedTrials
+from wpo_optuna.storage.reconnecting import StorageError, StorageWarning, repeated_if_away
 from wpo_optuna.storage.urls import (
-    StorageWarning,
     load_study,
     masked_url,
     network_file_system,
@@ -21,5 +21,6 @@ __all__ = [
     "masked_url",
     "network_file_system",
     "open_storage",
+    "repeated_if_away",
     "storage_url",
 ]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+import fcntl
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass
 from itertools import compress
 from typing import TYPE_CHECKING
 
-from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 
-from wpo_optuna.errors import WeightProgrammingError
-from wpo_optuna.storage.urls import relational
+from wpo_optuna.storage.reconnecting import repeated_if_away
+from wpo_optuna.storage.urls import relational, storage_url
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
     from wpo_optuna.storage.optuna_tables import DatabaseTrials
 
 Identity = Callable[[FrozenTrial], Hashable]
-
-
-class StorageError(WeightProgrammingError, StorageInternalError):
-    """The storage could not be read or written; the message says why in one sentence."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +46,8 @@ class FinishedTrials:
 
     In relational databases (Optuna's ``RDBStorage``) trials are read and written in bulk, in
     Optuna's own tables, and :meth:`append` is one transaction that only one process at a time
-    enters. Other storages go through Optuna's own calls, where several
-    processes may exceed a total together.
+    enters; so it is for a journal file. A restart of a database server is waited for. Other
+    storages go through Optuna's own calls, where several processes may exceed a total together.
 
     Args:
         study: the study.
@@ -73,6 +69,7 @@ class FinishedTrials:
         self._unidentified: list[FrozenTrial] = []
         self._identities: set[Hashable] = set()
 
+    @repeated_if_away
     def read_new(self) -> list[FrozenTrial]:
         """The trials finished since the last call, by number; what it costs grows with them.
 
@@ -83,6 +80,7 @@ class FinishedTrials:
         self._note(trials)
         return trials
 
+    @repeated_if_away
     def append(
         self, trials: Sequence[FrozenTrial], total: int | None, identity: Identity
     ) -> Appended:
@@ -97,6 +95,7 @@ class FinishedTrials:
         Raises:
             StorageError: the storage cannot be written; nothing was stored.
         """
+        # Repeated after a commit that was carried out unheard, it finds its own trials as others.
         self._identities.update(map(identity, self._unidentified))
         self._unidentified.clear()
         with self._store.alone():
@@ -152,9 +151,17 @@ class _StudyTrials:
         self._own.update(trial.number for trial in stored)
         return stored
 
-    def alone(self) -> AbstractContextManager[None]:
-        """Does not keep other writers away."""
-        return nullcontext()
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps other writers away, if the storage is a journal file that can be locked."""
+        url = storage_url(self._storage) or ""
+        with ExitStack() as stack:
+            if url.startswith("journal:///"):
+                journal = stack.enter_context(open(url.removeprefix("journal:///"), "ab"))
+                # Some network file systems have no locks. Those of processes that die end.
+                with suppress(OSError):
+                    fcntl.flock(journal, fcntl.LOCK_EX)
+            yield
 
 
 def _store_of(study: Study, attributes: Collection[str] | None) -> DatabaseTrials | _StudyTrials:

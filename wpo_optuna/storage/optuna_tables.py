@@ -26,7 +26,7 @@ from sqlalchemy import Connection, Engine, Row, Table, insert, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from wpo_optuna.errors import first_line
-from wpo_optuna.storage.finished_trials import StorageError
+from wpo_optuna.storage.reconnecting import StorageError
 from wpo_optuna.storage.urls import begin_writing, masked_url
 
 STUDIES: Table = models.StudyModel.__table__

@@ -25,6 +25,7 @@ from sqlalchemy import Connection, make_url
 from sqlalchemy.exc import OperationalError
 
 from wpo_optuna.errors import InvalidArgument, did_you_mean, first_line
+from wpo_optuna.storage.reconnecting import StorageWarning, outlast_restarts
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -42,10 +43,6 @@ _NETWORK_FILE_SYSTEM = re.compile(
     r"(fuse\.)?(9p|afs|beegfs|ceph|cephfs|cifs|glusterfs|gpfs|lustre|ncpfs|nfs4?|orangefs|panfs|"
     r"rclone|s3fs|smb3|smbfs|sshfs)"
 )
-
-
-class StorageWarning(UserWarning):
-    """The storage keeps its user waiting."""
 
 
 # Optuna's journal and gRPC storages do not say where they lead to.
@@ -194,7 +191,9 @@ def _opened(url: str, busy_timeout: float, may_create: bool) -> BaseStorage | No
         return _open_sqlite(url, busy_timeout, may_create)
     if kind in ("postgresql", "mysql"):
         # Connections that the server has closed in the meantime are replaced.
-        return _open_database(url, {"pool_pre_ping": True}, may_create)
+        storage = _open_database(url, {"pool_pre_ping": True}, may_create)
+        outlast_restarts(storage.engine, masked_url(url))
+        return storage
     if kind == "journal" and not driver and location.startswith("/"):
         return _open_journal(Path(location[1:]), may_create)
     if kind == "grpc" and not driver and re.fullmatch(r"[^:]+.*:\d+", location):

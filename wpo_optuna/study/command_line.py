@@ -240,6 +240,7 @@ def _quieten_libraries() -> None:
     """Leaves the terminal to this program's own messages."""
     for name in ("optuna", "mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("psycopg").setLevel(logging.ERROR)  # a lost connection is told elsewhere
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # MLflow sets its level when imported
 
     def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:

@@ -1,0 +1,92 @@
+"""Database servers that are restarted: connections wait for them, and what was cut off is repeated.
+
+A server that comes back is connected to anew by whatever needs it next. What was under way when it
+went away has failed, even if its commit may have been carried out: only what may be done twice is
+repeated.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, ParamSpec, TypeVar
+
+from optuna.exceptions import StorageInternalError
+from sqlalchemy import Engine, event
+
+from wpo_optuna.errors import WeightProgrammingError, first_line
+
+_PATIENCE_S, _PAUSE_S = 120.0, 1.0
+_TIMES = 5
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class StorageError(WeightProgrammingError, StorageInternalError):
+    """The storage could not be read or written; the message says why in one sentence."""
+
+
+class ServerAway(StorageError):
+    """The database server ended a connection that was in use."""
+
+
+class StorageWarning(UserWarning):
+    """The storage keeps its user waiting."""
+
+
+def outlast_restarts(engine: Engine, shown_url: str) -> None:
+    """Makes new connections of an engine wait for a server that does not answer.
+
+    Args:
+        engine: has reached its server before, so that it is not its address that is wrong.
+        shown_url: its URL for people to read.
+    """
+    kept = "what was stored is kept, and the same command goes on from there"
+
+    @event.listens_for(engine, "do_connect")
+    def connect(dialect: Any, record: Any, arguments: Any, options: Any) -> Any:
+        started, is_told = time.monotonic(), False
+        while True:
+            try:
+                return dialect.connect(*arguments, **options)
+            except dialect.loaded_dbapi.OperationalError as error:
+                reason = first_line(error)
+                if time.monotonic() - started >= _PATIENCE_S:
+                    raise StorageError(
+                        f"storage {shown_url!r}: the database server went away and has not come "
+                        f"back in {_PATIENCE_S:.0f} s ({reason}); {kept} when it is back."
+                    ) from error
+            if not is_told:
+                is_told = True
+                warnings.warn(
+                    f"storage {shown_url!r}: the database server went away ({reason}); waiting "
+                    f"for it up to {_PATIENCE_S:.0f} s (Ctrl-C ends that).",
+                    StorageWarning,
+                    stacklevel=2,
+                )
+            time.sleep(_PAUSE_S)
+
+    @event.listens_for(engine, "handle_error")
+    def tell(context: Any) -> None:
+        if context.is_disconnect and not context.is_pre_ping:
+            reason = first_line(context.original_exception)
+            raise ServerAway(
+                f"storage {shown_url!r}: the database server went away ({reason}); {kept}."
+            )
+
+
+def repeated_if_away(function: Callable[P, R]) -> Callable[P, R]:
+    """Repeats a function that a restart of the server cut off; it must be fit to be done twice."""
+
+    @functools.wraps(function)
+    def repeated(*arguments: P.args, **options: P.kwargs) -> R:
+        for _ in range(_TIMES - 1):
+            with suppress(ServerAway):
+                return function(*arguments, **options)
+        return function(*arguments, **options)
+
+    return repeated

@@ -1,13 +1,14 @@
 """The hypercube of weight programming strategies: points x in [0, 1]^d and their meaning.
 
 Every point decodes to a valid strategy, so that an optimiser needs no constraints: a coordinate
-says where in the range that is still possible a quantity lies. The coordinates are, in the order
-of the reference (``aihwkit.inference.converter.wpo``):
+says where in the range that is still possible a quantity lies. Coordinates have the quantity's
+name with ``x_`` before it; pairs and knots are counted from 0. They are, in the order of the
+reference (``aihwkit.inference.converter.wpo``):
 
-* ``f_{pair}``: the significance factor of each pair whose factor is free;
-* ``k_w``: how much of the largest representable weight is used (absent with ``use_max_kw``);
-* for every pair ``g_{pair}_{knot}``, the place of (g+, g-) on the line g+ - g- = const, and for
-  every pair but the last ``delta_g_{pair}_{knot}``, the share of the weight it carries; the last
+* ``x_f_{pair}``: the significance factor of each pair whose factor is free;
+* ``x_k_w``: how much of the largest representable weight is used (absent with ``use_max_kw``);
+* for every pair ``x_g_{pair}_{knot}``, the place of (g+, g-) on the line g+ - g- = const, and for
+  every pair but the last ``x_delta_g_{pair}_{knot}``, the share of the weight it carries; the last
   pair carries the rest.
 
 Symmetric strategies have knots for the weights -m ... 0 alone; positive weights mirror them.
@@ -15,6 +16,7 @@ Symmetric strategies have knots for the weights -m ... 0 alone; positive weights
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -33,6 +35,8 @@ FloatArray = NDArray[np.float64]
 
 # The largest programmed weight is at least this fraction of the largest representable one.
 LOWEST_FRACTION = 0.05
+
+_PREFIX = "x_"
 
 
 @dataclass(frozen=True)
@@ -101,14 +105,22 @@ class Hypercube:
     @cached_property
     def names(self) -> tuple[str, ...]:
         """Name of each coordinate, in order."""
-        names = [f"f_{pair}" for pair in self.free_pairs]
+        quantities = [f"f_{pair}" for pair in self.free_pairs]
         if not self.use_max_kw:
-            names.append("k_w")
+            quantities.append("k_w")
         for pair in range(self.n_pairs):
             kinds = ("g", "delta_g") if pair < self.n_pairs - 1 else ("g",)
             for kind in kinds:
-                names += [f"{kind}_{pair}_{knot}" for knot in range(self.n_free_knots)]
-        return tuple(names)
+                quantities += [f"{kind}_{pair}_{knot}" for knot in range(self.n_free_knots)]
+        return tuple(_PREFIX + quantity for quantity in quantities)
+
+    @cached_property
+    def earlier_names(self) -> tuple[str, ...]:
+        """Name of each coordinate in studies stored before coordinates were told from quantities.
+
+        They are those of :attr:`names` without ``x_``.
+        """
+        return tuple(name.removeprefix(_PREFIX) for name in self.names)
 
     @property
     def dimension(self) -> int:
@@ -120,11 +132,20 @@ class Hypercube:
         """Bounds of each coordinate, as scipy's optimisers take them."""
         return ((0.0, 1.0),) * self.dimension
 
-    def distributions(self) -> dict[str, BaseDistribution]:
-        """Optuna's distribution of each coordinate, by name and in order."""
+    def distributions(self, names: Sequence[str] | None = None) -> dict[str, BaseDistribution]:
+        """Optuna's distribution of each coordinate, by name and in order.
+
+        Args:
+            names: the coordinates' names in the study at hand; None takes :attr:`names`.
+        """
         from optuna.distributions import FloatDistribution
 
-        return {name: FloatDistribution(0.0, 1.0) for name in self.names}
+        return {name: FloatDistribution(0.0, 1.0) for name in names or self.names}
+
+    def point(self, params: Mapping[str, float]) -> list[float]:
+        """The point ``(d,)`` that a trial's parameters stand for, by names of today or earlier."""
+        names = self.names if self.names[0] in params else self.earlier_names
+        return [float(params[name]) for name in names]
 
     def decode(self, x: ArrayLike) -> list[ProgrammingStrategy] | ProgrammingStrategy:
         """The strategy of a point ``(d,)``, or the list of strategies of points ``(n, d)``.

@@ -17,9 +17,9 @@ from wpo_optuna.problem import WeightProgrammingProblem
 from wpo_optuna.report.measurements import measure
 from wpo_optuna.storage import FinishedTrials, open_storage
 from wpo_optuna.study import attributes
+from wpo_optuna.study.description import summary
 from wpo_optuna.study.estimate import Estimate
 from wpo_optuna.study.objective import HypercubeObjective
-from wpo_optuna.study.opening import summary
 from wpo_optuna.study.scoring import Finalist, Scores, strategy_of
 
 FINISHED, ALSO_FINISHED, UNFINISHED, EMPTY = "digits-random", "digits-2", "cut off", "empty"

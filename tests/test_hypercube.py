@@ -33,6 +33,21 @@ def test_bounds_equal_the_references_and_each_coordinate_has_a_name_and_a_unit_d
     }
 
 
+def test_coordinates_are_told_from_quantities_and_keep_the_references_order() -> None:
+    names = [name.rpartition("_")[0] if "g_" in name else name for name in TWO_PAIRS.names]
+    assert list(dict.fromkeys(names)) == ["x_f_1", "x_k_w", "x_g_0", "x_delta_g_0", "x_g_1"]
+    assert TWO_PAIRS.names[2:4] == ("x_g_0_0", "x_g_0_1")
+
+
+def test_a_trial_is_read_by_the_names_of_today_and_by_those_of_earlier_studies() -> None:
+    x = np.random.default_rng(0).random(TWO_PAIRS.dimension).tolist()
+    assert TWO_PAIRS.earlier_names[:3] == ("f_1", "k_w", "g_0_0")
+    for names in (TWO_PAIRS.names, TWO_PAIRS.earlier_names):
+        shuffled = dict(sorted(zip(names, x, strict=True), reverse=True))
+        assert TWO_PAIRS.point(shuffled) == x
+        assert tuple(TWO_PAIRS.distributions(names)) == names
+
+
 @given(hypercubes_with_points())
 def test_decode_equals_the_references_denormalize(cube: tuple[Hypercube, Points]) -> None:
     hypercube, x = cube

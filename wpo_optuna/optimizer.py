@@ -228,10 +228,11 @@ class WeightProgrammingOptimizer:
         self, options: OptimizerSettings
     ) -> Callable[[Study, FrozenTrial], None]:
         """Counts trials, and after each generation calls the user's callback or reports."""
-        names = self.problem.hypercube.names
-        size = options.generation_size(self.problem.hypercube.dimension)
+        hypercube = self.problem.hypercube
+        size = options.generation_size(hypercube.dimension)
         callback = options.callback or partial(self._report, options)
-        best = OptimizeResult(x=np.full(len(names), np.nan), fun=float("inf"), nit=0, nfev=0)
+        nowhere = np.full(hypercube.dimension, np.nan)
+        best = OptimizeResult(x=nowhere, fun=float("inf"), nit=0, nfev=0)
 
         def on_trial(study: Study, trial: FrozenTrial) -> None:
             if best.nfev == 0 and self.disp:
@@ -240,7 +241,7 @@ class WeightProgrammingOptimizer:
             best.nfev += 1
             if trial.value is not None and trial.value < best.fun:
                 best.fun = trial.value
-                best.x = np.array([trial.params[name] for name in names])
+                best.x = np.array(hypercube.point(trial.params))
             if best.nfev % size == 0:
                 best.nit += 1
                 callback(OptimizeResult(best))

@@ -14,6 +14,7 @@ import optuna
 import pytest
 import torch
 from aihwkit.inference import PCMLikeNoiseModel
+from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 from small_problems import small_problem, small_rpu_config
 
@@ -24,6 +25,7 @@ from wpo_optuna.loss.reference import ReferenceEngine
 from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 from wpo_optuna.study import run
 from wpo_optuna.study.attributes import (
+    COORDINATES,
     FAILED,
     FINISHED,
     GRADIENT_START,
@@ -193,6 +195,31 @@ def test_a_study_stored_before_its_value_had_a_name_is_resumed(
     resumed = run_study(problem, n_trials=40, study_name="s", storage=url, **QUIET)
     assert resumed.n_new_trials == 10
     assert resumed.study.metric_names is None
+
+
+@pytest.mark.parametrize("sampler", ["de", "cmaes", "gradient"])
+def test_a_study_stored_when_coordinates_had_the_names_of_quantities_is_resumed_as_if_new(
+    problem: WeightProgrammingProblem,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sampler: str,
+) -> None:
+    options = {**QUIET, "engine": "expected", "study_name": "s"}
+    url = f"sqlite:///{tmp_path}/wpo.db"
+    with monkeypatch.context() as earlier:
+        earlier.setattr("wpo_optuna.hypercube._PREFIX", "")
+        earlier.setattr("wpo_optuna.study.description._COORDINATES", None)
+        run_study(small_problem(), sampler, n_trials=30, storage=url, **options)
+    resumed = run_study(problem, sampler, n_trials=60, storage=url, **options)
+    assert resumed.n_new_trials == 30
+    assert COORDINATES not in resumed.study.user_attrs
+    storage = InMemoryStorage()
+    for n_trials in (30, 60):
+        new = run_study(problem, sampler, n_trials=n_trials, storage=storage, **options)
+    assert "x_f_1 says where" in new.study.user_attrs[COORDINATES]
+    for old_trial, trial in zip(resumed.study.trials, new.study.trials, strict=True):
+        assert old_trial.value == trial.value
+        assert {f"x_{name}": x for name, x in old_trial.params.items()} == trial.params
 
 
 @pytest.mark.parametrize("sampler", ["de", "gradient"])

@@ -11,6 +11,7 @@ from __future__ import annotations
 FINGERPRINT = "problem_fingerprint"  # str, see WeightProgrammingProblem.fingerprint
 DESCRIPTION = "problem_description"  # dict, everything that changes the loss, by dotted path
 PROBLEM = "problem"  # dict, the problem's settings in a form to read
+COORDINATES = "coordinates"  # str, what the trials' parameters stand for
 SAMPLER = "sampler"  # str
 SAMPLER_OPTIONS = "sampler_options"  # dict
 SEED = "seed"  # int

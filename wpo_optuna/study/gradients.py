@@ -22,6 +22,7 @@ from wpo_optuna.study.attributes import (
     PHASE_TOTAL,
     POLISH,
 )
+from wpo_optuna.study.description import names_in
 from wpo_optuna.study.estimate import distinct
 from wpo_optuna.study.mirror import Mirror, Origin
 
@@ -103,8 +104,8 @@ def polish(study: Study, objective: HypercubeObjective) -> None:
     Raises:
         InvalidArgument: the engine has no gradients, or the study no such trials.
     """
-    names, states = objective.distributions, (TrialState.COMPLETE,)
-    own = [t for t in study.get_trials(False, states) if t.params.keys() == names.keys()]
+    names, states = names_in(study, objective.problem.hypercube), (TrialState.COMPLETE,)
+    own = [t for t in study.get_trials(False, states) if t.params.keys() == {*names}]
     sampled = [trial for trial in own if Origin.of(trial) is None]
     if not sampled:
         raise InvalidArgument(
@@ -122,7 +123,7 @@ def polish(study: Study, objective: HypercubeObjective) -> None:
             create_trial(
                 value=evaluation.loss,
                 params=dict(zip(names, x[number].tolist(), strict=True)),
-                distributions=names,
+                distributions=objective.problem.hypercube.distributions(names),
                 user_attrs=evaluation.attributes() | origin,
             )
         )

@@ -72,6 +72,7 @@ class Mirror:
         storage: the storage it is in.
         objective: knows the parameters and evaluates points.
         sampler: proposes points; None where only found ones are recorded.
+        names: the coordinates' names in the study; None takes those of today.
 
     Attributes:
         study: the stored study.
@@ -87,9 +88,11 @@ class Mirror:
         storage: BaseStorage,
         objective: HypercubeObjective,
         sampler: BaseSampler | None = None,
+        names: Sequence[str] | None = None,
     ) -> None:
         self.study = study
         self.objective = objective
+        self._distributions = objective.problem.hypercube.distributions(names)
         self.on_stored: Callable[[Sequence[FrozenTrial]], object] = lambda trials: None
         self._storage, self._stored_id = storage, storage.get_study_id_from_name(study.study_name)
         self._memory_storage = InMemoryStorage()
@@ -111,7 +114,7 @@ class Mirror:
         """The completed trials of this hypercube, the lowest loss first; not to be changed."""
         trials = self.memory.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         # Those of other search spaces, added by hand, have no point in it.
-        own = [t for t in trials if t.params.keys() == self.objective.distributions.keys()]
+        own = [t for t in trials if t.params.keys() == self._distributions.keys()]
         return sorted(own, key=lambda trial: (trial.value, trial.number))
 
     def number_of(self, trial: FrozenTrial) -> int:
@@ -133,7 +136,7 @@ class Mirror:
             n: number of points, which are evaluated at once.
             total: of completed trials, which is not exceeded.
         """
-        trials = [self.memory.ask(self.objective.distributions) for _ in range(n)]
+        trials = [self.memory.ask(self._distributions) for _ in range(n)]
         in_memory = self.memory.get_trials(deepcopy=False)
         asked = [in_memory[trial.number] for trial in trials]
         evaluations = self.objective.evaluate([self.objective.point(t.params) for t in asked])
@@ -166,12 +169,11 @@ class Mirror:
             origins: what found them.
             total: of completed trials, which is not exceeded.
         """
-        names = self.objective.distributions
         finished = []
         for point, evaluation, origin in zip(
             x.tolist(), self.objective.evaluate(x, tnmse=tnmse), origins, strict=True
         ):
-            trial = self._finished(dict(zip(names, point, strict=True)), evaluation)
+            trial = self._finished(dict(zip(self._distributions, point, strict=True)), evaluation)
             trial.user_attrs |= zip(_ORIGIN, origin, strict=True)
             finished.append(trial)
         appended = self._stored.append(finished, total, identity_of)
@@ -183,7 +185,7 @@ class Mirror:
         return create_trial(
             value=evaluation.loss,
             params=params,
-            distributions=self.objective.distributions,
+            distributions=self._distributions,
             user_attrs=evaluation.attributes(),
         )
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from wpo_optuna.study import attributes
+from wpo_optuna.study.description import about, keep, names_in
 from wpo_optuna.study.estimate import check_finite
 
 if TYPE_CHECKING:
@@ -51,7 +53,8 @@ class HypercubeObjective:
 
     The value is ``(TNMSE - baseline)/baseline + loss_margin``, to be minimised: negative means
     that the baseline is beaten by the margin. The trial keeps ``tnmse``, ``baseline``, ``f_lst``,
-    ``g_lst`` and ``k_w`` as user attributes.
+    ``g_lst`` and ``k_w`` as user attributes, and the study what it is about, so that whoever shows
+    it (:class:`~wpo_optuna.MlflowTracker`, a report) finds hardware, times, factors and baseline.
 
     Args:
         problem: the weight programming problem.
@@ -93,7 +96,7 @@ class HypercubeObjective:
 
     def __call__(self, trial: optuna.Trial) -> float:
         """Evaluates one trial."""
-        x = [trial.suggest_float(name, 0.0, 1.0) for name in self.distributions]
+        x = [trial.suggest_float(name, 0.0, 1.0) for name in self._names_in_study_of(trial)]
         evaluation = self.evaluate([x])[0]
         for name, value in evaluation.attributes().items():
             trial.set_user_attr(name, value)
@@ -101,7 +104,7 @@ class HypercubeObjective:
 
     def point(self, params: dict[str, Any]) -> list[float]:
         """The point ``(d,)`` that a trial's parameters stand for."""
-        return [float(params[name]) for name in self.distributions]
+        return self.problem.hypercube.point(params)
 
     def evaluate(self, x: ArrayLike, tnmse: ArrayLike | None = None) -> list[Evaluation]:
         """Evaluates points ``(n, d)`` at once.
@@ -124,3 +127,13 @@ class HypercubeObjective:
             Evaluation(loss, value, self.baseline, f, g, k_w)
             for loss, value, f, g, k_w in zip(*(c.tolist() for c in columns), strict=True)
         ]
+
+    def _names_in_study_of(self, trial: optuna.Trial) -> tuple[str, ...]:
+        """Names of the coordinates in the trial's study, which is first told what it is about."""
+        study = getattr(trial, "study", None)
+        if study is None:  # a FixedTrial
+            return self.problem.hypercube.names
+        names = names_in(study, self.problem.hypercube)
+        if attributes.FINGERPRINT not in study.user_attrs:
+            keep(study, about(self, names))
+        return names

@@ -18,6 +18,7 @@ from wpo_optuna.loss.engine_choice import choose_engine
 from wpo_optuna.problem.fingerprint import differences
 from wpo_optuna.samplers import make_sampler
 from wpo_optuna.study import attributes
+from wpo_optuna.study.description import about, keep, names_in
 from wpo_optuna.study.environment import versions
 from wpo_optuna.study.mirror import Mirror
 from wpo_optuna.study.objective import HypercubeObjective
@@ -70,7 +71,8 @@ def open_study(
     if study is not None:
         _check_same(study, storage, problem, settings, sampler_options)
     options = _options_in_force(settings, stored, sampler_options)
-    sampler = _make_sampler(problem, settings, options, study)
+    names = problem.hypercube.names if study is None else names_in(study, problem.hypercube)
+    sampler = _make_sampler(problem, settings, options, study, names)
     # Other engines would judge the trials of a stored study differently.
     engine_name = settings.engine or stored.get(attributes.ENGINE)
     if engine_name is None and settings.sampler == GRADIENT:
@@ -80,8 +82,8 @@ def open_study(
         problem, engine_name, device=settings.device, check=settings.self_check and not is_checked
     )
     objective = HypercubeObjective(problem, chosen.engine, stored.get(attributes.BASELINE))
-    baseline = objective.baseline  # fails here, if it does
-    if attributes.FINGERPRINT not in stored:
+    _ = objective.baseline  # fails here, if it does
+    if not _is_begun(stored):
         study = optuna.create_study(study_name=study_name, storage=storage, load_if_exists=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)  # it is no user's concern
@@ -92,13 +94,10 @@ def open_study(
                 attributes.SAMPLER: settings.sampler,
                 attributes.SAMPLER_OPTIONS: _storable(options),
                 attributes.SEED: settings.seed,
-                attributes.ENGINE: chosen.engine.name,
-                attributes.BASELINE: baseline,
-                attributes.PROBLEM: summary(problem),
                 attributes.DESCRIPTION: problem.description,
                 attributes.VERSIONS: versions(),
                 attributes.PARENT_STUDY: parent_study,
-                attributes.FINGERPRINT: problem.fingerprint,
+                **about(objective, names),
             },
         )
         # Another process may have begun the study at the same time: what was written last counts.
@@ -109,15 +108,7 @@ def open_study(
     self_check = None if chosen.self_check is None else chosen.self_check.to_json()
     sessions = stored.get(_SESSIONS, 0) + 1
     keep(study, {attributes.SELF_CHECK: self_check, _SESSIONS: sessions})
-    return Mirror(study, storage, objective, sampler)
-
-
-def keep(study: Study, values: Mapping[str, Any]) -> None:
-    """Writes into a study's attributes what differs from them and is not None."""
-    stored = study.user_attrs
-    for name, value in values.items():
-        if value is not None and stored.get(name) != value:
-            study.set_user_attr(name, value)
+    return Mirror(study, storage, objective, sampler, names)
 
 
 def _check_same(
@@ -129,7 +120,7 @@ def _check_same(
 ) -> None:
     """Refuses to go on with a study that was made for something else."""
     name, stored = study.study_name, study.user_attrs
-    if attributes.FINGERPRINT not in stored:
+    if not _is_begun(stored):
         if not study.get_trials(deepcopy=False):
             return  # made by hand, or cut off before its first trial
         raise InvalidArgument(
@@ -160,6 +151,11 @@ def _check_same(
         )
 
 
+def _is_begun(stored: Mapping[str, Any]) -> bool:
+    """Whether a study says all that it needs to be gone on with."""
+    return {attributes.SAMPLER, attributes.FINGERPRINT} <= stored.keys()
+
+
 def _free_name(name: str, storage: BaseStorage) -> str:
     """A name like another one that no study has."""
     taken = {study.study_name for study in storage.get_all_studies()}
@@ -171,6 +167,7 @@ def _make_sampler(
     settings: RunSettings,
     options: Mapping[str, Any],
     study: Study | None,
+    names: tuple[str, ...],
 ) -> BaseSampler | None:
     if settings.sampler == GRADIENT:
         return None
@@ -179,7 +176,7 @@ def _make_sampler(
     return make_sampler(
         settings.sampler,
         seed=settings.seed,
-        search_space=problem.hypercube.distributions(),
+        search_space=problem.hypercube.distributions(names),
         n_earlier_sessions=0 if study is None else study.user_attrs.get(_SESSIONS, 0),
         **options,
     )
@@ -213,30 +210,3 @@ def _options_in_force(
                 "stored; give it again."
             )
     return options
-
-
-def summary(problem: WeightProgrammingProblem) -> dict[str, Any]:
-    """The problem's settings in a form to read."""
-    rpu_config = problem.rpu_config
-    return {
-        "n_weights": problem.weights.numel(),
-        "max_abs_weight": problem.max_abs_weight,
-        "f_lst": list(problem.f_lst),
-        "g_min_us": problem.g_min,
-        "g_max_us": problem.g_max,
-        "t_steps_s": list(problem.t_steps),
-        "baseline_converter": str(problem.g_converter_baseline),
-        "noise_model": type(problem.noise_model).__name__,
-        "drift_compensation": type(getattr(rpu_config, "drift_compensation", None)).__name__,
-        "tile": [problem.test_in_features, problem.test_out_features],
-        "symmetric": problem.symmetric,
-        "nbins": problem.nbins,
-        "g_err": problem.g_err,
-        "f_min": problem.f_min,
-        "f_max": problem.f_max,
-        "use_max_kw": problem.use_max_kw,
-        "loss_margin": problem.loss_margin,
-        "baseline_iterations": problem.baseline_iterations,
-        "dimension": problem.hypercube.dimension,
-        "seed": problem.seed,
-    }

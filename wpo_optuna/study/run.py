@@ -24,6 +24,7 @@ from wpo_optuna.loss.parallel import ParallelEngine
 from wpo_optuna.samplers import DESampler, make_sampler
 from wpo_optuna.storage import open_storage
 from wpo_optuna.study import attributes
+from wpo_optuna.study.description import keep
 from wpo_optuna.study.environment import check_directory, directory_of_study, versions
 from wpo_optuna.study.gradients import (
     compile_gradient,
@@ -33,7 +34,7 @@ from wpo_optuna.study.gradients import (
 )
 from wpo_optuna.study.mirror import Mirror, default_batch_size, sample
 from wpo_optuna.study.objective import HypercubeObjective
-from wpo_optuna.study.opening import keep, open_study
+from wpo_optuna.study.opening import open_study
 from wpo_optuna.study.scoring import StudyResult, score_finalists, strategy_of
 from wpo_optuna.study.settings import GRADIENT, RecordSettings, RunSettings
 from wpo_optuna.track.destination import Destination, refuse_file_of

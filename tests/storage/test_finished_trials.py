@@ -31,6 +31,7 @@ from optuna.distributions import (
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models  # what the tables are is what one test is about
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from postgresql_server import PostgresqlServer
 
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.storage import (
@@ -394,6 +395,77 @@ def test_a_full_disk_is_one_sentence_and_costs_the_batch_at_hand_alone(tmp_path:
     assert n_stored > 0
     assert n_stored % 20 == 0
     assert append(stored, [trial_of(n_stored)]).n_complete == n_stored + 1
+
+
+# A server that is restarted
+
+
+def test_what_a_restart_cuts_off_is_repeated(postgresql_server: PostgresqlServer) -> None:
+    study = new_study(postgresql_server.empty())
+    stored, is_restarted = FinishedTrials(study), False
+    append(stored, [trial_of(0)])
+
+    def restarting(trial: FrozenTrial) -> Any:
+        """Asked for within the transaction, it restarts the server."""
+        nonlocal is_restarted
+        if not is_restarted:
+            is_restarted = True
+            postgresql_server.restart()
+        return candidate(trial)
+
+    append(FinishedTrials(study), [trial_of(1)])
+    appended = stored.append([trial_of(1), trial_of(2)], None, restarting)
+    assert appended.kept == [False, True]
+    assert [trial.number for trial in appended.others] == [1]
+    assert [candidate(trial) for trial in study.trials] == [0, 1, 2]
+
+
+def test_a_commit_whose_answer_was_lost_is_not_done_twice(
+    postgresql_server: PostgresqlServer,
+) -> None:
+    storage = open_storage(postgresql_server.empty())
+    study = optuna.create_study(storage=storage, study_name="one")
+    stored = FinishedTrials(study)
+
+    def commit_and_restart(connection: sqlalchemy.Connection) -> None:
+        database = connection.connection.dbapi_connection
+        assert database is not None
+        database.commit()
+        database.cursor().execute("SELECT 1")
+        postgresql_server.restart()
+
+    sqlalchemy.event.listen(storage.engine, "commit", commit_and_restart, once=True)
+    appended = append(stored, [trial_of(0), trial_of(1)], total=2)
+    assert (appended.n_complete, appended.kept) == (2, [False, False])
+    assert [trial.number for trial in appended.others] == [0, 1]
+    assert [candidate(trial) for trial in study.trials] == [0, 1]
+
+
+def test_a_server_that_is_away_is_waited_for_and_told_once_each_time(
+    postgresql_server: PostgresqlServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = new_study(postgresql_server.empty())
+    stored = FinishedTrials(study)
+    postgresql_server.halt()
+    threading.Timer(1.5, postgresql_server.restart).start()
+    with pytest.warns(StorageWarning, match=r"went away \(.*waiting for it up to 120 s") as told:
+        assert append(stored, [trial_of(0)]).n_complete == 1
+        study.set_user_attr("by Optuna", 1)
+    assert len(told) == 1
+    monkeypatch.setattr("wpo_optuna.storage.reconnecting._PATIENCE_S", 0.1)
+    postgresql_server.halt()
+    for write in (
+        lambda: append(stored, [trial_of(1)]),
+        lambda: study.set_user_attr("by Optuna", 2),
+    ):
+        with (
+            pytest.warns(StorageWarning),
+            pytest.raises(StorageError, match="the same command goes on from there when") as caught,
+        ):
+            write()
+        assert "\n" not in str(caught.value)
+    postgresql_server.restart()
+    assert append(stored, [trial_of(1)]).n_complete == 2
 
 
 # Optuna's tables

@@ -1,0 +1,93 @@
+"""Several workers on one study, and what happens to them.
+
+The moments of kills and restarts are those of a busy machine; no outcome of a right study fails a
+test here (false alarms: none).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from postgresql_server import PostgresqlServer
+from workers import Worker, search, start_study, study_with
+
+from wpo_optuna.samplers import candidate_of
+from wpo_optuna.storage import load_study
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresqlServer]:
+    server = PostgresqlServer()
+    yield server
+    server.stop()
+
+
+def assert_exact(study: optuna.Study, total: int) -> None:
+    """Every trial of the study is completed, there are so many, and no two are the same."""
+    trials = study.get_trials()
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * total
+    assert [trial.number for trial in trials] == list(range(total))
+    identities = [candidate_of(trial) or tuple(trial.params.values()) for trial in trials]
+    assert set(Counter(identities).values()) == {1}
+
+
+@pytest.mark.parametrize("sampler", ["de", "random"])
+@pytest.mark.parametrize("kind", ["postgresql", "journal"])
+def test_a_killed_worker_costs_the_others_nothing_and_the_total_is_exact(
+    request: pytest.FixtureRequest, tmp_path: Path, kind: str, sampler: str
+) -> None:
+    url = f"journal:///{tmp_path}/studies.log"
+    if kind == "postgresql":
+        url = request.getfixturevalue("server").empty()
+    workers = [Worker(search, url, sampler, 100) for _ in range(4)]
+    study = study_with(url, 20)
+    workers[0].kill()
+    assert [worker.wait() for worker in workers[1:]] == [0, 0, 0]
+    assert_exact(study, 100)
+    # It goes on from there.
+    assert Worker(search, url, sampler, 113).wait() == 0
+    assert_exact(study, 113)
+
+
+# Random points that several workers draw are the same where they have the same seed.
+FLEETS = {
+    "de": ("--n-trials", "400", "--no-polish"),
+    "polished": ("--n-trials", "400"),
+    "random": ("--n-trials", "60", "--sampler", "random"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", FLEETS.values(), ids=FLEETS)
+def test_four_workers_have_the_total_exactly(
+    server: PostgresqlServer, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    url = server.empty()
+    words = (*words, "--storage", url, "--batch-size", "5")
+    workers = [start_study(tmp_path / str(number), *words) for number in range(4)]
+    for number, worker in enumerate(workers):
+        assert worker.wait() == 0, (tmp_path / str(number) / "told").read_text()
+    assert_exact(load_study(url, "fleet"), int(words[1]))
+
+
+@pytest.mark.slow
+def test_a_database_restarted_in_mid_study_is_waited_for_and_nothing_is_lost(
+    server: PostgresqlServer, tmp_path: Path
+) -> None:
+    url = server.empty()
+    words = ("--n-trials", "1000", "--no-polish", "--storage", url, "--batch-size", "5")
+    workers = [start_study(tmp_path / str(number), *words) for number in range(4)]
+    study = study_with(url, 100)
+    server.restart("fast")
+    study_with(url, 400)
+    server.restart("immediate")
+    for number, worker in enumerate(workers):
+        told = tmp_path / str(number) / "told"
+        assert worker.wait() == 0, told.read_text()
+        assert told.read_text().count("the database server went away") <= 2  # once for each
+    assert_exact(study, 1000)

@@ -21,6 +21,7 @@ from wpo_optuna.study.description import summary
 from wpo_optuna.study.estimate import Estimate
 from wpo_optuna.study.objective import HypercubeObjective
 from wpo_optuna.study.scoring import Finalist, Scores, strategy_of
+from wpo_optuna.study.settings import StudySettings
 
 FINISHED, ALSO_FINISHED, UNFINISHED, EMPTY = "digits-random", "digits-2", "cut off", "empty"
 N_TRIALS = 60
@@ -94,7 +95,10 @@ def finish(study: optuna.Study, problem: WeightProgrammingProblem, folder: Path)
     )
     study.set_user_attr(attributes.SCORES, scores.to_json())
     study.set_user_attr(attributes.RESULTS, str(folder))
+    study.set_user_attr(attributes.SETTINGS, StudySettings.checked({}).to_yaml())
     strategy = strategy_of(objective, trials[0])
+    folder.mkdir(exist_ok=True)
+    strategy.save(folder / "strategy.json")
     measure(problem, strategy, folder, winning_trial=scores.winning_trial)
 
 

@@ -178,6 +178,23 @@ def test_conductance_curves_are_the_winners_and_the_baselines(record: StudyRecor
         assert f"optimised f = {trial.user_attrs['f_lst'][pair]:.3g}" in axes.get_title("left")
 
 
+def test_weights_programmed_like_the_baseline_show_no_difference_from_it(
+    record: StudyRecord,
+) -> None:
+    assert record.measurements is not None
+    measured = dataclasses.replace(record.measurements, optimised=record.measurements.baseline)
+    share, gain = draw(figures.weight_errors, measured).axes
+    for line in share.lines:
+        within = np.asarray(line.get_ydata())
+        assert np.all(np.diff(within) >= 0)
+        assert within[0] == 0
+        assert 98.5 < within[-1] < 100 + 1e-9
+    _, ratio = draw(figures.weight_correlation, measured).axes
+    for axes, none in ((gain, 0), (ratio, 1)):
+        for line in axes.lines:
+            np.testing.assert_allclose(line.get_ydata(), none, atol=1e-9)
+
+
 def test_best_so_far_never_rises_and_ends_at_the_studys_best(record: StudyRecord) -> None:
     (axes,) = draw(figures.search_progress, [record]).axes
     lines = {line.get_label(): line.get_ydata() for line in axes.lines}

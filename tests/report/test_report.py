@@ -6,6 +6,7 @@ import base64
 import html
 import re
 import shutil
+from datetime import UTC
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,7 +14,7 @@ import optuna
 import pytest
 import reported_studies
 from reported_studies import ALSO_FINISHED, EMPTY, FINISHED, UNFINISHED, stored_study
-from small_problems import small_problem
+from small_problems import seedable_rpu_config, small_problem
 
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.report.__main__ import main
@@ -114,6 +115,27 @@ def test_the_page_says_what_the_study_holds(written: tuple[Page, Path]) -> None:
     assert stored_study().user_attrs[attributes.FINGERPRINT] in page.words
 
 
+def test_the_page_begins_with_what_was_asked_and_found_and_how_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = stored_study()
+    monkeypatch.chdir(reported_studies.directory())
+    files = write_report([study], tmp_path / "report.html")
+    beginning = Page(files.page).text.partition("Finalists The best")[0]
+    ended = max(trial.datetime_complete for trial in study.trials)
+    assert f"last trial {ended.astimezone(UTC):%Y-%m-%d %H:%M} UTC" in beginning
+    assert "hardware pcm: PCMLikeNoiseModel, 0 to 25 µS" in beginning
+    assert "baseline dual:1,1: DualPairConductanceConverter, f = 1, 1" in beginning
+    assert "search random, 60 trials by the montecarlo engine" in beginning
+    assert f"--config {FINISHED}/settings.yaml" in beginning
+    assert f"evaluate --strategy {FINISHED}/strategy.json --rpu-config pcm" in beginning
+    snippet = re.search(r"<pre>(from .*?)</pre>", files.page.read_text(encoding="utf-8"), re.S)
+    assert snippet is not None
+    rpu_config = seedable_rpu_config()
+    exec(html.unescape(snippet[1]), {"analog_model": rpu_config})
+    assert len(rpu_config.noise_model.g_converter.f_lst) == 2
+
+
 def test_studies_side_by_side_are_compared(tmp_path: Path) -> None:
     studies = [stored_study(name) for name in (FINISHED, ALSO_FINISHED, UNFINISHED)]
     files = write_report(studies, tmp_path / "report.html")
@@ -168,7 +190,7 @@ def test_a_study_made_with_plain_optuna_has_a_report(tmp_path: Path) -> None:
     files = write_report([study, stored_study(UNFINISHED)], tmp_path / "new" / "page.html")
     page = Page(files.page)
     assert '<b>"plain" & ü</b>/$x$' in page.text
-    assert "does not say what its problem is" in page.text
+    assert "PCMLikeNoiseModel, 0 to 25 µS" in page.text
     assert "not known to be about the same problem" in page.text
     assert tmp_path / "new" / "figures" / "cut_off-explored_factors.svg" in files.figures
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wpo_optuna.study import attributes
-from wpo_optuna.study.command_line import CommandParser, run_command
+from wpo_optuna.study.command_line import CommandParser, program, run_command
 from wpo_optuna.study.environment import directory_of_study
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> CommandParser:
     parser = CommandParser(
-        prog="python -m wpo_optuna.report",
+        prog=program("report"),
         description="Writes a report on a stored study, or on several side by side: one HTML page "
         "that needs no other file, and each figure as PNG and SVG.",
     )
@@ -64,7 +64,6 @@ def _parser() -> CommandParser:
 
 def _run(options: argparse.Namespace) -> int:
     # Everything heavy is imported here, so that --help and wrong usage answer at once.
-    from wpo_optuna.report.page import FIGURES, REPORT_FILE, write_report
     from wpo_optuna.storage import load_study
     from wpo_optuna.track.delivery import deliver
     from wpo_optuna.track.destination import Destination
@@ -78,6 +77,8 @@ def _run(options: argparse.Namespace) -> int:
         for study in studies
         if options.tracking_uri is not None
     ]
+    from wpo_optuna.report.page import FIGURES, REPORT_FILE, write_report
+
     files = write_report(studies, options.output or folder / REPORT_FILE)
     print(f"report   {files.page}")
     print(f"figures  {files.page.parent / FIGURES} ({len(files.figures)} files)")

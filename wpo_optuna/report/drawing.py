@@ -106,20 +106,18 @@ def style() -> Iterator[None]:
 
 
 def panels(
-    n: int, height: float, columns: int = 1, *, sharex: bool = False, sharey: bool = False
+    n: int, height: float, *, sharex: bool = False, sharey: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """A new figure with n axes, beside and below each other.
+    """A new figure with n axes below each other.
 
     Args:
         n: number of axes.
-        height: of one row in inches.
-        columns: number of axes beside each other, a divisor of n.
+        height: of each in inches.
         sharex: whether all have the same x axis.
         sharey: whether all have the same y axis.
     """
-    rows = n // columns
-    figure = Figure(figsize=(WIDTH_INCHES, height * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
+    figure = Figure(figsize=(WIDTH_INCHES, height * n), layout="constrained")
+    axes = figure.subplots(n, squeeze=False, sharex=sharex, sharey=sharey)
     return figure, list(axes.flat)
 
 

@@ -22,7 +22,7 @@ from optuna.trial import create_trial
 
 from wpo_optuna.report import drawing
 from wpo_optuna.report.drawing import LOOKS, FloatArray, legend_above, panels
-from wpo_optuna.report.measurements import MOST_TIMES, Measurements, WeightErrors, evenly_spread
+from wpo_optuna.report.measurements import Measurements, WeightErrors, evenly_spread
 from wpo_optuna.report.record import StudyRecord, are_about_one_problem
 
 # Few enough that importance takes no time, and that an SVG of single dots stays small.
@@ -32,6 +32,8 @@ MOST_COORDINATES = 20
 LEAST_TRIALS = 50
 # The worst trials would leave no room for the difference that matters.
 _SHOWN_QUANTILE = 0.95
+# Up to where differences from the baseline are seen apart, relative to it.
+_NEAR_BASELINE = 1.15
 _LONGEST_NAME = 24
 _NOTHING_FINITE = "No trial has a finite TNMSE."
 # Height of the histogram's highest bar, as a fraction of the range of conductance.
@@ -41,22 +43,28 @@ _SMALLEST_MEAN = 1e-3
 
 
 def search_progress(records: Sequence[StudyRecord]) -> Figure | str:
-    """Every trial, and the best so far, of each study."""
+    """Every trial, and the best so far, of each study; apart, those near the baseline."""
     ratios = np.concatenate([record.ratio for record in records])
     if not _has_place(ratios).any():
         return _NOTHING_FINITE
-    figure, (axes,) = panels(1, 3.3)
-    for record, look in zip(records, cycle(LOOKS), strict=False):
-        _plot_trials(axes, record, look, is_one_of_several=len(records) > 1)
-    _scale(axes, ratios)
-    axes.axhline(1, label="baseline", **drawing.REFERENCE)
+    views = [np.inf]
+    # A handful says nothing there, and nearly all are seen well as they are.
+    if 0.05 < np.mean(ratios < _NEAR_BASELINE) < 0.9:
+        views.append(_NEAR_BASELINE)
+    figure, all_axes = panels(len(views), 3.3 / len(views) ** 0.5, sharex=True)
     margins = {record.problem.get("loss_margin") or 0.0 for record in records}
-    # The studies may have different margins; there is no common line then.
-    if len(margins) == 1 and 0 < (margin := margins.pop()) < 1:
-        label = f"loss 0: {100 * margin:.3g} % better"
-        axes.axhline(1 - margin, label=label, **drawing.REFERENCE | {"linestyle": ":"})
-    axes.set(xlabel="trial", ylabel="TNMSE / baseline", xmargin=0.02)
-    legend_above(figure, axes)
+    for axes, most in zip(all_axes, views, strict=True):
+        for record, look in zip(records, cycle(LOOKS), strict=False):
+            _plot_trials(axes, record, look, is_one_of_several=len(records) > 1)
+        _scale(axes, ratios, most=most)
+        axes.axhline(1, label="baseline", **drawing.REFERENCE)
+        # The studies may have different margins; there is no common line then.
+        if len(margins) == 1 and 0 < (margin := max(margins)) < 1:
+            label = f"loss 0: {100 * margin:.3g} % better"
+            axes.axhline(1 - margin, label=label, **drawing.REFERENCE | {"linestyle": ":"})
+    all_axes[-1].set(xlabel="trial", xmargin=0.02)
+    figure.supylabel("TNMSE / baseline")
+    legend_above(figure, all_axes[0])
     return figure
 
 
@@ -86,7 +94,8 @@ def _plot_trials(
 
 
 def _label(record: StudyRecord) -> str:
-    name = " ".join(f"{record.name} ({record.sampler})".split())
+    told = record.name if record.sampler in record.name else f"{record.name} ({record.sampler})"
+    name = " ".join(told.split())
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
@@ -117,7 +126,7 @@ def explored_factors(record: StudyRecord) -> Figure | str:
         )  # fmt: skip
         axes.axhline(1, **drawing.REFERENCE)
         axes.set_xlabel(label)
-    _scale(all_axes[0], record.ratio)
+    _scale(all_axes[0], record.ratio, shown=0.75)
     figure.supylabel("TNMSE / baseline")
     figure.colorbar(points, ax=all_axes, label="trial", aspect=30, pad=0.02)
     return figure
@@ -180,11 +189,13 @@ def _has_place(ratios: FloatArray) -> NDArray[np.bool_]:
     return np.isfinite(ratios) & (ratios > 0)
 
 
-def _scale(axes: Axes, ratios: FloatArray) -> None:
-    """A logarithmic axis that shows the baseline and all but the worst trials."""
+def _scale(
+    axes: Axes, ratios: FloatArray, shown: float = _SHOWN_QUANTILE, most: float = np.inf
+) -> None:
+    """A logarithmic axis that shows the baseline, and of the trials the better ones."""
     placed = ratios[_has_place(ratios)]
     low = min(float(placed.min()), 0.9)
-    high = max(float(np.quantile(placed, _SHOWN_QUANTILE)), 1.2)
+    high = min(max(float(np.quantile(placed, shown)), 1.2), max(most, 1.05 * low))
     room = (high / low) ** 0.05
     axes.set_yscale("log")
     axes.set_ylim(low / room, high * room)
@@ -249,35 +260,47 @@ def tnmse_over_time(measured: Measurements) -> Figure:
 
 
 def weight_errors(measured: Measurements) -> Figure:
-    """The distribution of the errors at each time."""
-    figure, panels_by_time = _panel_for_each_time(measured)
-    for i, (time, axes) in enumerate(panels_by_time):
-        for errors, look in _both(measured):
-            density, edges = errors.density[i], 100 * errors.edges
-            axes.stairs(density, edges, linewidth=1.5, **look)
-            axes.stairs(density, edges, fill=True, color=look["color"], alpha=0.12)
-        before, after = (100 * e.standard_deviation[i] for e, _ in _both(measured))
-        axes.set(title=f"{time}: σ {before:#.3g} → {after:#.3g} %", ylim=(0, None))
-    figure.supxlabel("error / largest weight (%)")
-    figure.supylabel("% of weights per %")
-    legend_above(figure, panels_by_time[0][1])
+    """How many weights have small errors at each time, and how many more than with the baseline."""
+    figure, (share, gain) = panels(2, 2.2, sharex=True)
+    for i, (name, colour) in enumerate(_times(measured)):
+        limit, optimised = _share_within(measured.optimised, i)
+        share.plot(limit, optimised, color=colour, label=name)
+        gain.plot(limit, optimised - np.interp(limit, *_share_within(measured.baseline, i)),
+                  color=colour)  # fmt: skip
+    share.set(title="optimised", ylabel="% of weights", ylim=(0, 100), xmargin=0)
+    gain.axhline(0, **drawing.REFERENCE)
+    gain.set(title="optimised − baseline", ylabel="percentage points")
+    gain.set_xlabel("error at most (% of largest weight)")
+    figure.align_ylabels()
+    legend_above(figure, share)
     return figure
 
 
+def _share_within(errors: WeightErrors, time: int) -> tuple[FloatArray, FloatArray]:
+    """Limits, and the percentage of weights at a time whose absolute error is below each."""
+    middle = len(errors.edges) // 2
+    in_bin = 100 * errors.density[time] * np.diff(errors.edges)
+    counted = in_bin[middle - 1 :] + np.append(0.0, in_bin[middle - 2 :: -1])
+    return 100 * np.append(0.0, errors.edges[middle:]), np.append(0.0, np.cumsum(counted))
+
+
 def weight_correlation(measured: Measurements) -> Figure:
-    """How far acting weights lie from wanted ones, and their correlation, at each time."""
-    figure, panels_by_time = _panel_for_each_time(measured)
-    for i, (time, axes) in enumerate(panels_by_time):
-        axes.axhline(0, color=drawing.BLACK, linewidth=0.8, label="ideal")
-        for errors, look in _both(measured):
-            low, median, high = 100 * errors.band[i]
-            axes.plot(errors.targets, median, linewidth=1.4, **look)
-            drawing.band(axes, errors.targets, low, high, look)
-        before, after = (errors.correlation[i] for errors, _ in _both(measured))
-        axes.set_title(f"{time}: r {before:.4f} → {after:.4f}")
-    figure.supxlabel("weight wanted / largest weight")
-    figure.supylabel("(acting − wanted) / largest weight (%)")
-    legend_above(figure, panels_by_time[0][1])
+    """Between which errors weights of each size lie, and how far that is beside the baseline."""
+    figure, (band, ratio) = panels(2, 2.4, sharex=True)
+    before, after = measured.baseline, measured.optimised
+    for i, (name, colour) in enumerate(_times(measured)):
+        low, median, high = 100 * after.band[i]
+        band.plot(after.targets, low, color=colour, label=name)
+        band.plot(after.targets, high, color=colour)
+        band.plot(after.targets, median, color=colour, linestyle=":")
+        reach, reach_before = (np.abs(errors.band[i]).max(axis=0) for errors in (after, before))
+        ratio.plot(after.targets, reach / reach_before, color=colour)
+    band.set(title="optimised: 95 % of weights, median dotted", ylabel="error (% of largest)")
+    ratio.axhline(1, **drawing.REFERENCE)
+    ratio.set(title="reach of the 95 %: optimised / baseline", ylabel="ratio")
+    ratio.set(xlabel="weight wanted / largest weight", xticks=np.linspace(-1, 1, 5))
+    figure.align_ylabels()
+    legend_above(figure, band)
     return figure
 
 
@@ -293,9 +316,7 @@ def devices(measured: Measurements) -> Figure | str:
     drawing.band(programming, g, error - spread, error + spread, {"color": drawing.BLUE})
     programming.axhline(0, color=drawing.BLACK, linewidth=0.8)
     kept = np.where(programmed > _SMALLEST_MEAN * g.max(), programmed, np.nan)
-    # From dark to light, in order also without colours; the lightest are too light on white.
-    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.88, len(model.mean_us)))
-    for i, (name, colour) in enumerate(zip(_names_of_times(measured), colours, strict=True)):
+    for i, (name, colour) in enumerate(_times(measured)):
         drift.plot(g, 100 * model.mean_us[i] / kept, color=colour, label=name)
         noise.plot(g, model.read_std_us[i], color=colour)
     programming.set(title="programming error", ylabel="deviation (µS)")
@@ -307,17 +328,12 @@ def devices(measured: Measurements) -> Figure | str:
     return figure
 
 
-def _panel_for_each_time(measured: Measurements) -> tuple[Figure, list[tuple[str, Axes]]]:
-    """A figure with axes for each time that is shown, and the time's name."""
-    names = _names_of_times(measured)
-    columns = 1 if len(names) % 2 else 2
-    figure, all_axes = panels(len(names), 1.9, columns, sharex=True, sharey=True)
-    return figure, list(zip(names, all_axes, strict=True))
-
-
-def _names_of_times(measured: Measurements) -> list[str]:
-    shown = measured.t_s[evenly_spread(len(measured.t_s), MOST_TIMES)]
-    return [drawing.time_name(t) for t in shown.tolist()]
+def _times(measured: Measurements) -> list[tuple[str, Any]]:
+    """Name and colour of each time that is shown."""
+    shown = measured.shown_t_s.tolist()
+    # From dark to light, in order also without colours; the lightest are too light on white.
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.88, len(shown)))
+    return list(zip(map(drawing.time_name, shown), colours, strict=True))
 
 
 def _both(measured: Measurements) -> tuple[tuple[WeightErrors, dict[str, Any]], ...]:

@@ -127,6 +127,11 @@ class Measurements:
     trial_number: int
     optimised: WeightErrors
 
+    @property
+    def shown_t_s(self) -> Array:
+        """The times in s of what has a panel or a line for each ``(S,)``."""
+        return self.t_s[evenly_spread(len(self.t_s), MOST_TIMES)]
+
     def save(self, folder: Path) -> Path:
         """Writes the file into a study's results folder, which is made, and returns its path."""
         folder.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -108,6 +109,7 @@ def _template() -> Any:
     environment.filters |= {
         "as_url": _as_url,
         "duration": format_duration,
+        "quoted": shlex.quote,
         "shown": _shown,
     }
     return environment.get_template("page.html.j2")

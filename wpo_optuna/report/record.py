@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
@@ -16,6 +18,7 @@ from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.report.measurements import Measurements
 from wpo_optuna.storage import FinishedTrials
 from wpo_optuna.study import attributes
+from wpo_optuna.study.environment import from_here
 from wpo_optuna.study.scoring import Scores
 
 if TYPE_CHECKING:
@@ -68,6 +71,43 @@ class StudyRecord:
         phases = [trial.user_attrs.get(attributes.PHASE) for trial in self.trials]
         return np.array([phase == attributes.POLISH for phase in phases])
 
+    @cached_property
+    def asked(self) -> Mapping[str, Any]:
+        """What the study's command was told, by setting; empty if it was made in Python."""
+        return yaml.safe_load(self.settings.get(attributes.SETTINGS, "")) or {}
+
+    def facts(self) -> dict[str, str]:
+        """What was asked and found, as far as the study says it, in a few words each."""
+        asked, about = self.asked, self.problem
+        hardware = asked.get("rpu_config", "")
+        baseline = asked.get("baseline", "")
+        if about:
+            devices = "{noise_model}, {g_min_us:g} to {g_max_us:g} µS".format_map(about)
+            hardware = f"{hardware}: {devices}" if hardware else devices
+            kind = about["baseline_converter"].partition("(")[0]
+            baseline = f"{baseline}: {kind}" if baseline else kind
+        if self.measurements is not None:
+            baseline += f", f = {_listed(self.measurements.baseline_f)}"
+        network = f" of {asked['weights'] or 'the built-in digits network'}" if asked else ""
+        polished = self.is_polished.sum()
+        finished = [t for trial in self.trials if (t := trial.datetime_complete) is not None]
+        found = {
+            "hardware": hardware,
+            "weights": f"{about['n_weights']}{network}" if about else "",
+            "baseline": baseline,
+            "f of the winner": _listed(self.winner.user_attrs["f_lst"]),
+            "search": f"{self.sampler}, {len(self.trials)} trials by the {self.engine} engine"
+            + (f", of which {polished} refine the best by gradient descent" if polished else ""),
+            # Optuna's times are naive and local.
+            "last trial": f"{max(finished).astimezone(UTC):%Y-%m-%d %H:%M} UTC" if finished else "",
+        }
+        return {name: value for name, value in found.items() if value}
+
+    def file(self, name: str) -> str:
+        """A file of the results folder, from the working directory if the folder is in it."""
+        path = from_here(Path(self.settings.get(attributes.RESULTS, "")) / name)
+        return name if path.is_absolute() else str(path)
+
     @property
     def winner_ratio(self) -> float:
         """The winner's TNMSE relative to the baseline, as the engine says."""
@@ -76,6 +116,10 @@ class StudyRecord:
     def values(self, name: str) -> NDArray[np.float64]:
         """A user attribute of all trials ``(n, ...)``."""
         return np.array([trial.user_attrs[name] for trial in self.trials], dtype=np.float64)
+
+
+def _listed(factors: Iterable[float]) -> str:
+    return ", ".join(f"{f:.4g}" for f in factors)
 
 
 def read_study(study: Study) -> StudyRecord:

@@ -6,6 +6,7 @@ import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,71 @@ def test_the_converter_programs_what_the_curves_say(strategy: ProgrammingStrateg
     conductances, _ = converter.convert_to_conductances(torch.linspace(-0.5, 0.5, n_knots))
     for conductance, curve in zip(conductances, strategy.g_lst, strict=True):
         np.testing.assert_allclose(conductance.numpy(), curve, atol=1e-4 * G_MAX)
+
+
+A, B, C = ((1.0, 5.0, 9.0), (9.0, 5.0, 1.0)), ((2.0, 4.0, 8.0), (8.0, 4.0, 2.0)), ((0.5,) * 3,) * 2
+
+
+@pytest.mark.parametrize(
+    ("problem", "found", "factors", "pairs"),
+    [
+        ((1.0, None), [(1.0, A), (0.5, B)], (1.0, 2.0), (B, A)),
+        ((1.0, None), [(1.0, B), (2.0, A)], (1.0, 2.0), (B, A)),
+        ((None, None), [(4.0, A), (2.0, B)], (1.0, 2.0), (B, A)),
+        ((None, None, None), [(4.0, A), (8.0, B), (2.0, C)], (1.0, 2.0, 4.0), (C, A, B)),
+        # One factor that is fixed is the scale; several are the hardware's.
+        ((2.0, None), [(2.0, A), (1.0, B)], (2.0, 4.0), (B, A)),
+        ((3.0, 1.0), [(3.0, A), (1.0, B)], (3.0, 1.0), (A, B)),
+        ((1.0, 2.0, None), [(1.0, A), (2.0, B), (0.5, C)], (1.0, 2.0, 0.5), (A, B, C)),
+        ((1.0, 1.0), [(1.0, A), (1.0, B)], (1.0, 1.0), (B, A)),
+        ((1.0, 1.0), [(1.0, B), (1.0, A)], (1.0, 1.0), (B, A)),
+        ((2.0, 1.0, 2.0), [(2.0, A), (1.0, B), (2.0, C)], (2.0, 1.0, 2.0), (C, B, A)),
+    ],
+)
+def test_strategies_that_are_equal_are_normalised_to_one_form(
+    problem: tuple[Any, ...], found: list[Any], factors: tuple[float, ...], pairs: tuple[Any, ...]
+) -> None:
+    f_lst, curves = tuple(f for f, _ in found), tuple(curve for _, pair in found for curve in pair)
+    strategy = ProgrammingStrategy(f_lst, curves, G_MIN, G_MAX, {"study_name": "s"})
+    normal = strategy.normalised(problem)
+    assert normal.f_lst == factors
+    assert normal.g_lst == tuple(curve for pair in pairs for curve in pair)
+    assert normal.provenance == strategy.provenance
+    assert normal.normalised(problem) == normal
+
+
+@given(strategies(), st.floats(0.1, 10.0), st.randoms())
+def test_a_normalised_strategy_programs_the_same_conductances_and_weights(
+    strategy: ProgrammingStrategy, scale: float, random: Random
+) -> None:
+    # Factors that differ in their last digit alone may be equal once they are scaled.
+    assume(len({f"{f:.9g}" for f in strategy.f_lst}) == len(set(strategy.f_lst)))
+    order = random.sample(range(len(strategy.f_lst)), len(strategy.f_lst))
+    exchanged = replace(
+        strategy,
+        f_lst=tuple(scale * strategy.f_lst[pair] for pair in order),
+        g_lst=tuple(strategy.g_lst[2 * pair + sign] for pair in order for sign in (0, 1)),
+    )
+    normal = strategy.normalised()
+    assert normal.g_lst == exchanged.normalised().g_lst
+    np.testing.assert_allclose(normal.f_lst, exchanged.normalised().f_lst, rtol=1e-12)
+    assert normal.f_lst[0] == 1.0
+    assert list(normal.f_lst) == sorted(normal.f_lst)
+
+    weights = torch.linspace(-0.5, 0.5, 23)
+    converters = strategy.to_converter(), normal.to_converter()
+    (conductances, parameters), (after, parameters_after) = (
+        converter.convert_to_conductances(weights) for converter in converters
+    )
+    programmed = torch.stack(conductances).unflatten(0, (-1, 2)).sum(dim=0)
+    np.testing.assert_allclose(
+        torch.stack(after).unflatten(0, (-1, 2)).sum(dim=0), programmed, rtol=1e-4
+    )
+    np.testing.assert_allclose(
+        converters[1].convert_back_to_weights(after, parameters_after),
+        converters[0].convert_back_to_weights(conductances, parameters),
+        atol=1e-4,
+    )
 
 
 def test_saving_makes_folders_replaces_the_old_file_and_leaves_nothing_else(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +100,33 @@ class ProgrammingStrategy:
             strict=True,
         )
         return any(abs(sum(terms)) > 0 for terms in weights)
+
+    def normalised(self, f_lst: Sequence[float | None] = (None,)) -> ProgrammingStrategy:
+        """The same programming in the form that equal strategies have in common.
+
+        Weights are relative to the largest one, and the noise of all devices is alike: neither the
+        order of the pairs nor a scale that all factors share changes a weight or its errors. So
+        pairs are ordered by their factors, the largest last, and the first factor is 1. Pairs of
+        equal factors are ordered by their conductances.
+
+        Args:
+            f_lst: the problem's factors, None where a factor was to be found. One that the problem
+                fixes is the scale, and the first factor becomes that one. Several are the
+                hardware's: these strategies keep their factors, and only pairs of equal factors are
+                ordered.
+        """
+        fixed = [f for f in f_lst if f is not None]
+        pairs = list(zip(self.f_lst, self.g_lst[::2], self.g_lst[1::2], strict=True))
+        ordered = sorted(pairs, key=lambda pair: (pair[0], sum(pair[1]) + sum(pair[2]), pair))
+        if len(fixed) > 1:
+            places = sorted(range(len(pairs)), key=lambda place: pairs[place][0])
+            ordered = [ordered[rank] for rank in sorted(range(len(pairs)), key=places.__getitem__)]
+            factors = self.f_lst
+        else:
+            first = fixed[0] if fixed else 1.0
+            factors = tuple(first * (f / ordered[0][0]) for f, *_ in ordered)
+        curves = tuple(curve for _, *plus_and_minus in ordered for curve in plus_and_minus)
+        return replace(self, f_lst=factors, g_lst=curves)
 
     def to_converter(self) -> CustomPairConductanceConverter:
         """The aihwkit converter that programs weights this way."""

@@ -36,7 +36,7 @@ from wpo_optuna.study.attributes import (
     STATUS,
 )
 from wpo_optuna.study.estimate import RELATIVE_WIDTH
-from wpo_optuna.study.scoring import Scores
+from wpo_optuna.study.scoring import Scores, strategy_of
 
 pytestmark = pytest.mark.usefixtures("few_draws")
 
@@ -69,7 +69,9 @@ def test_a_study_ends_with_a_scored_strategy_better_than_what_it_started_from(
     error = math.hypot(finalists[0].tnmse.standard_error, lowest.standard_error)
     assert finalists[0].tnmse.mean <= lowest.mean + 3 * error
     winner = result.study.trials[result.scores.winning_trial]
-    assert [list(curve) for curve in result.strategy.g_lst] == winner.user_attrs["g_lst"]
+    found = strategy_of(result.objective, winner)
+    assert [list(curve) for curve in found.g_lst] == winner.user_attrs["g_lst"]
+    assert result.strategy == found.normalised([1.0, None])
     # The engine's mean and the tile's agree within what a small tile's expectation neglects. Draws
     # scatter by 22 %: only of 1600 is the mean known so well (0.6 %).
     drawn = ReferenceEngine(problem).tnmse_of(result.strategy.to_converter(), repeats=1600)

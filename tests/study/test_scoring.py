@@ -6,12 +6,15 @@ import json
 
 import numpy as np
 import pytest
-from small_problems import small_problem
+from aihwkit.inference import PCMLikeNoiseModel
+from small_problems import small_problem, small_rpu_config
+from torch import Tensor
 
+from wpo_optuna import make_engine
 from wpo_optuna.errors import WeightProgrammingError
 from wpo_optuna.strategy import ProgrammingStrategy
 from wpo_optuna.study.estimate import RELATIVE_WIDTH, Estimate, distinct, score
-from wpo_optuna.study.scoring import Finalist, Scores, winner_among
+from wpo_optuna.study.scoring import Finalist, Scores, comparable, winner_among
 
 
 class NormalDraws:
@@ -84,6 +87,33 @@ def test_distinct_strategies_are_the_first_of_each_kind_in_order() -> None:
     ]
     assert distinct(strategies, 5) == [0, 2, 3]
     assert distinct(strategies, 2) == [0, 2]
+
+
+def test_the_same_strategy_with_its_pairs_exchanged_has_the_same_loss_and_is_no_other_one() -> None:
+    problem = small_problem(f_lst=[None, None, 1.0], nbins=3)
+    engine = make_engine("expected", problem)
+    x = np.random.default_rng(3).random((20, problem.hypercube.dimension))
+    for strategy, tnmse in zip(problem.hypercube.decode(x), engine.tnmse(x), strict=True):
+        normal = comparable(strategy, problem)
+        assert normal.f_lst[0] == 1.0
+        assert engine.tnmse_of(normal.to_converter(), 1)[0] == pytest.approx(tnmse, rel=1e-9)
+        pairs = list(zip(strategy.f_lst, strategy.g_lst[::2], strategy.g_lst[1::2], strict=True))
+        f_lst, *_ = zip(*reversed(pairs), strict=True)
+        g_lst = [curve for _, plus, minus in reversed(pairs) for curve in (plus, minus)]
+        exchanged = ProgrammingStrategy([3 * f for f in f_lst], g_lst, 0.0, 25.0)
+        assert distinct([normal, comparable(exchanged, problem)], 2) == [0]
+
+
+def test_pairs_keep_their_places_where_the_noise_model_may_tell_them_apart() -> None:
+    class OnePairIsBetter(PCMLikeNoiseModel):
+        def apply_programming_noise(self, weights: Tensor) -> tuple[Tensor, list[Tensor]]:
+            return weights, []
+
+    problem = small_problem(rpu_config=small_rpu_config(OnePairIsBetter()))
+    found = problem.hypercube.decode(np.zeros(problem.hypercube.dimension))
+    assert found.f_lst == (1.0, 0.1)
+    assert comparable(found, problem) == found
+    assert comparable(found, small_problem()).f_lst == (1.0, 10.0)
 
 
 def finalist(number: int, tnmse_of_engine: float, mean: float, error: float = 0.002) -> Finalist:

@@ -165,8 +165,8 @@ def test_the_saved_settings_repeat_the_study_and_the_strategy_is_the_one_scored(
     url = f"sqlite:///{finished.directory}/wpo.db"
     stored = optuna.load_study(study_name="digits-small-de", storage=url)
     winner = stored.trials[strategy.provenance["trial_number"]]
-    assert [list(curve) for curve in strategy.g_lst] == winner.user_attrs["g_lst"]
-    np.testing.assert_array_equal(strategy.to_converter().f_lst, winner.user_attrs["f_lst"])
+    f_lst, g_lst = (winner.user_attrs[name] for name in ("f_lst", "g_lst"))
+    assert strategy == ProgrammingStrategy(f_lst, g_lst, 0.0, 25.0).normalised([1.0, None])
     told = re.search(r"best TNMSE\s+([\d.]+)", finished.printed)
     assert told is not None
     assert float(told[1]) == pytest.approx(strategy.provenance["tnmse"]["mean"], abs=1e-5)

@@ -35,7 +35,7 @@ from wpo_optuna.study.gradients import (
 from wpo_optuna.study.mirror import Mirror, default_batch_size, sample
 from wpo_optuna.study.objective import HypercubeObjective
 from wpo_optuna.study.opening import open_study
-from wpo_optuna.study.scoring import StudyResult, score_finalists, strategy_of
+from wpo_optuna.study.scoring import StudyResult, comparable, score_finalists, strategy_of
 from wpo_optuna.study.settings import GRADIENT, RecordSettings, RunSettings
 from wpo_optuna.track.destination import Destination, refuse_file_of
 from wpo_optuna.track.follower import Follower
@@ -333,7 +333,7 @@ def _finish(search: _Search, folder: Path | None, account: Account | None) -> St
     if account is not None:
         told["analogue"] = [tensor.name for tensor in account.analogue if tensor.is_named]
     strategy = replace(
-        strategy_of(objective, mirror.trial(scores.winning_trial)),
+        comparable(strategy_of(objective, mirror.trial(scores.winning_trial)), objective.problem),
         provenance=told
         | {
             "study_name": study.study_name,

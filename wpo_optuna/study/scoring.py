@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from aihwkit.inference.noise.base import BaseNoiseModel
 from optuna.trial import FrozenTrial
 from pydantic import TypeAdapter
 from tqdm import tqdm
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from aihwkit.inference.converter.conductance import CustomPairConductanceConverter
     from optuna import Study
 
+    from wpo_optuna.problem import WeightProgrammingProblem
     from wpo_optuna.study.mirror import Mirror
     from wpo_optuna.study.objective import HypercubeObjective
 
@@ -139,7 +141,8 @@ class StudyResult:
         study: the Optuna study.
         objective: the problem, its engine and the engine's baseline.
         scores: scores of the finalists and the baseline on fresh noise.
-        strategy: the winner's strategy.
+        strategy: the winner's strategy, in the form that equal ones have in common (see
+            :meth:`~wpo_optuna.ProgrammingStrategy.normalised`); its trial keeps what was decoded.
         search_time: seconds this run spent searching (sampling, evaluating, storing, polishing).
         n_new_trials: trials that this run completed.
         results: folder with the files that were written; None if none.
@@ -283,10 +286,25 @@ def _is_tied(score: Estimate, lowest: Estimate) -> bool:
 
 
 def strategy_of(objective: HypercubeObjective, trial: FrozenTrial) -> ProgrammingStrategy:
-    """The strategy that a trial evaluated."""
+    """The strategy that a trial evaluated, as its point decodes and its attributes say.
+
+    Strategies that differ in the order of their pairs or in the scale of their factors alone are
+    the same; :meth:`ProgrammingStrategy.normalised` writes them alike.
+    """
     strategy = objective.problem.hypercube.decode(objective.point(trial.params))
     assert isinstance(strategy, ProgrammingStrategy)
     return strategy
+
+
+def comparable(
+    strategy: ProgrammingStrategy, problem: WeightProgrammingProblem
+) -> ProgrammingStrategy:
+    """A problem's strategy in the form that equal ones have in common."""
+    model = type(problem.noise_model)
+    for name in ("apply_programming_noise", "apply_drift_noise"):
+        if getattr(model, name) is not getattr(BaseNoiseModel, name):
+            return strategy  # the model sees all pairs at once, and may tell them apart
+    return strategy.normalised(problem.f_lst)
 
 
 def _best_distinct(mirror: Mirror, how_many: int) -> list[tuple[FrozenTrial, ProgrammingStrategy]]:
@@ -295,4 +313,5 @@ def _best_distinct(mirror: Mirror, how_many: int) -> list[tuple[FrozenTrial, Pro
         return []
     strategies = objective.problem.hypercube.decode([objective.point(t.params) for t in best])
     assert isinstance(strategies, list)
-    return [(best[i], strategies[i]) for i in distinct(strategies, how_many)]
+    compared = [comparable(strategy, objective.problem) for strategy in strategies]
+    return [(best[i], strategies[i]) for i in distinct(compared, how_many)]

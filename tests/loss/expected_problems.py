@@ -11,10 +11,14 @@ import torch
 from aihwkit.inference import DualPairConductanceConverter
 from aihwkit.inference.noise.base import BaseNoiseModel
 from aihwkit.inference.noise.pcm import PCMLikeNoiseModel
-from aihwkit.simulator.configs import InferenceRPUConfig
+from aihwkit.simulator.configs import (
+    InferenceRPUConfig,
+    QuantizedTorchInferenceRPUConfig,
+    TorchInferenceRPUConfig,
+)
 from aihwkit.simulator.parameters import MappingParameter
 from aihwkit.simulator.presets import PresetIOParameters
-from loss_agreement import COMPENSATIONS, DAY, DEVICES, PERIPHERY
+from loss_agreement import COMPENSATIONS, DAY, DEVICES, PERIPHERY, TORCH_PERIPHERY
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -61,14 +65,16 @@ def device_problem(
     g_min: float | None = None,
     forward: dict[str, Any] | None = None,
     noise_model: BaseNoiseModel | None = None,
+    tile: type[InferenceRPUConfig] = InferenceRPUConfig,
     **overrides: Any,
 ) -> WeightProgrammingProblem:
     """The reference problem with other devices, compensation, tile or periphery."""
     hardware = DEVICES[devices]
     times = SECOND_TO_YEAR if "Wan" not in devices else (1.0, DAY, 2 * DAY)
     lowest = hardware.g_min if g_min is None else g_min
-    rpu_config = InferenceRPUConfig(
-        forward=PresetIOParameters(**(PERIPHERY | (forward or {}))),
+    periphery = PERIPHERY if tile is InferenceRPUConfig else TORCH_PERIPHERY
+    rpu_config = tile(
+        forward=PresetIOParameters(**(periphery | (forward or {}))),
         noise_model=noise_model or hardware.model(),
         drift_compensation=COMPENSATIONS[compensation](),
         mapping=MappingParameter(max_input_size=rows),
@@ -109,6 +115,14 @@ PROBLEMS: dict[str, Callable[[], WeightProgrammingProblem]] = {
     "asymmetric strategies": lambda: device_problem(symmetric=False),
     "perfect periphery": lambda: device_problem(forward={"is_perfect": True}),
     "bound below the largest weight": lambda: device_problem(forward={"out_bound": 0.5}),
+    "IR drop": lambda: device_problem(forward={"ir_drop": 1000.0}),
+    "torch tile": lambda: device_problem(tile=TorchInferenceRPUConfig),
+    "quantised torch tile, coarse": lambda: device_problem(
+        tile=QuantizedTorchInferenceRPUConfig, forward={"out_res": 64, "inp_noise": 0.01}
+    ),
+    "torch tile, per column": lambda: device_problem(
+        compensation="per column", rows=64, tile=TorchInferenceRPUConfig
+    ),
     "moments of two terms": lambda: device_problem(noise_model=RelaxingNoise(), t_steps=[1.0]),
     "programming off target": lambda: device_problem(g_err=0.2),
 }

@@ -23,7 +23,11 @@ from aihwkit.inference.noise.base import BaseNoiseModel
 from aihwkit.inference.noise.custom import StateIndependentNoiseModel
 from aihwkit.inference.noise.hermes import HermesNoiseModel
 from aihwkit.inference.noise.pcm import CustomDriftPCMLikeNoiseModel
-from aihwkit.simulator.configs import InferenceRPUConfig
+from aihwkit.simulator.configs import (
+    InferenceRPUConfig,
+    QuantizedTorchInferenceRPUConfig,
+    TorchInferenceRPUConfig,
+)
 from aihwkit.simulator.parameters import IOParameters, MappingParameter
 from aihwkit.simulator.parameters.enums import WeightNoiseType
 from scipy import stats
@@ -81,6 +85,13 @@ PERIPHERY: dict[str, Any] = {
     "w_noise_type": WeightNoiseType.PCM_READ,
 }
 
+# aihwkit's torch tile refuses weight noise.
+TORCH_PERIPHERY = {name: PERIPHERY[name] for name in PERIPHERY if not name.startswith("w_noise")}
+TORCH_TILES = {
+    "torch": TorchInferenceRPUConfig,
+    "quantised torch": QuantizedTorchInferenceRPUConfig,
+}
+
 
 def comparison_problem(
     devices: str = "PCM",
@@ -88,11 +99,12 @@ def comparison_problem(
     n_pairs: int = 2,
     symmetric: bool = True,
     periphery: dict[str, Any] | None = None,
+    tile: type[InferenceRPUConfig] = InferenceRPUConfig,
     **overrides: Any,
 ) -> WeightProgrammingProblem:
     """A problem on a tile of 32 x 8, small enough for thousands of draws of aihwkit's tile."""
     hardware = DEVICES[devices]
-    rpu_config = InferenceRPUConfig(
+    rpu_config = tile(
         forward=IOParameters(**(PERIPHERY if periphery is None else periphery)),
         noise_model=hardware.model(),
         drift_compensation=COMPENSATIONS[compensation](),

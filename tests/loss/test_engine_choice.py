@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import warnings
 
 import numpy as np
 import pytest
 from aihwkit.inference import DualPairConductanceConverter, ReRamCMONoiseModel
+from aihwkit.simulator.configs import (
+    InferenceRPUConfig,
+    TorchInferenceRPUConfig,
+    TorchInferenceRPUConfigIRDropT,
+)
+from aihwkit.simulator.parameters import IOParameters, MappingParameter
 from analytic_engine import AnalyticEngine
 from numpy.typing import ArrayLike, NDArray
 from small_problems import small_problem, small_rpu_config
@@ -90,11 +97,37 @@ def test_an_engine_that_deviates_is_passed_over_unless_asked_for_but_not_in_sile
     assert (chosen.engine.name, chosen.self_check) == (engine, found)
 
 
-def test_hardware_that_no_fast_engine_knows_goes_to_the_tile_with_a_reason() -> None:
-    problem = small_problem(rpu_config=small_rpu_config(ir_drop=1.0))
+@pytest.mark.parametrize(
+    ("rpu_config", "engine"),
+    [
+        (TorchInferenceRPUConfig(mapping=MappingParameter(max_input_size=512)), "expected"),
+        (small_rpu_config(max_input_size=512, ir_drop=1.0), "expected"),
+        # Bound management of the torch tile repeats all inputs together.
+        (TorchInferenceRPUConfig(forward=IOParameters(out_bound=0.6)), "montecarlo"),
+    ],
+    ids=["torch tile", "IR drop", "torch tile with a tight bound"],
+)
+def test_any_tile_has_a_fast_engine(rpu_config: InferenceRPUConfig, engine: str) -> None:
+    problem = small_problem(rpu_config=rpu_config, test_out_features=20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", EngineWarning)
+        warnings.filterwarnings("ignore", "rpu_config.forward has out_bound = 0.6")
+        chosen = choose_engine(problem)
+    assert chosen.engine.name == engine
+    assert chosen.self_check is None or chosen.self_check.compared_with == "montecarlo"
+
+
+def test_hardware_that_no_fast_engine_knows_goes_to_the_tile_with_a_reason_and_its_time() -> None:
+    problem = small_problem(
+        rpu_config=TorchInferenceRPUConfigIRDropT(mapping=MappingParameter(max_input_size=8))
+    )
     assert drawing_engine(problem).name == "aihwkit"
-    with pytest.warns(EngineWarning, match="aihwkit"):
-        assert choose_engine(problem).engine.name == "aihwkit"
+    with pytest.warns(EngineWarning) as told:
+        assert choose_engine(problem, n_trials=70).engine.name == "aihwkit"
+    (message,) = [str(warning.message) for warning in told]
+    reason = "rpu_config.simulator_tile_class = TorchSimulatorTileIRDropT, which aihwkit's own tile"
+    assert message.startswith(reason)
+    assert re.search(r"takes .* for a strategy, about .* for 70 trials .* on one core;", message)
 
 
 def test_noise_is_drawn_by_the_fastest_engine_that_can(problem: WeightProgrammingProblem) -> None:

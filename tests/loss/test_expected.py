@@ -15,9 +15,11 @@ from aihwkit.inference.converter.conductance import (
     SinglePairConductanceConverter,
 )
 from aihwkit.inference.noise.pcm import PCMLikeNoiseModel
-from aihwkit.simulator.configs import InferenceRPUConfig
+from aihwkit.simulator.configs import InferenceRPUConfig, TorchInferenceRPUConfig
+from aihwkit.simulator.parameters import IOParameters, MappingParameter
+from aihwkit.simulator.parameters.enums import WeightNoiseType
 from expected_problems import device_problem
-from small_problems import small_problem, small_rpu_config
+from small_problems import ROWS, small_problem, small_rpu_config
 from torch import Tensor
 
 from wpo_optuna.errors import InvalidArgument
@@ -131,9 +133,28 @@ class OscillatingDevices(PCMLikeNoiseModel):
         (small_rpu_config(OwnProgramming()), "OwnProgramming.*apply_programming_noise.*aihwkit"),
         (small_rpu_config(CoupledDevices()), "each device by itself.*montecarlo"),
         (small_rpu_config(OscillatingDevices()), "moments at t = 1 s.*montecarlo"),
-        (small_rpu_config(ir_drop=1.0), "forward.*aihwkit"),
+        (small_rpu_config(out_noise_std=0.1), "forward has out_noise_std.*aihwkit"),
+        (
+            TorchInferenceRPUConfig(
+                forward=IOParameters(out_bound=0.5), mapping=MappingParameter(max_input_size=ROWS)
+            ),
+            r"out_bound = 0\.5, which single weights, up to 0\.82, .*montecarlo",
+        ),
+        (
+            TorchInferenceRPUConfig(forward=IOParameters(w_noise_type=WeightNoiseType.PCM_READ)),
+            "w_noise not supported in torch tile: use InferenceRPUConfig, or set "
+            r"forward.w_noise = 0 and forward.w_noise_type = WeightNoiseType.NONE\.$",
+        ),
     ],
-    ids=["compensation", "programming", "coupled devices", "oscillating moments", "IR drop"],
+    ids=[
+        "compensation",
+        "programming",
+        "coupled devices",
+        "oscillating moments",
+        "systematic noise",
+        "bound of the torch tile",
+        "weight noise of the torch tile",
+    ],
 )
 def test_hardware_of_unknown_expectation_is_refused_by_name(
     rpu_config: InferenceRPUConfig, names: str

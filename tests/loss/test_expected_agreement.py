@@ -23,7 +23,7 @@ def test_on_the_reference_problem_it_is_within_half_a_per_cent_of_monte_carlo() 
 
 
 # A spread of weights, devices, compensations and tiles: all of them are under -m slow.
-@pytest.mark.parametrize("name", ["per column, 64 rows"])
+@pytest.mark.parametrize("name", ["per column, 64 rows", "torch tile"])
 def test_on_other_problems_it_is_within_one_per_cent_of_monte_carlo(name: str) -> None:
     found = deviations(PROBLEMS[name](), draws=24, per_range=2)
     assert len(found.tnmse) >= 5

@@ -13,7 +13,8 @@ from aihwkit.inference import GlobalDriftCompensation, PCMLikeNoiseModel
 from aihwkit.inference.converter.conductance import (
     CustomPairConductanceConverter,
 )
-from aihwkit.simulator.configs import InferenceRPUConfig, TorchInferenceRPUConfig
+from aihwkit.simulator.configs import InferenceRPUConfig, TorchInferenceRPUConfigIRDropT
+from aihwkit.simulator.parameters import MappingParameter
 from loss_agreement import (
     DEVICES,
     PERIPHERY,
@@ -145,9 +146,12 @@ class HalvingCompensation(GlobalDriftCompensation):
 
 ALONE = "does not treat each device alone, or does not draw its random numbers by torch.randn_like"
 REFUSED: list[tuple[InferenceRPUConfig, str]] = [
-    (small_rpu_config(ir_drop=1.0), "rpu_config.forward has ir_drop = 1.0"),
+    (small_rpu_config(out_noise_std=0.1), "rpu_config.forward has out_noise_std = 0.1"),
     (small_rpu_config(compensation=HalvingCompensation()), "drift_compensation = HalvingComp"),
-    (TorchInferenceRPUConfig(noise_model=PCMLikeNoiseModel()), "tile_class = TorchInferenceTile"),
+    (
+        TorchInferenceRPUConfigIRDropT(mapping=MappingParameter(max_input_size=ROWS)),
+        "simulator_tile_class = TorchSimulatorTileIRDropT",
+    ),
     (small_rpu_config(DrawsByShape()), f"noise_model = DrawsByShape {ALONE}"),
     (small_rpu_config(DrawsForColumns()), f"noise_model = DrawsForColumns {ALONE}"),
     (small_rpu_config(DriftsByTheMean()), f"noise_model = DriftsByTheMean {ALONE}"),

@@ -28,6 +28,8 @@ from loss_agreement import (
     DAY,
     DEVICES,
     PERIPHERY,
+    TORCH_PERIPHERY,
+    TORCH_TILES,
     Compared,
     assert_means_agree,
     compare,
@@ -175,7 +177,7 @@ class UsualSubclass(PCMLikeNoiseModel):
 
 
 def test_converters_models_and_tiles_of_all_kinds_agree_with_aihwkit() -> None:
-    # 7 comparisons of 100 draws; false-alarm rate 10^-4.
+    # 11 comparisons of 100 draws; false-alarm rate 10^-4.
     compared: list[Compared] = []
     for seed, (name, converter) in enumerate(CONVERTERS.items()):
         problem = comparison_problem(t_steps=[3600.0])
@@ -183,8 +185,17 @@ def test_converters_models_and_tiles_of_all_kinds_agree_with_aihwkit() -> None:
     # Each of several tiles scales, reads out and compensates for itself.
     tiles = small_rpu_config(max_input_size=32, max_output_size=4, **PERIPHERY)
     own_model = small_rpu_config(UsualSubclass(), max_input_size=32, **PERIPHERY)
-    for name, rpu_config, n in (("tiles", tiles, 1), ("own model", own_model, 2)):
-        problem = comparison_problem(rpu_config=rpu_config)
+    problems = {
+        "tiles": (comparison_problem(rpu_config=tiles), 1),
+        "own model": (comparison_problem(rpu_config=own_model), 2),
+        # So strong that a fifth of the outputs is lost.
+        "IR drop": (comparison_problem(periphery=PERIPHERY | {"ir_drop": 2e4}), 1),
+    }
+    # Bound management repeats all inputs together, in some of the draws.
+    tight = TORCH_PERIPHERY | {"out_bound": 0.7}
+    for name, tile in TORCH_TILES.items():
+        problems[name] = comparison_problem(periphery=tight, tile=tile, t_steps=[DAY]), 1
+    for name, (problem, n) in problems.items():
         strategies = problem.hypercube.decode(
             np.random.default_rng(0).random((n, problem.hypercube.dimension))
         )
@@ -201,12 +212,13 @@ PERIPHERIES: dict[str, dict[str, Any]] = {
     "large additive noise": {"w_noise": 0.2, "w_noise_type": WeightNoiseType.ADDITIVE_CONSTANT},
     "input noise": {"inp_noise": 0.05},
     "scaled": {"out_noise": 0.2, "out_scale": 1.5},
+    "IR drop, input noise": {"ir_drop": 1e4, "inp_noise": 0.05},
 }
 
 
 @pytest.mark.slow
 def test_other_peripheries_agree_with_aihwkit() -> None:
-    # 7 peripheries, 4 strategies of 30 draws each; false-alarm rate 10^-4.
+    # 8 peripheries, 4 strategies of 30 draws each; false-alarm rate 10^-4.
     compared: list[Compared] = []
     for seed, (name, changes) in enumerate(PERIPHERIES.items()):
         compensation = ("global", "per column")[seed % 2]

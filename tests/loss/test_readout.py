@@ -1,7 +1,7 @@
-"""The batched read-out against the outputs of aihwkit's compiled tile.
+"""The batched read-out against the outputs of aihwkit's compiled tile and its torch tile.
 
-Without noise the tile is deterministic, and the outputs must be the same. With noise, whose
-generator in the tile cannot be seeded, means and standard deviations are compared.
+Without noise a tile is deterministic, and the outputs must be the same. With noise, whose
+generator in the compiled tile cannot be seeded, means and standard deviations are compared.
 """
 
 from __future__ import annotations
@@ -12,7 +12,12 @@ import numpy as np
 import pytest
 import torch
 from aihwkit.nn import AnalogLinear
-from aihwkit.simulator.configs import InferenceRPUConfig
+from aihwkit.simulator.configs import (
+    InferenceRPUConfig,
+    QuantizedTorchInferenceRPUConfig,
+    TorchInferenceRPUConfig,
+    TorchInferenceRPUConfigIRDropT,
+)
 from aihwkit.simulator.parameters import IOParameters
 from aihwkit.simulator.parameters.enums import (
     AnalogMVType,
@@ -20,8 +25,8 @@ from aihwkit.simulator.parameters.enums import (
     NoiseManagementType,
     WeightNoiseType,
 )
-from aihwkit.simulator.parameters.io import IOParametersIRDropT
-from hypothesis import given, settings
+from aihwkit.simulator.tiles import TorchInferenceTile
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
@@ -31,21 +36,23 @@ from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.loss.noise import CommonNoise
 from wpo_optuna.loss.readout import AnalogReadout
 
+TILES = (InferenceRPUConfig, TorchInferenceRPUConfig, QuantizedTorchInferenceRPUConfig)
 
-def tile_outputs(weights: Tensor, io: IOParameters) -> Tensor:
+
+def tile_outputs(weights: Tensor, rpu_config: InferenceRPUConfig) -> Tensor:
     """Outputs (out, in) of a new tile of aihwkit's for all unit vectors."""
-    rpu_config = InferenceRPUConfig(forward=io)
     n_outputs, n_inputs = weights.shape
     layer = AnalogLinear(n_inputs, n_outputs, bias=False, rpu_config=rpu_config).eval()
     tile = next(layer.analog_tiles())
     tile.tile.set_weights(weights)
-    return tile.tile.forward(torch.eye(n_inputs), False, False, False, True, False).T
+    with torch.no_grad():
+        return tile.tile.forward(torch.eye(n_inputs), False, False, False, True, False).T
 
 
-def batched_outputs(weights: Tensor, io: IOParameters, n_draws: int = 1) -> Tensor:
+def batched_outputs(weights: Tensor, rpu_config: InferenceRPUConfig, n_draws: int = 1) -> Tensor:
     """Outputs (R, out, in) of the batched read-out in R draws."""
-    noise = CommonNoise(0, range(n_draws))
-    return AnalogReadout(io).outputs(weights.expand(n_draws, -1, -1), noise, (1,))
+    noise, readout = CommonNoise(0, range(n_draws)), AnalogReadout.of_tile(rpu_config)
+    return readout.outputs(weights.expand(n_draws, -1, -1), noise, (1,))
 
 
 def some_weights(n_outputs: int, n_inputs: int) -> Tensor:
@@ -62,6 +69,8 @@ NOISELESS_SETTINGS = st.fixed_dictionaries(
         "noise_management": st.sampled_from(
             [t for t in NoiseManagementType if t != NoiseManagementType.ABS_MAX_NP_SUM]
         ),
+        "ir_drop": st.sampled_from([0.0, 1.0, 1e4]),
+        "is_perfect": st.sampled_from([False] * 9 + [True]),
         "nm_thres": st.sampled_from([0.0, 0.3, 0.7, 3.0]),
         "inp_res": st.sampled_from([-1.0, 1 / 254, 256, 5, 0.21]),
         "out_res": st.sampled_from([-1.0, 1 / 254, 256, 16, 0.1]),
@@ -74,45 +83,60 @@ NOISELESS_SETTINGS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=100)
-@given(settings=NOISELESS_SETTINGS, scale=st.sampled_from([0.05, 0.6]))
+@settings(max_examples=200)
+@given(tile=st.sampled_from(TILES), settings=NOISELESS_SETTINGS, scale=st.sampled_from([0.05, 0.6]))
 def test_without_noise_the_outputs_are_those_of_the_tile(
-    settings: dict[str, Any], scale: float
+    tile: type[InferenceRPUConfig], settings: dict[str, Any], scale: float
 ) -> None:
-    io, weights = IOParameters(**settings), scale * some_weights(5, 17)
-    of_batch, of_tile = batched_outputs(weights, io)[0], tile_outputs(weights, io)
+    if tile is not InferenceRPUConfig:
+        assume(settings["ir_drop"] == 0)  # the torch tile refuses these itself
+        assume(settings["noise_management"] != NoiseManagementType.AVERAGE_ABS_MAX)
+        assume(settings["out_bound"] > 0)
+    rpu_config, weights = tile(forward=IOParameters(**settings)), scale * some_weights(5, 17)
+    of_batch, of_tile = batched_outputs(weights, rpu_config)[0], tile_outputs(weights, rpu_config)
     torch.testing.assert_close(of_batch, of_tile, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
 PCM_READ, ADDITIVE = WeightNoiseType.PCM_READ, WeightNoiseType.ADDITIVE_CONSTANT
+COMPILED, TORCH, _ = TILES
 # Far above what the defaults of aihwkit are, so that a wrong term would show.
-NOISY_SETTINGS: dict[str, dict[str, Any]] = {
-    "output noise": {"out_noise": 0.1},
-    "input, PCM read": {
-        "inp_noise": 0.2, "w_noise": 0.2, "w_noise_type": PCM_READ, "out_noise": 0.0,
-    },
-    "input, additive": {
-        "inp_noise": 0.2, "w_noise": 0.2, "w_noise_type": ADDITIVE, "out_noise": 0.0,
-    },
-    "tight bound, clipped": {
-        "out_bound": 0.4, "out_noise": 0.1, "bound_management": BoundManagementType.NONE,
-    },
-    "tight bound, input noise, few passes": {
-        "out_bound": 0.4, "inp_noise": 0.1, "out_noise": 0.1, "max_bm_factor": 3,
-    },
+NOISY_SETTINGS: dict[str, tuple[type[InferenceRPUConfig], dict[str, Any]]] = {
+    "output noise": (COMPILED, {"out_noise": 0.1}),
+    "input, PCM read": (
+        COMPILED,
+        {"inp_noise": 0.2, "w_noise": 0.2, "w_noise_type": PCM_READ, "out_noise": 0.0},
+    ),
+    "input, additive, IR drop": (
+        COMPILED,
+        {
+            "inp_noise": 0.2, "w_noise": 0.2, "w_noise_type": ADDITIVE, "out_noise": 0.0,
+            "ir_drop": 1e4,
+        },
+    ),
+    "tight bound, clipped": (
+        COMPILED,
+        {"out_bound": 0.4, "out_noise": 0.1, "bound_management": BoundManagementType.NONE},
+    ),
+    "tight bound, input noise, few passes": (
+        COMPILED, {"out_bound": 0.4, "inp_noise": 0.1, "out_noise": 0.1, "max_bm_factor": 3},
+    ),
+    "torch, input noise": (TORCH, {"out_noise": 0.1, "inp_noise": 0.2}),
+    # The largest weight exceeds it in some of the draws.
+    "torch, tight bound": (TORCH, {"out_bound": 1.3, "out_noise": 0.1}),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NOISY_SETTINGS)
 def test_with_noise_means_and_deviations_are_those_of_the_tile(name: str) -> None:
     # Each comparison gives at most 105 p-values, one per output; the smallest one times their
-    # number (Bonferroni) is below 10^-6 by chance once in 10^6 runs, so that the whole test of 5
+    # number (Bonferroni) is below 10^-6 by chance once in 10^6 runs, so that the whole test of 7
     # settings and 4 comparisons fails falsely in fewer than 10^-4 of runs. The batch is seeded,
     # the tile is not.
-    io, n_draws = IOParameters(**NOISY_SETTINGS[name]), 250
+    (kind, settings), n_draws = NOISY_SETTINGS[name], 250
+    rpu_config = kind(forward=IOParameters(**settings))
     weights = 0.5 * some_weights(7, 15)
-    tile = torch.stack([tile_outputs(weights, io) for _ in range(n_draws)])
-    batch = batched_outputs(weights, io, n_draws)
+    tile = torch.stack([tile_outputs(weights, rpu_config) for _ in range(n_draws)])
+    batch = batched_outputs(weights, rpu_config, n_draws)
     comparisons = {
         "mean of each output": (tile, batch),
         "spread of each output": (spread(tile), spread(batch)),
@@ -140,16 +164,40 @@ def p_values(one: Tensor, other: Tensor) -> NDArray[np.float64]:
 @pytest.mark.parametrize(
     ("io", "named"),
     [
-        (IOParameters(ir_drop=1.0), "ir_drop = 1.0"),
         (IOParameters(out_noise_std=0.1), "out_noise_std = 0.1"),
         (IOParameters(mv_type=AnalogMVType.POS_NEG_SEPARATE), "POS_NEG_SEPARATE"),
         (IOParameters(bound_management=BoundManagementType.SHIFT), "SHIFT"),
         (IOParameters(noise_management=NoiseManagementType.ABS_MAX_NP_SUM), "ABS_MAX_NP_SUM"),
-        (IOParametersIRDropT(ir_drop=0.0), "IOParametersIRDropT"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_settings_that_cannot_be_batched_are_refused(io: IOParameters, named: str) -> None:
     with pytest.raises(InvalidArgument, match=r'use the engine "aihwkit"') as refused:
-        AnalogReadout(io)
+        AnalogReadout.of_tile(InferenceRPUConfig(forward=io))
     assert named in str(refused.value)
+
+
+class OwnTile(TorchInferenceTile):
+    """Might do anything."""
+
+
+@pytest.mark.parametrize(
+    ("rpu_config", "named"),
+    [
+        (TorchInferenceRPUConfigIRDropT(), "simulator_tile_class = TorchSimulatorTileIRDropT"),
+        (TorchInferenceRPUConfig(tile_class=OwnTile), "tile_class = OwnTile"),
+        (TorchInferenceRPUConfig(forward=IOParameters(out_bound=0.0)), r"out_bound = 0\.0"),
+    ],
+    ids=["IR drop in time", "own tile", "no bound"],
+)
+def test_tiles_that_cannot_be_batched_are_refused(
+    rpu_config: InferenceRPUConfig, named: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=named):
+        AnalogReadout.of_tile(rpu_config)
+
+
+def test_without_drift_compensation_nothing_is_read_and_no_setting_matters() -> None:
+    rpu_config = TorchInferenceRPUConfigIRDropT(drift_compensation=None)
+    weights = some_weights(5, 17)
+    assert torch.equal(batched_outputs(weights, rpu_config)[0], weights)

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 def not_batched(what: str) -> InvalidArgument:
     """The refusal of hardware that aihwkit's tile alone can simulate."""
     return InvalidArgument(
-        f"{what}, which the Monte Carlo engine cannot evaluate for a batch of candidates: use the "
-        'engine "aihwkit".'
+        f'{what}, which aihwkit\'s own tile alone can simulate: use the engine "aihwkit".'
     )
 
 

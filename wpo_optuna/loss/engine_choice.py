@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -119,17 +120,19 @@ def choose_engine(
     *,
     device: str = "cpu",
     check: bool = True,
+    n_trials: int = 1000,
 ) -> ChosenEngine:
     """Makes the engine asked for, or the fastest that can evaluate the problem faithfully.
 
     Args:
         problem: the problem.
         name: name of an engine, which is then made whatever its deviation; None tries the
-            expected engine, then Monte Carlo, then aihwkit's tile, with a warning for each that
-            is passed over.
+            expected engine, then Monte Carlo, then aihwkit's tile, with a warning that says why,
+            and before a search on the tile how long it will take.
         device: torch device of the Monte Carlo engine. Another one than the CPU is a reason to
             prefer that engine to the expected one, which has no use for it.
         check: whether the expected engine is compared with one that draws the noise first.
+        n_trials: trials of the search, for the warning.
 
     Raises:
         InvalidArgument: no engine has this name, or it cannot evaluate the problem, or there is no
@@ -137,7 +140,7 @@ def choose_engine(
     """
     is_on_cpu = checked_device(device).type == "cpu"
     names = (name,) if name is not None else _FASTEST_FIRST[0 if is_on_cpu else 1 :]
-    engine, self_check = _first_possible(problem, names, device), None
+    engine, self_check = _first_possible(problem, names, device, n_trials), None
     if check and engine.name == "expected":
         self_check = check_engine(engine, drawing_engine(problem))
         if not self_check.is_conclusive:
@@ -149,7 +152,7 @@ def choose_engine(
         if self_check.worst > TOLERATED_DEVIATION:
             if name is None:
                 reaction = "the next slower one is used; to use it nevertheless, ask for 'expected'"
-                engine = _first_possible(problem, names[1:], device)
+                engine = _first_possible(problem, names[1:], device, n_trials)
             else:
                 reaction = "it is used nevertheless, as the study or its sampler needs it"
             _warn(
@@ -165,18 +168,46 @@ def choose_engine(
 
 
 def _first_possible(
-    problem: WeightProgrammingProblem, names: Sequence[str], device: str
+    problem: WeightProgrammingProblem, names: Sequence[str], device: str, n_trials: int
 ) -> LossEngine:
-    """The first of these engines that can evaluate the problem, with a warning for each before."""
-    name, *slower = names
-    options = {"device": device} if name == "montecarlo" else {}
-    try:
-        return make_engine(name, problem, **options)
-    except InvalidArgument as error:
-        if not slower:
-            raise
-        _warn(str(error))
-    return _first_possible(problem, slower, device)
+    """The first of these engines that can evaluate the problem; a warning says why not before."""
+    refusal = ""
+    for name in names:
+        options = {"device": device} if name == "montecarlo" else {}
+        try:
+            engine = make_engine(name, problem, **options)
+        except InvalidArgument as error:
+            if name == names[-1]:
+                raise
+            refusal = str(error)
+        else:
+            break
+    if refusal:
+        cost = _cost_on_tile(problem, n_trials) if engine.name == "aihwkit" else ""
+        _warn(refusal + cost)
+    return engine
+
+
+def _cost_on_tile(problem: WeightProgrammingProblem, n_trials: int) -> str:
+    """What a search on aihwkit's tile takes, by the time of one strategy at one time."""
+    of_one_time = ReferenceEngine(replace(problem, t_steps=problem.t_steps[:1]))
+    started = perf_counter()
+    of_one_time.tnmse_of(problem.g_converter_baseline, 1)
+    seconds = (perf_counter() - started) * len(problem.t_steps)
+    total = seconds * (n_trials + problem.baseline_iterations)
+    return (
+        f" It is used, and takes {_spoken(seconds)} for a strategy, about {_spoken(total)} for "
+        f"{n_trials} trials and the baseline on one core; a search with an rpu_config without this "
+        "property takes seconds, and evaluate can judge its strategy with it."
+    )
+
+
+def _spoken(seconds: float) -> str:
+    """A duration in a unit that leaves a number of two digits."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.2g} s"
 
 
 def _warn(message: str) -> None:

@@ -1,7 +1,7 @@
 """The loss by Monte Carlo, batched over candidates: aihwkit's physics on tensors.
 
 For each time t and with fresh draws (``loss_weights`` of ``aihwkit.inference.converter.wpo`` and
-``InferenceTile`` of aihwkit): the target weights W are programmed; the drift reference r₀ is read
+the inference tiles of aihwkit): the target weights W are programmed; the drift reference r₀ is read
 from the programmed weights ŵ; ŵ is turned into conductances again, which drift and are read with
 noise, giving w_t; r_t is read like r₀, and α = r₀ / r_t compensates. Then, with m = max |W|,
 
@@ -22,16 +22,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
-from aihwkit.simulator.tiles.inference import InferenceTile
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from wpo_optuna.errors import InvalidArgument, first_line
-from wpo_optuna.loss.base import DrawingEngine, not_batched
+from wpo_optuna.loss.base import DrawingEngine
 from wpo_optuna.loss.conversion import Conversion, CurveConversion, conversion_of
 from wpo_optuna.loss.noise import CommonNoise, Use, check_noise_model
 from wpo_optuna.loss.parallel import in_threads
-from wpo_optuna.loss.readout import DriftCompensation
+from wpo_optuna.loss.readout import AnalogReadout, DriftCompensation
 from wpo_optuna.loss.reference import widths_of_tiles
 
 if TYPE_CHECKING:
@@ -75,10 +74,9 @@ class MonteCarloEngine(DrawingEngine):
         self.seed = problem.seed if seed is None else seed
         self.device = checked_device(device)
         rpu_config = problem.evaluation_rpu_config()
-        if rpu_config.tile_class is not InferenceTile:
-            raise not_batched(f"rpu_config.tile_class = {rpu_config.tile_class.__name__}")
+        readout = AnalogReadout.of_tile(rpu_config)
         compensation = getattr(rpu_config, "drift_compensation", None)
-        self._compensation = compensation and DriftCompensation(compensation, rpu_config.forward)
+        self._compensation = compensation and DriftCompensation(compensation, readout)
         self._model = rpu_config.noise_model
         g_range = problem.g_min, problem.g_max
         check_noise_model(self._model, problem.t_steps, g_range, self.device)

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from aihwkit.nn import AnalogLinear
+from aihwkit.simulator.configs import InferenceRPUConfig, TorchInferenceRPUConfig
+from aihwkit.simulator.parameters.enums import WeightNoiseType
+from aihwkit.simulator.tiles.torch_tile import TorchSimulatorTile
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -92,9 +95,22 @@ def widths_of_tiles(problem: WeightProgrammingProblem) -> list[int]:
         # The compiled tile checks its parameters itself, by RuntimeError and the like.
         except Exception as error:
             raise InvalidArgument(
-                f"rpu_config cannot be simulated by aihwkit's tile: {first_line(error)}."
+                f"rpu_config cannot be simulated by aihwkit's tile: {first_line(error)}"
+                f"{_way_out(problem.rpu_config)}."
             ) from error
         return [tile.tile.get_d_size() for tile in tiles]
+
+
+def _way_out(rpu_config: InferenceRPUConfig) -> str:
+    """What to do about weight noise and IR drop, of which the compiled tile alone knows."""
+    forward, settings = rpu_config.forward, []
+    if not isinstance(rpu_config, TorchInferenceRPUConfig):
+        return ""
+    if forward.w_noise > 0 or forward.w_noise_type != WeightNoiseType.NONE:
+        settings += ["forward.w_noise = 0", "forward.w_noise_type = WeightNoiseType.NONE"]
+    if forward.ir_drop > 0 and rpu_config.simulator_tile_class is TorchSimulatorTile:
+        settings.append("forward.ir_drop = 0")
+    return f": use InferenceRPUConfig, or set {' and '.join(settings)}" if settings else ""
 
 
 def _layer(problem: WeightProgrammingProblem, converter: BaseConductanceConverter) -> AnalogLinear:

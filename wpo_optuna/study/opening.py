@@ -79,7 +79,11 @@ def open_study(
         engine_name = "expected"
     is_checked = attributes.SELF_CHECK in stored
     chosen = choose_engine(
-        problem, engine_name, device=settings.device, check=settings.self_check and not is_checked
+        problem,
+        engine_name,
+        device=settings.device,
+        check=settings.self_check and not is_checked,
+        n_trials=settings.n_trials,
     )
     objective = HypercubeObjective(problem, chosen.engine, stored.get(attributes.BASELINE))
     _ = objective.baseline  # fails here, if it does

@@ -17,18 +17,17 @@ from aihwkit.inference.converter.conductance import (
     SinglePairConductanceConverter,
 )
 from aihwkit.inference.noise.base import BaseNoiseModel
-from aihwkit.simulator.tiles.inference import InferenceTile
 from numpy.typing import ArrayLike, NDArray
 
 from wpo_optuna.errors import InvalidArgument
-from wpo_optuna.loss.base import LossEngine
+from wpo_optuna.loss.base import LossEngine, not_batched
 from wpo_optuna.loss.expected.device_moments import DeviceMoments, tabulate_device_moments
 from wpo_optuna.loss.expected.evaluation import placed, tnmse, tnmse_and_gradient
 from wpo_optuna.loss.expected.loss import Kind, Tables
 from wpo_optuna.loss.expected.readout_table import tabulate_readout
 from wpo_optuna.loss.expected.weight_nodes import weight_nodes
 from wpo_optuna.loss.readout import AnalogReadout
-from wpo_optuna.network.tile_mapping import split_sizes
+from wpo_optuna.loss.reference import widths_of_tiles
 
 if TYPE_CHECKING:
     from aihwkit.inference.converter.base import BaseConductanceConverter
@@ -72,13 +71,12 @@ class ExpectedEngine(LossEngine):
     def __init__(self, problem: WeightProgrammingProblem) -> None:
         super().__init__(problem)
         rpu_config = problem.evaluation_rpu_config()
-        _check_hardware(rpu_config)
+        readout = _known_readout(rpu_config)
         self._compensation = type(getattr(rpu_config, "drift_compensation", None))
         self._kind = _KINDS[self._compensation]
-        widths = split_sizes(problem.test_out_features, rpu_config.mapping.max_output_size)
-        self._columns = [tile.numpy() for tile in problem.test_weights.split(widths, dim=1)]
-        forward = problem.rpu_config.forward
-        self._readouts = [placed(tabulate_readout(forward, tile)) for tile in self._columns]
+        tiles = problem.test_weights.split(widths_of_tiles(problem), dim=1)
+        self._columns = [tile.numpy() for tile in tiles]
+        self._readouts = [placed(tabulate_readout(readout, tile)) for tile in self._columns]
         self._devices = self._device_moments(problem.g_min, problem.g_max)
         self._tiles = self._tables(np.linspace(-1, 1, problem.hypercube.n_knots), self._devices)
 
@@ -183,25 +181,14 @@ def _curves_of(
     return factors, knots, curves.reshape(len(factors), -1)
 
 
-def _check_hardware(rpu_config: Any) -> None:
-    """Raises unless the expectation is known for these parts of an RPU configuration."""
-    if rpu_config.tile_class is not InferenceTile:
-        raise _unknown(f"rpu_config.tile_class = {rpu_config.tile_class.__name__}")
+def _known_readout(rpu_config: Any) -> AnalogReadout:
+    """The tile's read-out; raises unless the expectation is known for the configuration."""
     compensation = type(getattr(rpu_config, "drift_compensation", None))
     # A subclass might do anything.
     if compensation not in _KINDS:
-        raise _unknown(f"rpu_config.drift_compensation = {compensation.__name__}")
+        raise not_batched(f"rpu_config.drift_compensation = {compensation.__name__}")
     model = type(rpu_config.noise_model)
     for name in ("apply_programming_noise", "apply_drift_noise"):
         if getattr(model, name) is not getattr(BaseNoiseModel, name):
-            raise _unknown(f"rpu_config.noise_model = {model.__name__}, which overrides {name}")
-    try:
-        AnalogReadout(rpu_config.forward)
-    except InvalidArgument as error:
-        raise _unknown("rpu_config.forward with such settings") from error
-
-
-def _unknown(what: str) -> InvalidArgument:
-    return InvalidArgument(
-        f'{what} is nothing the expected engine knows the expectation of: use the engine "aihwkit".'
-    )
+            raise not_batched(f"rpu_config.noise_model = {model.__name__}, which overrides {name}")
+    return AnalogReadout.of_tile(rpu_config)

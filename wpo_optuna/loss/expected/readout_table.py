@@ -17,19 +17,18 @@ Weights in time are not normal, however: see :func:`gamma_excess_table`.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from aihwkit.simulator.parameters.enums import WeightNoiseType
-from aihwkit.simulator.parameters.io import IOParameters
 from numpy.typing import NDArray
 from scipy.signal import fftconvolve
 from scipy.stats import norm
 from torch import Tensor
 
+from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.loss.expected.low_discrepancy import LowDiscrepancyNoise
 from wpo_optuna.loss.noise import Key
 from wpo_optuna.loss.readout import AnalogReadout
@@ -90,25 +89,33 @@ class ReadoutTable(NamedTuple):
     added_variance: np.float64
 
 
-def tabulate_readout(io: IOParameters, matrix: FloatArray) -> ReadoutTable:
+def tabulate_readout(readout: AnalogReadout, matrix: FloatArray) -> ReadoutTable:
     """Samples the read-out of the unit vectors.
 
     Args:
-        io: settings of the forward pass.
+        readout: the read-out.
         matrix: the test matrix ``(rows, columns)``, unitless, which sets the table's range.
 
     Raises:
-        InvalidArgument: the forward pass couples the weights of the tile (IR drop and the like).
+        InvalidArgument: bound management couples the weights of the tile.
     """
+    io = readout.io
     sizes = np.abs(matrix.astype(np.float64))
     n_rows, largest_weight, mean_absolute = len(matrix), float(sizes.max()), float(sizes.mean())
+    if readout.may_repeat_all(_LARGEST_MEAN * largest_weight):
+        raise InvalidArgument(
+            f"rpu_config.forward has out_bound = {io.out_bound}, which single weights, up to "
+            f"{largest_weight:.3g}, and their noise can exceed: the torch tile then repeats all "
+            'inputs, which the expected engine cannot foresee: use the engine "montecarlo".'
+        )
     half = min(
         math.ceil(_LARGEST_MEAN / _MEAN_STEP * largest_weight / mean_absolute), _MOST_MEANS // 2
     )
     mean_step = _LARGEST_MEAN * largest_weight / half
     deviations = _deviations(largest_weight, mean_absolute)
     margin = math.ceil(_REACH * deviations[-1] / mean_step) + 2
-    response, second_moment = _read(io, mean_step * np.arange(-half - margin, half + margin + 1))
+    means = mean_step * np.arange(-half - margin, half + margin + 1)
+    response, second_moment = _read(readout, n_rows, means)
     columns = []
     for deviation in deviations:
         kernel = _normal_weights(deviation / mean_step)
@@ -154,11 +161,15 @@ def _normal_weights(deviation: float) -> FloatArray:
     return weights / weights.sum()
 
 
-def _read(io: IOParameters, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _read(
+    readout: AnalogReadout, n_rows: int, weights: FloatArray
+) -> tuple[FloatArray, FloatArray]:
     """Mean of |y| and of y² for each of the weights (N,)."""
-    readout = AnalogReadout(io)
-    # Input noise, which mixes the weights of a tile, is accounted for as added variance.
-    readout = AnalogReadout(replace(io, inp_noise=0.0)) if io.inp_noise > 0 else readout
+    # Input noise, which mixes the weights of a tile, is accounted for as added variance. IR drop
+    # depends on the row: the samples are spread over those of a tile with as long wires.
+    readout = readout.with_settings(
+        inp_noise=0.0, ir_drop_g_ratio=readout.io.ir_drop_g_ratio * _SAMPLES / n_rows
+    )
     # One sample per input, so that bound management repeats each sample alone.
     tiles = torch.from_numpy(weights).to(torch.float32)[:, None, None]
     tiles = tiles.expand(-1, 1, _SAMPLES).contiguous()

@@ -1,0 +1,460 @@
+"""A noise model fitted to measured conductances, by the method of simulated moments.
+
+Statistics of the measurements (mean and spread of the programming error, of each device's drift,
+of what is left beside it) are compared with those of devices that the noise model itself programs,
+drifts and reads at the same targets and times, and the model's parameters are adjusted until both
+agree. What clipping at zero, absolute values and logarithms do to a statistic is then the same on
+both sides and needs no formula. Intervals come from the bootstrap: devices are drawn anew from the
+measured ones, and what that changes in the statistics is carried over to the parameters.
+
+Source: D. McFadden, "A method of simulated moments for estimation of discrete response models
+without numerical integration", Econometrica 57, 1989.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from aihwkit.inference.converter.conductance import SinglePairConductanceConverter
+from aihwkit.inference.noise.base import BaseNoiseModel
+from aihwkit.inference.noise.pcm import CustomDriftPCMLikeNoiseModel
+from numpy.typing import NDArray
+from scipy.optimize import least_squares, nnls
+from scipy.stats import chi2
+
+from wpo_optuna.hardware.measured_model import MeasuredNoiseModel
+from wpo_optuna.hardware.measurements import LEAST_TIMES, Measurements
+
+FloatArray = NDArray[np.float64]
+
+#: Draws of the bootstrap, and the share of them within an interval.
+RESAMPLINGS, COVERAGE = 1000, 0.95
+# Devices simulated for each group of targets, and for each measured device, at least.
+_SIMULATED, _COPIES = 2000, 10
+# A model that fits is rejected as often as this.
+_FALSE_ALARMS = 1e-3
+# The step of finite differences, in units of a parameter's scale.
+_STEP = 0.05
+# Logarithms tell of drift where programming scatters by less than this fraction of the conductance.
+_LARGEST_SCATTER = 1 / 3
+
+
+@dataclass(frozen=True)
+class FittedParameter:
+    """A parameter of a fitted model.
+
+    Attributes:
+        name: its name, with the conductance where it belongs to one.
+        value: the best estimate.
+        low, high: ends of the 95 % interval.
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, eq=False)
+class FittedModel:
+    """A noise model fitted to measurements.
+
+    Attributes:
+        model_class: aihwkit's model if its formulas fit, otherwise ``MeasuredNoiseModel``.
+        options: arguments of its constructor.
+        parameters: with their intervals.
+        resampled: arguments for the bootstrap's models.
+        p_value: how probable measurements are that differ more from the model; of aihwkit's model,
+            even where that was rejected.
+        without_drift: targets in µS that are too low for their drift to be measured; they are
+            given that of the next higher one.
+    """
+
+    model_class: type[CustomDriftPCMLikeNoiseModel]
+    options: Mapping[str, Any]
+    parameters: tuple[FittedParameter, ...]
+    resampled: tuple[Mapping[str, Any], ...]
+    p_value: float
+    without_drift: tuple[float, ...]
+
+    def noise_model(self) -> CustomDriftPCMLikeNoiseModel:
+        """The model, with a single pair of the measured range as its converter."""
+        return _model(self.model_class, self.options)
+
+
+def fit(measurements: Measurements, *, t_0: float = 20.0, seed: int = 0) -> FittedModel:
+    """Fits aihwkit's model of a device; where its formulas do not fit, one of tables.
+
+    Args:
+        measurements: what was read.
+        t_0: the time in s after programming from which drift counts, as in aihwkit.
+        seed: seed of simulation and bootstrap.
+    """
+    data = _Data(measurements, t_0, seed)
+    fitted = _fitted(data, _aihwkits_form(data))
+    if fitted.p_value >= _FALSE_ALARMS:
+        return fitted
+    tables = _fitted(data, _tables_form(data))
+    return FittedModel(
+        tables.model_class, tables.options, tables.parameters, tables.resampled, fitted.p_value,
+        tables.without_drift,
+    )  # fmt: skip
+
+
+def simulate(model: BaseNoiseModel, target: FloatArray, t: FloatArray, seed: int) -> FloatArray:
+    """Conductances ``(n, T)`` of devices of a noise model, read at times t.
+
+    Args:
+        model: the noise model.
+        target: what the devices are programmed to in µS ``(n,)``.
+        t: times after programming in s ``(T,)``.
+        seed: seed of torch's generator, which is put back afterwards.
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        # Copies: noise models change their arguments.
+        g_target = torch.tensor(target, dtype=torch.float32)
+        programmed = model.apply_programming_noise_to_conductance(g_target.clone())
+        nu = model.generate_drift_coefficients(g_target.clone())
+        read = [model.apply_drift_noise_to_conductance(programmed.clone(), nu, s) for s in t]
+        return torch.stack(read, dim=1).double().numpy()
+
+
+# Statistics
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """Numbers of devices that are drawn together in the bootstrap.
+
+    Attributes:
+        values: of each device ``(n, m)``; NaN where a device has none.
+        spreads: of which columns the standard deviation is a statistic beside the mean ``(m,)``.
+    """
+
+    values: FloatArray
+    spreads: tuple[bool, ...]
+
+    def statistics(self, counts: NDArray[Any] | None = None) -> FloatArray:
+        """Statistics ``(N, k)`` of devices that count so often ``(N, n)``; of each once if None."""
+        is_known = np.isfinite(self.values)
+        centre = np.nanmean(self.values, axis=0)
+        values = np.where(is_known, self.values - centre, 0.0)
+        counts = np.ones((1, len(values))) if counts is None else counts
+        n = counts @ is_known
+        mean = counts @ values / n
+        variance = (counts @ values**2 / n - mean**2) * n / (n - 1)
+        return np.hstack([centre + mean, np.sqrt(variance[:, list(self.spreads)])])
+
+    def resampled(self, random: np.random.Generator, n: int) -> FloatArray:
+        """Statistics ``(n, k)`` of devices drawn anew."""
+        size = len(self.values)
+        return self.statistics(random.multinomial(size, np.full(size, 1 / size), size=n))
+
+
+class _Data:
+    """Measurements, their statistics, and simulations of the same targets and times."""
+
+    def __init__(self, measurements: Measurements, t_0: float, seed: int) -> None:
+        self.measurements, self.t_0, self.seed = measurements, t_0, seed
+        self.groups = measurements.groups()
+        self.targets = np.array([measurements.target[group].mean() for group in self.groups])
+        # Every device is simulated several times.
+        copies = [max(_COPIES, -(-_SIMULATED // len(group))) for group in self.groups]
+        of_groups = zip(self.groups, copies, strict=True)
+        self._chosen = np.concatenate([np.tile(group, n) for group, n in of_groups])
+        ends = np.cumsum([len(group) * n for group, n in zip(self.groups, copies, strict=True)])
+        self._simulated_groups = np.split(np.arange(ends[-1]), ends[:-1])
+        self.has_drift = np.array([self._tells_drift(group) for group in self.groups])
+        if not self.has_drift.any():
+            self.has_drift[-1] = True
+        blocks = self._blocks(measurements, self.groups)
+        self.statistics = np.hstack([block.statistics() for block in blocks])[0]
+        random = np.random.default_rng(seed)
+        self.resampled = np.hstack([block.resampled(random, RESAMPLINGS) for block in blocks])
+        # Those of the simulation scatter as well.
+        self.errors = self.resampled.std(axis=0) * np.sqrt(1 + 1 / min(copies)) + 1e-12
+
+    @property
+    def g_range(self) -> tuple[float, float]:
+        """Lowest and highest target in µS."""
+        target = self.measurements.target
+        return float(target.min()), float(target.max())
+
+    def logarithm_of_time(self) -> FloatArray:
+        """log(t/t_0 + 1) ``(T,)``, by which drift is a straight line."""
+        return np.log1p(self.measurements.t / self.t_0)
+
+    def read_noise_over_time(self, t_read: float = 250e-9) -> FloatArray:
+        """By what aihwkit's read noise grows with time ``(T,)``."""
+        return np.sqrt(np.log((self.measurements.t + self.t_0 + t_read) / (2 * t_read)))
+
+    def simulated(self, model: BaseNoiseModel) -> FloatArray:
+        """Statistics ``(k,)`` of devices of a noise model, with the same noise each time."""
+        told = self.measurements
+        conductance = simulate(model, told.target[self._chosen], told.t, self.seed)
+        conductance[np.isnan(told.conductance[self._chosen])] = np.nan
+        devices = Measurements(told.target[self._chosen], told.t, conductance, told.are_followed)
+        blocks = self._blocks(devices, self._simulated_groups)
+        return np.hstack([block.statistics() for block in blocks])[0]
+
+    def _tells_drift(self, group: NDArray[np.intp]) -> bool:
+        readings = self.measurements.conductance[group]
+        is_positive = np.mean(readings[np.isfinite(readings)] > 0) > 0.95
+        scatter, target = np.std(_errors(self.measurements, group)), self.measurements.target[group]
+        return bool(is_positive and scatter < _LARGEST_SCATTER * target.mean())
+
+    def _blocks(self, devices: Measurements, groups: Sequence[NDArray[np.intp]]) -> list[_Block]:
+        blocks = []
+        for group, has_drift in zip(groups, self.has_drift, strict=True):
+            conductance, errors = devices.conductance[group], _errors(devices, group)
+            if not has_drift:
+                blocks.append(_Block(errors[:, None], (True,)))
+            elif devices.are_followed:
+                line = _lines(conductance, self.logarithm_of_time())
+                blocks.append(_Block(np.column_stack([errors, *line]), (True, True, False)))
+            else:
+                blocks += [
+                    _Block(_logarithm(cell[np.isfinite(cell)])[:, None], (True,))
+                    for cell in conductance.T
+                    if np.isfinite(cell).sum() > 1
+                ]
+        return blocks
+
+
+def _errors(devices: Measurements, group: NDArray[np.intp]) -> FloatArray:
+    """How far the earliest readings are from their targets, in µS."""
+    errors = devices.conductance[group] - devices.target[group][:, None]
+    is_known = np.isfinite(errors)
+    if devices.are_followed:
+        return errors[np.arange(len(group)), is_known.argmax(axis=1)]
+    earliest = errors[:, is_known.any(axis=0).argmax()]
+    return earliest[np.isfinite(earliest)]
+
+
+def _logarithm(conductance: FloatArray) -> FloatArray:
+    return np.log(np.where(conductance > 0, conductance, np.nan))
+
+
+def _lines(conductance: FloatArray, x: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Each device's drift coefficient, and the logarithm of what scatters about its line.
+
+    Args:
+        conductance: in µS ``(n, T)``; NaN where a device was not read.
+        x: by which the logarithm of a conductance is a line ``(T,)``.
+    """
+    y = _logarithm(conductance)
+    is_known = np.isfinite(y)
+    n = is_known.sum(axis=1)
+    x, y = np.where(is_known, x, 0.0), np.where(is_known, y, 0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        dx = np.where(is_known, x - (x.sum(axis=1) / n)[:, None], 0.0)
+        dy = np.where(is_known, y - (y.sum(axis=1) / n)[:, None], 0.0)
+        slope = (dx * dy).sum(axis=1) / (dx**2).sum(axis=1)
+        rest = ((dy - slope[:, None] * dx) ** 2).sum(axis=1) / (n - 2)
+        is_enough = (n >= LEAST_TIMES) & (rest > 0)
+        return np.where(is_enough, -slope, np.nan), np.where(is_enough, np.log(rest) / 2, np.nan)
+
+
+# Models
+
+
+@dataclass(frozen=True, eq=False)
+class _Form:
+    """A model's parameters, and how it is made of them.
+
+    Attributes:
+        model_class: the noise model's class.
+        names: of the parameters ``(p,)``.
+        start: first guess ``(p,)``.
+        scale: by how much they might be wrong ``(p,)``.
+        lowest: their lower bounds ``(p,)``.
+        options: the constructor's arguments for parameters ``(p,)``.
+    """
+
+    model_class: type[CustomDriftPCMLikeNoiseModel]
+    names: tuple[str, ...]
+    start: FloatArray
+    scale: FloatArray
+    lowest: FloatArray
+    options: Callable[[FloatArray], dict[str, Any]] = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class _Guess:
+    """First guesses: of programming at all targets, of the rest at those that tell of it."""
+
+    bias: FloatArray
+    std: FloatArray
+    nu_mean: FloatArray
+    nu_std: FloatArray
+    read_noise: FloatArray
+
+
+def _aihwkits_form(data: _Data) -> _Form:
+    """A polynomial for programming, a table for drift, one scale for read noise."""
+    guess, g_max = _guess(data), data.g_range[1]
+    polynomial = np.polynomial.Polynomial.fit(data.targets / g_max, guess.std, 2, domain=[-1, 1])
+    relative = guess.read_noise / _aihwkits_read_noise(data)
+    read_noise = np.median(relative, keepdims=True)[: data.measurements.are_followed]
+    start = np.concatenate([polynomial.coef, guess.nu_mean, guess.nu_std, read_noise])
+    scale = np.concatenate([np.full(3, guess.std.max()), *_scales_of_drift(guess), read_noise])
+    places, n_known = _at(data.targets[data.has_drift]), int(data.has_drift.sum())
+    names = (
+        "programming c0 (µS)", "programming c1 (µS)", "programming c2 (µS)",
+        *(f"nu mean {place}" for place in places), *(f"nu std {place}" for place in places),
+        *["read noise scale"][: len(read_noise)],
+    )  # fmt: skip
+
+    def options(p: FloatArray) -> dict[str, Any]:
+        programming, mean, std, read_noise = np.split(p, np.cumsum([3, n_known, n_known]))
+        tables = _table(data, mean, std)
+        drift = dict(zip(("g_lst", "nu_mean_lst", "nu_std_lst"), tables, strict=True))
+        return {
+            "custom_drift_model": drift, "prog_coeff": programming.tolist(),
+            "read_noise_scale": float(read_noise.sum()) if len(read_noise) else 1.0,
+            "t_0": data.t_0,
+        }  # fmt: skip
+
+    lowest = np.concatenate([np.full(3, -np.inf), np.zeros(len(start) - 3)])
+    return _Form(CustomDriftPCMLikeNoiseModel, names, start, scale, lowest, options)
+
+
+def _aihwkits_read_noise(data: _Data) -> FloatArray:
+    """The relative read noise of aihwkit's model where the drift is known.
+
+    Source: ``PCMLikeNoiseModel.apply_drift_noise_to_conductance``.
+    """
+    relative = data.targets[data.has_drift] / data.g_range[1]
+    return np.minimum(0.0088 / np.maximum(relative**0.65, 1e-3), 0.2)
+
+
+def _tables_form(data: _Data) -> _Form:
+    """A table for everything."""
+    guess = _guess(data)
+    n, n_known = len(data.targets), int(data.has_drift.sum())
+    # Without devices to follow, read noise cannot be told from an error of programming.
+    read_noise = guess.read_noise[: n_known * data.measurements.are_followed]
+    start = np.concatenate([guess.bias, guess.std, guess.nu_mean, guess.nu_std, read_noise])
+    scale = np.concatenate([guess.std, guess.std, *_scales_of_drift(guess), read_noise])
+    every, known = _at(data.targets), _at(data.targets[data.has_drift])
+    names = (
+        *(f"programming bias {place} (µS)" for place in every),
+        *(f"programming std {place} (µS)" for place in every),
+        *(f"nu mean {place}" for place in known), *(f"nu std {place}" for place in known),
+        *(f"read noise {place}" for place in known[: len(read_noise)]),
+    )  # fmt: skip
+
+    def options(p: FloatArray) -> dict[str, Any]:
+        bias, std, *of_drift, noise = np.split(p, np.cumsum([n, n, n_known, n_known]))
+        noise = noise if len(noise) else _aihwkits_read_noise(data)
+        knots, nu_mean, nu_std, noise_at_knots = _table(data, *of_drift, noise)
+        return {
+            "g_lst": knots, "programming_bias": bias.tolist(), "programming_std": std.tolist(),
+            "nu_mean": nu_mean, "nu_std": nu_std, "read_noise": noise_at_knots, "t_0": data.t_0,
+        }  # fmt: skip
+
+    lowest = np.concatenate([np.full(n, -np.inf), np.zeros(len(start) - n)])
+    return _Form(MeasuredNoiseModel, names, start, scale, lowest, options)
+
+
+def _scales_of_drift(guess: _Guess) -> tuple[FloatArray, FloatArray]:
+    scale = np.maximum(guess.nu_mean, guess.nu_std) + 1e-4
+    return scale, scale
+
+
+def _at(targets: FloatArray) -> list[str]:
+    return [f"at {target:.3g} µS" for target in targets]
+
+
+def _table(data: _Data, *of_known: FloatArray) -> list[list[float]]:
+    """Knots that span the range, and tables at them of what is known at some of the targets."""
+    low, high = data.g_range
+    knots = np.concatenate([[low], data.targets[1:-1], [high]])
+    known = data.targets[data.has_drift]
+    return [knots.tolist(), *(np.interp(data.targets, known, v).tolist() for v in of_known)]
+
+
+def _model(
+    model_class: type[CustomDriftPCMLikeNoiseModel], options: Mapping[str, Any]
+) -> CustomDriftPCMLikeNoiseModel:
+    knots = options.get("g_lst") or options["custom_drift_model"]["g_lst"]
+    converter = SinglePairConductanceConverter(g_min=knots[0], g_max=knots[-1])
+    return model_class(**options, g_converter=converter)
+
+
+def _guess(data: _Data) -> _Guess:
+    """Parameters as if nothing were clipped, folded or rounded."""
+    x, growth = data.logarithm_of_time(), data.read_noise_over_time()
+    errors = [_errors(data.measurements, group) for group in data.groups]
+    of_drift = _guess_of_lines if data.measurements.are_followed else _guess_of_cells
+    known = [
+        group for group, has_drift in zip(data.groups, data.has_drift, strict=True) if has_drift
+    ]
+    drifts = [of_drift(data.measurements.conductance[group], x, growth) for group in known]
+    nu_mean, nu_std, read_noise = np.array(drifts).T
+    bias, std = np.array([(np.mean(e), np.std(e) + 1e-6) for e in errors]).T
+    return _Guess(bias, std, nu_mean, nu_std, read_noise)
+
+
+def _guess_of_lines(
+    conductance: FloatArray, x: FloatArray, growth: FloatArray
+) -> tuple[float, float, float]:
+    """Mean and spread of the drift coefficient, and relative read noise."""
+    nu, rest = _lines(conductance, x)
+    scatter = float(np.exp(np.nanmean(rest)))
+    of_noise = scatter**2 / ((x - x.mean()) ** 2).sum()
+    variance = float(np.nanvar(nu))
+    spread = max(variance - of_noise, 0.04 * variance) ** 0.5
+    return max(float(np.nanmean(nu)), 1e-4), spread + 1e-6, scatter / float(growth.mean()) + 1e-6
+
+
+def _guess_of_cells(
+    conductance: FloatArray, x: FloatArray, growth: FloatArray
+) -> tuple[float, float, float]:
+    """The same where no device is followed."""
+    y = _logarithm(conductance)
+    slope, _ = np.polyfit(x, np.nanmean(y, axis=0), 1)
+    terms, variance = np.stack([x**2, growth**2, np.ones_like(x)], axis=1), np.nanvar(y, axis=0)
+    # Each has a share, from which a fit can start.
+    least = 0.1 * variance.mean() / terms.mean(axis=0)
+    of_nu, of_noise, _ = np.maximum(nnls(terms, variance)[0], least)
+    return max(-float(slope), 1e-4), float(of_nu**0.5) + 1e-6, float(of_noise**0.5) + 1e-6
+
+
+# Fitting
+
+
+def _fitted(data: _Data, form: _Form) -> FittedModel:
+    def parameters(z: FloatArray) -> FloatArray:
+        return np.maximum(form.start + form.scale * (z - 1), form.lowest)
+
+    def misfits(z: FloatArray) -> FloatArray:
+        model = _model(form.model_class, form.options(parameters(z)))
+        return (data.simulated(model) - data.statistics) / data.errors
+
+    # Parameters in units in which all are 1: finite differences are steps relative to that.
+    bounds = 1 + (form.lowest - form.start) / form.scale
+    found = least_squares(
+        misfits, np.maximum(1.0, bounds), bounds=(bounds, np.inf), diff_step=_STEP, ftol=1e-4,
+        max_nfev=12,
+    )  # fmt: skip
+    freedom = len(data.statistics) - len(form.start)
+    change = (data.resampled - data.statistics) / data.resampled.std(axis=0).clip(1e-12)
+    steps = change @ np.linalg.pinv(found.jac).T
+    drawn = np.array([parameters(found.x + step) for step in steps])
+    low, high = np.quantile(drawn, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2], axis=0)
+    values = parameters(found.x)
+    intervals = zip(form.names, *(v.tolist() for v in (values, low, high)), strict=True)
+    return FittedModel(
+        model_class=form.model_class,
+        options=form.options(values),
+        parameters=tuple(FittedParameter(*interval) for interval in intervals),
+        resampled=tuple(form.options(p) for p in drawn[:16]),
+        p_value=float(chi2.sf(2 * found.cost, freedom)) if freedom > 0 else 1.0,
+        without_drift=tuple(data.targets[~data.has_drift].tolist()),
+    )

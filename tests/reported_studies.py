@@ -97,7 +97,6 @@ def finish(study: optuna.Study, problem: WeightProgrammingProblem, folder: Path)
     study.set_user_attr(attributes.RESULTS, str(folder))
     study.set_user_attr(attributes.SETTINGS, StudySettings.checked({}).to_yaml())
     strategy = strategy_of(objective, trials[0])
-    folder.mkdir(exist_ok=True)
     strategy.save(folder / "strategy.json")
     measure(problem, strategy, folder, winning_trial=scores.winning_trial)
 

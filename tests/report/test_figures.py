@@ -26,6 +26,7 @@ from wpo_optuna.evaluate.metric_over_time import MetricOverTime
 from wpo_optuna.hardware import named_rpu_config, parse_durations
 from wpo_optuna.report import drawing, figures
 from wpo_optuna.report.record import StudyRecord, read_study
+from wpo_optuna.study import attributes
 
 DAY = 86400.0
 OF_SEVERAL = (figures.search_progress, figures.sampler_comparison)
@@ -176,6 +177,18 @@ def test_conductance_curves_are_the_winners_and_the_baselines(record: StudyRecor
         assert lines["baseline g⁺"][-1] == pytest.approx(25.0)
         assert lines["baseline g⁻"][-1] == pytest.approx(0.0)
         assert f"optimised f = {trial.user_attrs['f_lst'][pair]:.3g}" in axes.get_title("left")
+
+
+def test_the_strategy_shown_is_that_of_its_file(record: StudyRecord) -> None:
+    """Which has pairs in another order than the trial where that makes it comparable."""
+    f, g = np.array(record.winner.user_attrs["f_lst"]), record.winner.user_attrs["g_lst"]
+    file = {"f_lst": f[::-1].tolist(), "g_lst_us": g[2:] + g[:2],
+            "provenance": {"trial_number": record.winner.number}}  # fmt: skip
+    settings = {**record.settings, attributes.STRATEGY: file}
+    stored = dataclasses.replace(record, settings=settings)
+    assert stored.facts()["f of the winner"] == f"{f[1]:.4g}, {f[0]:.4g}"
+    (line, *_) = draw(figures.conductance_curves, stored).axes[0].lines
+    np.testing.assert_array_equal(line.get_ydata(), g[2])
 
 
 def test_weights_programmed_like_the_baseline_show_no_difference_from_it(

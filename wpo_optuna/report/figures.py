@@ -208,7 +208,7 @@ def _scale(
 def conductance_curves(record: StudyRecord) -> Figure:
     """g⁺ and g⁻ of each pair over the weight, the winner's and the baseline's."""
     measured = record.measurements
-    f, curves = (np.array(record.winner.user_attrs[name]) for name in ("f_lst", "g_lst"))
+    f, curves = record.strategy
     ways = [("optimised", 2.4, f, curves)]
     if measured is not None:
         ways.append(("baseline", 0.9, measured.baseline_f, measured.baseline_g_us))

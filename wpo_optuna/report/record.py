@@ -76,6 +76,15 @@ class StudyRecord:
         """What the study's command was told, by setting; empty if it was made in Python."""
         return yaml.safe_load(self.settings.get(attributes.SETTINGS, "")) or {}
 
+    @cached_property
+    def strategy(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The winner's factors ``(P,)`` and conductances ``(2P, K)`` in µS, as in its file."""
+        file = self.settings.get(attributes.STRATEGY, {})
+        if file.get("provenance", {}).get("trial_number") == self.winner.number:
+            return np.array(file["f_lst"]), np.array(file["g_lst_us"])
+        trial = self.winner.user_attrs
+        return np.array(trial["f_lst"]), np.array(trial["g_lst"])
+
     def facts(self) -> dict[str, str]:
         """What was asked and found, as far as the study says it, in a few words each."""
         asked, about = self.asked, self.problem
@@ -95,7 +104,7 @@ class StudyRecord:
             "hardware": hardware,
             "weights": f"{about['n_weights']}{network}" if about else "",
             "baseline": baseline,
-            "f of the winner": _listed(self.winner.user_attrs["f_lst"]),
+            "f of the winner": _listed(self.strategy[0]),
             "search": f"{self.sampler}, {len(self.trials)} trials by the {self.engine} engine"
             + (f", of which {polished} refine the best by gradient descent" if polished else ""),
             # Optuna's times are naive and local.

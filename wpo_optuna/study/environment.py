@@ -11,6 +11,8 @@ from pathlib import Path, PurePath
 
 from wpo_optuna.errors import InvalidArgument, WeightProgrammingError
 
+# Of a directory's name in bytes, and of a study's in Optuna's tables.
+_LONGEST_PART, _LONGEST_NAME = 255, 512
 PACKAGES = ("wpo-optuna", "aihwkit", "torch", "optuna", "mlflow", "numpy", "scipy")
 
 
@@ -101,12 +103,24 @@ def directory_of_study(output: Path, study_name: str) -> Path:
     Slashes in the name make directories, as for the layers of a network.
 
     Raises:
-        InvalidArgument: the name leads out of ``output``.
+        InvalidArgument: the name leads out of ``output``, or no directory can have it.
     """
     name = PurePath(study_name)
+    if not (study_name.isprintable() and study_name.strip()):
+        raise InvalidArgument(
+            f"study_name = {study_name!r}: a name of printable characters is needed."
+        )
     if name.is_absolute() or ".." in name.parts or not name.parts:
         raise InvalidArgument(
             f"study_name = {study_name!r}: results are kept in a directory of this name, which "
             "must not lead elsewhere; a name without '..' and without a slash in front is needed."
+        )
+    if len(study_name) > _LONGEST_NAME or any(
+        len(os.fsencode(part)) > _LONGEST_PART for part in name.parts
+    ):
+        raise InvalidArgument(
+            f"study_name = {study_name[:20] + '...'!r}, of {len(study_name)} characters: file "
+            f"systems and databases take names of at most {_LONGEST_NAME} characters, and "
+            f"{_LONGEST_PART} bytes between two slashes."
         )
     return output / name

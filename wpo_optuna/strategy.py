@@ -56,9 +56,10 @@ class ProgrammingStrategy:
                 f"g_lst has curves of lengths {[len(curve) for curve in self.g_lst]}: all need the "
                 "same number of conductances, at least two."
             )
-        if not 0 <= self.g_min < self.g_max:
+        if not 0 <= self.g_min < self.g_max < math.inf:
             raise InvalidArgument(
-                f"g_min = {self.g_min}, g_max = {self.g_max}: 0 <= g_min < g_max is needed (µS)."
+                f"g_min = {self.g_min}, g_max = {self.g_max}: 0 <= g_min < g_max is needed (µS), "
+                "and both finite."
             )
         # Rounding of the decoder's last subtraction may leave the range by a part in 10^9.
         slack = 1e-9 * self.g_max
@@ -174,7 +175,7 @@ class ProgrammingStrategy:
             document = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise InvalidArgument(f"Strategy {path} cannot be read: {error.strerror}.") from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidArgument(f"Strategy {path} is not a JSON file: {error}.") from error
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise InvalidArgument(
@@ -190,7 +191,7 @@ class ProgrammingStrategy:
             )
         except InvalidArgument as error:
             raise InvalidArgument(f"Strategy {path}: {error}") from error
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InvalidArgument(
                 f"Strategy {path} is incomplete or malformed ({error!r}): f_lst, g_lst_us, "
                 "g_min_us and g_max_us are needed."

@@ -47,6 +47,27 @@ def test_wpo_hands_everything_on_to_the_command_and_its_exit_status_back(tmp_pat
     assert subprocess.run([*run, "--nbins", "x"], cwd=ROOT, capture_output=True).returncode == 1
 
 
+@pytest.mark.parametrize(
+    ("started", "called"),
+    [
+        ("/env/bin/wpo", "wpo study"),
+        ("wpo.exe", "wpo study"),
+        ("/src/wpo_optuna/__main__.py", "python -m wpo_optuna study"),
+        ("/src/wpo_optuna/study/__main__.py", "python -m wpo_optuna.study"),
+        ("/env/bin/ipython", "python -m wpo_optuna.study"),
+        ("", "python -m wpo_optuna.study"),
+    ],
+)
+def test_help_and_printed_commands_call_the_program_as_it_was_called(
+    started: str, called: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [started])
+    assert study._parser().format_usage() == f"usage: {called} [options]\n"
+    first, *words = called.split()
+    words = [program_here(first), *words, "--n-trials", "8"]
+    assert resume_command([], 8) == " ".join(words)
+
+
 def test_a_misspelt_command_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reprot"]) == 2
     assert "'reprot' (did you mean 'report'?)" in capsys.readouterr().err
@@ -134,6 +155,8 @@ def test_messages_name_flags_on_the_command_line_and_arguments_in_python(
          "--storage postgresql://me:\"$STORAGE_PASSWORD\"'@h/d b'"),
         (["--tracking-uri=https://me:s3cret@h"],
          "--tracking-uri=https://me:\"$TRACKING_URI_PASSWORD\"@h"),
+        (["--storage", "mysql://me:s3cret@h/d?ssl_password=s3cret"],
+         "--storage mysql://me:\"$STORAGE_PASSWORD\"'@h/d?ssl_password='\"$STORAGE_PASSWORD\""),
         (["--storage", "postgresql://h/d"], "--storage postgresql://h/d"),
         (["--study-name", "***"], "--study-name '***'"),
     ],
@@ -141,9 +164,9 @@ def test_messages_name_flags_on_the_command_line_and_arguments_in_python(
 def test_the_command_to_go_on_has_a_variable_in_place_of_a_password(
     given: list[str], expected: str
 ) -> None:
-    printed = resume_command("study", given, 8)
-    assert printed == f"{program_here('python')} -m study {expected} --n-trials 8"
-    shell = f"set -- {printed.partition(' -m study ')[2]}; printf '%s\\n' \"$@\""
+    printed = resume_command(given, 8)
+    assert printed == f"{program_here('python')} -m wpo_optuna.study {expected} --n-trials 8"
+    shell = f"set -- {printed.partition('.study ')[2]}; printf '%s\\n' \"$@\""
     passwords = {"STORAGE_PASSWORD": "s3cret", "TRACKING_URI_PASSWORD": "s3cret"}
     pasted = subprocess.run(["sh", "-c", shell], env=passwords, capture_output=True, text=True)
     assert pasted.stdout.splitlines() == [*given, "--n-trials", "8"]

@@ -34,7 +34,8 @@ NARROW = Estimate(0.1, 0.0998, 0.1002, 24)
 def test_the_command_to_go_on_keeps_everything_but_what_ended_the_study(
     given: list[str], expected: str
 ) -> None:
-    assert resume_command("study", given, 80) == f"{program_here('python')} -m study {expected}"
+    go_on = f"{program_here('python')} -m wpo_optuna.study"
+    assert resume_command(given, 80) == f"{go_on} {expected}"
 
 
 def test_programs_are_called_by_name_where_the_shell_finds_them_and_by_path_elsewhere(
@@ -49,7 +50,7 @@ def test_programs_are_called_by_name_where_the_shell_finds_them_and_by_path_else
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     assert program_here("mlflow") == "my venv/bin/mlflow"
-    assert resume_command("study", [], 8) == "'my venv/bin/python' -m study --n-trials 8"
+    assert resume_command([], 8) == "'my venv/bin/python' -m wpo_optuna.study --n-trials 8"
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert program_here("mlflow") == str(binaries / "mlflow")
@@ -85,11 +86,16 @@ def test_a_server_is_opened_and_a_database_is_served_first(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     server = text_of(StudySettings(tracking_uri="http://me:secret@host:5000"), scores)
     assert "mlflow ui" not in server
-    assert "http://me:***@host:5000/#/experiments/7/runs" in server
+    assert "\n  http://host:5000/#/experiments/7/runs" in server
+    assert "secret" not in server
     assert "Model training" in server
     database = text_of(StudySettings(tracking_uri="sqlite:///other.db"), scores)
     assert "mlflow ui --backend-store-uri sqlite:///other.db" in database
     assert "http://127.0.0.1:5000/#/experiments/7/runs" in database
+    away = text_of(StudySettings(tracking_uri="postgresql://me:secret@host/db"), scores)
+    pasted = 'mlflow ui --backend-store-uri postgresql://me:"$TRACKING_URI_PASSWORD"@host/db\n'
+    assert pasted in away
+    assert "secret" not in away
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there:1")
     assert "http://there:1/#/experiments/7" in text_of(StudySettings(), scores)
     assert "To look at it" not in text_of(StudySettings(tracking_uri="none"), scores)

@@ -40,8 +40,8 @@ from wpo_optuna.track.delivery import Delivery, deliver
 from wpo_optuna.track.destination import Destination
 from wpo_optuna.track.store import KIND_TAG
 from wpo_optuna.track.study_run import PARENT_TAG
-from wpo_optuna.track.tracker import page_of_experiment, page_of_trials
 from wpo_optuna.track.trials import numbers_of_strategy
+from wpo_optuna.track.view import VIEW_TAG, page_of_experiment, page_of_trials
 
 TO_ALL = Destination(trial_runs="all")
 
@@ -322,18 +322,23 @@ def test_the_pages_that_are_printed_show_studies_and_a_studys_trials(store: str)
     accuracy = client.create_run(delivered[0].experiment_id, tags={KIND_TAG: "accuracy"})
 
     def listed(page: str) -> list[Run]:
-        assert page.startswith("http://host/#/experiments/")
+        assert page.startswith("/#/experiments/")
         asked = dict(parse_qsl(page.partition("?")[2]))
         assert asked["workflowType"] == "machine_learning"
+        if "viewStateShareKey" in asked:
+            # Of the view MLflow would take nothing if its address had a filter, too.
+            assert not asked.keys() & {"searchFilter", "orderByKey", "orderByAsc"}
+            tags = client.get_experiment(delivered[0].experiment_id).tags
+            asked |= json.loads(json.loads(tags[VIEW_TAG])["state"])
         order = [f"{asked.get('orderByKey', 'attributes.start_time')} ASC"]
         return list(
             client.search_runs([delivered[0].experiment_id], asked["searchFilter"], order_by=order)
         )
 
-    compared = listed(page_of_experiment("http://host/", delivered[0].experiment_id))
+    compared = listed(page_of_experiment(delivered[0].experiment_id))
     run_ids = {done.run_id for done in delivered} | {accuracy.info.run_id}
     assert {run.info.run_id for run in compared} == run_ids
-    page = page_of_trials("http://host", delivered[1].experiment_id, delivered[1].run_id)
+    page = page_of_trials(delivered[1].experiment_id, delivered[1].run_id)
     trials = listed(page)
     tnmse = [trial.user_attrs["tnmse"] for trial in studies[1].trials]
     assert [run.data.metrics["tnmse"] for run in trials] == sorted(tnmse)

@@ -282,6 +282,8 @@ def test_the_file_of_the_optuna_storage_is_refused_before_anything_is_written(
         ({"tracking_uri": "htp://127.0.0.1"}, "tracking_uri = 'htp://127.0.0.1': accepted"),
         ({"tracking_uri": "ftp://me:secret@host"}, "ftp://me:***@host"),
         ({"tracking_uri": "./mlruns"}, "accepted is a database"),
+        ({"tracking_uri": "./mlruns"}, "mlflow migrate-filestore --source ./mlruns --target sqlite"),
+        ({"tracking_uri": "file:///a b"}, "mlflow migrate-filestore --source '/a b' --target sqlite"),
         ({"tracking_uri": "mysql+other://u:secret@host/name"}, "SQLAlchemy has no driver"),
         ({"tracking_uri": "postgresql+pg8000://u:secret@h/n"}, "SQLAlchemy has no driver"),
         ({"tracking_uri": None}, "MLFLOW_TRACKING_URI = 'ftp://x': accepted"),

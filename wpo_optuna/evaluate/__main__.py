@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import model_validator
 
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.hardware import parse_converter, parse_durations
-from wpo_optuna.storage import masked_url
 from wpo_optuna.strategy import ProgrammingStrategy
 from wpo_optuna.study.command_line import (
     CommandParser,
@@ -23,10 +21,11 @@ from wpo_optuna.study.command_line import (
     Texts,
     Whole,
     add_settings,
+    program,
     run_command,
     setting,
 )
-from wpo_optuna.study.environment import check_aihwkit, check_directory, program_here
+from wpo_optuna.study.environment import check_aihwkit, check_directory
 from wpo_optuna.track.destination import Destination
 
 if TYPE_CHECKING:
@@ -101,8 +100,14 @@ class EvaluationSettings(Settings):
     t_steps: Text = setting("1s,1min,1h,1d,30d,1y", "times after programming", _HOW, "LIST")
     repeats: Whole = setting(10, "how often the network is programmed anew", _HOW, "N", ge=1)
     seed: Whole = setting(
-        0, "seed of programming, drift and accumulated read noise", _HOW, "N", ge=0
-    )
+        0, "seed of the noise; aihwkit's compiled tile draws that of forward passes without one",
+        _HOW, "N", ge=0,
+    )  # fmt: skip
+    engine: Literal["auto", "torch", "aihwkit"] = setting(
+        "auto", "what computes the forward passes of tiles: torch, aihwkit's compiled tile, or "
+        "auto for torch wherever it knows the hardware", _HOW,
+    )  # fmt: skip
+    device: str = setting("cpu", "torch device of the analogue network", _HOW, "NAME")
     output: str = setting("wpo_results/accuracy", "directory for tables and figure", _RECORD, "DIR")
     tracking_uri: str | None = setting(
         None, "MLflow tracking URI; by default MLflow's own; none for no tracking", _RECORD, "URI"
@@ -145,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> CommandParser:
     parser = CommandParser(
-        prog="python -m wpo_optuna.evaluate",
+        prog=program("evaluate"),
         description="Shows how much of a network's accuracy a programming strategy keeps over "
         "time: against a baseline, and against the ideal digital network.",
     )
@@ -156,8 +161,7 @@ def _parser() -> CommandParser:
 
 
 def _run(settings: EvaluationSettings, quiet: bool) -> int:
-    # What cannot be used is refused before anything is done.
-    check_aihwkit()
+    # What cannot be used is refused before anything is done, and before torch is imported.
     started_s, output = time.time(), Path(settings.output)
     check_directory(output, "output")
     destination = None
@@ -169,7 +173,7 @@ def _run(settings: EvaluationSettings, quiet: bool) -> int:
         print(f"strategy  {newest}, the newest of the studies in {_RESULTS}\n")
         settings = settings.model_copy(update={"strategy": (newest,)})
     strategies = _read_strategies(settings.strategy)
-    # Not earlier, so that --help and what is refused above answer at once.
+    check_aihwkit()
     from wpo_optuna.evaluate import accuracy
     from wpo_optuna.network.analogue import Choice
     from wpo_optuna.network.apply import apply_converter
@@ -195,7 +199,8 @@ def _run(settings: EvaluationSettings, quiet: bool) -> int:
     elif settings.data is not None:
         result = accuracy.compare_over_time(
             setup, {accuracy.OPTIMISED: strategies}, baseline, t_steps,
-            repeats=settings.repeats, seed=settings.seed, show_progress_bar=not quiet,
+            repeats=settings.repeats, seed=settings.seed, engine=settings.engine,
+            device=settings.device, show_progress_bar=not quiet,
         )  # fmt: skip
         files = [*result.save(output), account.save(output / "weights.csv")]
         for layer, strategy in strategies.items():
@@ -204,7 +209,10 @@ def _run(settings: EvaluationSettings, quiet: bool) -> int:
         tracked = "off"
         if destination is not None:
             tracked = _record(settings, setup, strategies, result, files, destination, started_s)
-        print(f"{result.table()}\n\nresults  {settings.output}\nMLflow   {tracked}")
+        print(
+            f"{result.table()}\n\ntiles    {result.engine}\nresults  {settings.output}\n"
+            f"MLflow   {tracked}"
+        )
     return 0
 
 
@@ -224,6 +232,7 @@ def _record(
     parameters["strategy"] = " ".join(settings.strategy)
     parameters["metric"] = settings.metric or setup.metric_name
     parameters["rpu_config"] = setup.hardware
+    parameters["engine"] = result.engine
     run_id = result.record(
         files, destination, parameters=parameters, started_s=started_s,
         run_name=f"{result.metric} of {', '.join(studies) or settings.strategy[0]}"[:250],
@@ -232,21 +241,12 @@ def _record(
     )  # fmt: skip
     if run_id is None:
         return "not recorded (see the warning)"
-    return f"run {run_id}, experiment {settings.experiment}\n{_look_lines(destination, run_id)}"
+    from wpo_optuna.track.store import connect
+    from wpo_optuna.track.view import look_lines, page_of_run
 
-
-def _look_lines(destination: Destination, run_id: str) -> str:
-    """How to see a run in MLflow."""
-    from wpo_optuna.track import store
-
-    uri, told = masked_url(destination.uri), "\nTo look at it, open:"
-    server = uri.rstrip("/")
-    if not uri.startswith(("http://", "https://")):
-        server = "http://127.0.0.1:5000"
-        command = [program_here("mlflow"), "ui", "--backend-store-uri", uri]
-        told = f"\nTo look at it, run:\n  {shlex.join(command)}\nand open:"
-    experiment_id = store.connect(destination.uri).get_run(run_id).info.experiment_id
-    return f"{told}\n  {server}/#/experiments/{experiment_id}/runs/{run_id}"
+    experiment_id = connect(destination.uri).get_run(run_id).info.experiment_id
+    look = look_lines(destination.uri, page_of_run(experiment_id, run_id))
+    return "\n".join([f"run {run_id}, experiment {settings.experiment}", "", *look])
 
 
 def _compare_measured(
@@ -266,10 +266,10 @@ def _compare_measured(
     measured = read_conductances(settings.import_, setup.network.analog)
     result = compare_measured(
         setup, strategies, baseline, measured, t, repeats=settings.repeats, seed=settings.seed,
-        show_progress_bar=not quiet,
+        engine=settings.engine, device=settings.device, show_progress_bar=not quiet,
     )  # fmt: skip
     path = result.save(Path(settings.output) / "measured.csv")
-    print(f"{result.table()}\n\nresults  {path}")
+    print(f"{result.table()}\n\ntiles    {result.engine}\nresults  {path}")
 
 
 def _newest_strategy() -> Path:

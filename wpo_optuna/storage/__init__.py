@@ -10,6 +10,7 @@ from wpo_optuna.storage.urls import (
     network_file_system,
     open_storage,
     storage_url,
+    word_for_shell,
 )
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "open_storage",
     "repeated_if_away",
     "storage_url",
+    "word_for_shell",
 ]

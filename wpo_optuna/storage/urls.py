@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import re
+import shlex
 import sqlite3
 import time
 import warnings
@@ -103,6 +104,20 @@ def masked_url(url: str) -> str:
     """The URL for people to read: without its password."""
     url = re.sub(r"(?<=://)([^:/?#]*):.*@", r"\1:***@", url)
     return re.sub(r"(?i)([?&][^=&]*(?:password|passwd|pwd)=)[^&]*", r"\1***", url)
+
+
+def word_for_shell(word: str, option: str) -> str:
+    """A word of a command to be pasted; of a URL's password stands an environment variable.
+
+    Args:
+        word: the word, with the password.
+        option: what it belongs to: that of ``--storage`` is called ``STORAGE_PASSWORD``.
+    """
+    masked = masked_url(word)
+    if masked == word:
+        return shlex.quote(word)
+    variable = f"{option.strip('-').replace('-', '_').upper()}_PASSWORD"
+    return f'"${variable}"'.join(shlex.quote(part) if part else "" for part in masked.split("***"))
 
 
 def storage_url(storage: BaseStorage) -> str | None:

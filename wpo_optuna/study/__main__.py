@@ -13,6 +13,7 @@ from wpo_optuna.study.command_line import (
     INTERRUPTED,
     CommandParser,
     add_settings,
+    program,
     read_settings,
     run_command,
 )
@@ -20,9 +21,6 @@ from wpo_optuna.study.settings import StudySettings
 
 if TYPE_CHECKING:
     from wpo_optuna.study.scoring import StudyResult
-
-MODULE = "wpo_optuna.study"
-PROGRAM = f"python -m {MODULE}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> CommandParser:
     parser = CommandParser(
-        prog=PROGRAM,
-        usage=f"{PROGRAM} [options]",
+        prog=program("study"),
+        usage="%(prog)s [options]",
         description="Finds how to program a trained network's weights onto analogue memory so "
         "that accuracy lasts: an Optuna study, recorded in MLflow. Running the same command "
         "again resumes it.",
@@ -116,9 +114,9 @@ def _run(settings: StudySettings, given: Sequence[str], quiet: bool, started: fl
         else:
             result, comparison = layers.run(settings, setup, run_one, show_progress_bar=not quiet)
     except KeyboardInterrupt:
-        print(text.interruption(text.resume_command(MODULE, given, n_trials)))
+        print(text.interruption(text.resume_command(given, n_trials)))
         return INTERRUPTED
-    resume = text.resume_command(MODULE, given, 2 * max(n_trials, result.scores.n_trials))
+    resume = text.resume_command(given, 2 * max(n_trials, result.scores.n_trials))
     print(text.describe(settings, result, n_trials, resume, time.perf_counter() - started))
     if comparison is not None:
         print(f"\n{comparison}")

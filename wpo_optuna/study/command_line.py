@@ -11,9 +11,10 @@ import logging
 import operator
 import os
 import re
+import shlex
 import sys
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import (
     Annotated,
@@ -39,6 +40,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from wpo_optuna.errors import InvalidArgument, WeightProgrammingError, did_you_mean, first_line
+from wpo_optuna.study.environment import program_here
 
 FAILED = 1
 INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
@@ -141,6 +143,38 @@ class Settings(BaseModel):
         told = told.replace("Input should", "it should").replace("String should", "it should")
         hint = did_you_mean(value, _choices(cls.model_fields[name]) or ()) if name else ""
         return f"{name} = {value!r} cannot be used: {told}{hint}." if name else f"{told}."
+
+
+def program(command: str) -> str:
+    """How a command is called, in the way in which this program was: such as ``wpo study``.
+
+    Args:
+        command: ``study`` or another one.
+    """
+    started = Path(sys.argv[0])
+    if started.stem == "wpo":
+        return f"wpo {command}"
+    if started.parts[-2:] == ("wpo_optuna", "__main__.py"):
+        return f"python -m wpo_optuna {command}"
+    return f"python -m wpo_optuna.{command}"
+
+
+def command_for_shell(command: str, options: Iterable[str]) -> str:
+    """A command to be pasted; of a password stands a variable such as ``STORAGE_PASSWORD``.
+
+    Args:
+        command: ``study`` or another one.
+        options: the words after it.
+    """
+    from wpo_optuna.storage import word_for_shell  # Optuna's import takes half a second
+
+    first, *words = program(command).split()
+    told, option = [shlex.join([program_here(first), *words])], ""
+    for word in options:
+        flag = word.partition("=")[0]
+        option = flag if flag.startswith("--") else option
+        told.append(word_for_shell(word, option))
+    return " ".join(told)
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from wpo_optuna.storage import masked_url
-from wpo_optuna.study.environment import from_here, program_here
+from wpo_optuna.study.command_line import command_for_shell
+from wpo_optuna.study.environment import from_here
 from wpo_optuna.study.estimate import RELATIVE_WIDTH
 from wpo_optuna.study.run import STRATEGY_FILE, destination_of
-from wpo_optuna.track.tracker import page_of_experiment, page_of_trials
-
-DEFAULT_URI = "sqlite:///mlflow.db"  # where `mlflow ui` looks without options
+from wpo_optuna.track.view import look_lines, page_of_experiment, page_of_trials
 
 if TYPE_CHECKING:
     from wpo_optuna.study.scoring import Scores, StudyResult
@@ -67,35 +65,23 @@ def interruption(resume: str) -> str:
     return f"\nInterrupted; what was finished is saved. To go on:\n  {resume}"
 
 
-def resume_command(module: str, given: Sequence[str], n_trials: int) -> str:
+def resume_command(given: Sequence[str], n_trials: int) -> str:
     """The command that goes on: the same one, with this total and without what stopped it.
 
     Args:
-        module: what Python runs.
-        given: the words of the command after it.
+        given: the words of the command.
         n_trials: the total.
     """
-    kept, skip, option = [], False, ""
+    kept, skip = [], False
     for word in given:
         flag, equals, _ = word.partition("=")
-        option = flag if flag.startswith("--") else option
         if skip:
             skip = False
         elif flag in _DROPPED:
             skip = _DROPPED[flag] and not equals
         else:
-            kept.append(_for_shell(word, option))
-    program = shlex.join([program_here("python"), "-m", module])
-    return " ".join([program, *kept, "--n-trials", str(n_trials)])
-
-
-def _for_shell(word: str, option: str) -> str:
-    """A word of a command; of a URL's password stands a variable such as STORAGE_PASSWORD."""
-    variable = f"{option.strip('-').replace('-', '_').upper()}_PASSWORD"
-    before, mask, after = masked_url(word).partition("***")
-    if not mask or masked_url(word) == word:
-        return shlex.quote(word)
-    return f'{shlex.quote(before)}"${variable}"{shlex.quote(after) if after else ""}'
+            kept.append(word)
+    return command_for_shell("study", [*kept, "--n-trials", str(n_trials)])
 
 
 def _on_tile(scores: Scores) -> list[str]:
@@ -128,23 +114,18 @@ def _look_lines(settings: StudySettings, result: StudyResult) -> list[str]:
     destination = destination_of(settings)
     if destination is None:
         return []
-    uri = masked_url(destination.uri)
-    is_server = uri.startswith(("http://", "https://"))
-    server = uri if is_server else "http://127.0.0.1:5000"
-    told = ["To look at it, open:"]
-    if not is_server:
-        command = f"{shlex.quote(program_here('mlflow'))} ui"
-        if uri != DEFAULT_URI:
-            command += f" --backend-store-uri {shlex.quote(uri)}"
-        told = ["To look at it, run:", f"  {command}", "and open:"]
     if result.run_id is None or result.experiment_id is None:
-        return [*told, f"  {server}"]
-    told.append(f"  {page_of_experiment(server, result.experiment_id)}")
+        return look_lines(destination.uri, page="")
+    further = {}
     if destination.trial_runs != "none":
-        page = page_of_trials(server, result.experiment_id, result.run_id)
-        told += ["for this study's trials, the best first:", f"  {page}"]
-    by_hand = f"(by hand: 'Model training', top left; then the experiment {settings.experiment})"
-    return [*told, by_hand]
+        page = page_of_trials(result.experiment_id, result.run_id)
+        further["for this study's trials, the best first"] = page
+    by_hand = (
+        f"(by hand: 'Model training', top left; the experiment {settings.experiment}; "
+        "then 'Views', top right)"
+    )
+    page = page_of_experiment(result.experiment_id)
+    return [*look_lines(destination.uri, page, further), by_hand]
 
 
 def _file_lines(result: StudyResult) -> list[str]:

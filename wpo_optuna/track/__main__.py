@@ -11,9 +11,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from wpo_optuna.study.command_line import CommandParser, run_command
+from wpo_optuna.study.command_line import CommandParser, program, run_command
 
-PROGRAM = "python -m wpo_optuna.track"
 TRIAL_RUNS = ("auto", "all", "best", "none")
 
 
@@ -85,7 +84,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _parser() -> CommandParser:
     parser = CommandParser(
-        prog=PROGRAM,
+        prog=program("track"),
         description="Delivers to MLflow what it lacks of a stored study, or all of it. Running "
         "the same command again changes nothing.",
     )

@@ -32,6 +32,7 @@ from wpo_optuna.track.trials import (
     write_parquet,
     write_shown,
 )
+from wpo_optuna.track.view import keep_view
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -145,6 +146,7 @@ class Delivery:
         """The study's run as MLflow has it now."""
         client = connect(self._destination.uri)
         experiment = find_or_create_experiment(client, self._destination.experiment_name)
+        keep_view(client, experiment)
         started_ms = self._attributes.get(names.STARTED, int(time.time() * 1000))
         if self._trials:
             first = self._trials[0]
@@ -218,7 +220,7 @@ class Delivery:
     def _metrics(self) -> dict[str, float]:
         """Numbers about the whole study; MLflow's pages that compare runs keep their order."""
         best = min(self._trials, key=rank, default=None)
-        metrics: dict[str, float | None] = {}
+        metrics: dict[str, float | None] = {"n_trials": len(self._trials)}
         f_lst, g_lst = (), ()
         if best is not None and math.isfinite(rank(best)):
             metrics |= numbers_of(best)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import entry_points
@@ -26,7 +27,7 @@ DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 _SERVERS = ("http", "https", "databricks", "databricks-uc", "uc")
 _VARIABLE = "MLFLOW_TRACKING_URI"
-_DEFAULT = "sqlite:///mlflow.db"
+DEFAULT_URI = "sqlite:///mlflow.db"
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Destination:
     @property
     def uri(self) -> str:
         """The tracking URI that is meant."""
-        return self.tracking_uri or os.environ.get(_VARIABLE) or _DEFAULT
+        return self.tracking_uri or os.environ.get(_VARIABLE) or DEFAULT_URI
 
     def to_json(self) -> dict[str, Any]:
         """Its fields without the password, to be kept with the study."""
@@ -106,17 +107,25 @@ def _named(tracking_uri: str | None) -> str:
         return f"tracking_uri = {masked_url(tracking_uri)!r}"
     if os.environ.get(_VARIABLE):
         return f"{_VARIABLE} = {masked_url(os.environ[_VARIABLE])!r}"
-    return f"tracking_uri = {_DEFAULT!r}, which is MLflow's default"
+    return f"tracking_uri = {DEFAULT_URI!r}, which is MLflow's default"
 
 
 def _check_tracking_uri(uri: str, named: str) -> None:
     """Refuses what MLflow would refuse, without importing it: that takes seconds."""
-    scheme = urlsplit(uri).scheme.partition("+")[0] or uri
+    scheme = urlsplit(uri).scheme.partition("+")[0]
     plugins = {plugin.name for plugin in entry_points(group="mlflow.tracking_store")}
-    if scheme not in {*DATABASES, *_SERVERS, *plugins}:
+    if (scheme or uri) not in {*DATABASES, *_SERVERS, *plugins}:
+        migrated = ""
+        if scheme in ("", "file"):
+            source = shlex.quote(urlsplit(uri).path)
+            migrated = (
+                " MLflow keeps runs in files no more; those of a directory are taken along with: "
+                f"mlflow migrate-filestore --source {source} --target {DEFAULT_URI}"
+            )
         raise InvalidArgument(
-            f"{named}: accepted is a database such as {_DEFAULT}, or a server such as "
+            f"{named}: accepted is a database such as {DEFAULT_URI}, or a server such as "
             f"http://127.0.0.1:5000; the kinds are {', '.join((*_SERVERS[:2], *DATABASES))}."
+            f"{migrated}"
         )
     if scheme in DATABASES:
         try:

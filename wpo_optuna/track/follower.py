@@ -14,7 +14,6 @@ import atexit
 import contextlib
 import gc
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -33,9 +32,14 @@ from typing import TYPE_CHECKING
 import optuna
 from tqdm import tqdm
 
-from wpo_optuna.storage import FinishedTrials, load_study, masked_url, open_storage, storage_url
+from wpo_optuna.storage import (
+    FinishedTrials,
+    load_study,
+    open_storage,
+    storage_url,
+)
 from wpo_optuna.study.attributes import ENDED, FAILED, KILLED, RUNNING, STARTED, STATUS
-from wpo_optuna.study.environment import program_here
+from wpo_optuna.study.command_line import command_for_shell
 from wpo_optuna.track.delivery import Delivered, Delivery, identity_of, storage_of
 from wpo_optuna.track.destination import Destination, refuse_file_of, without_password
 from wpo_optuna.track.store import REQUEST_SETTINGS, reason_of
@@ -226,13 +230,12 @@ class Follower(AbstractContextManager["Follower"]):
     def _sentence(self) -> str:
         name = self.study.study_name
         # A path relative to the working directory, where the file is in it.
-        storage = masked_url(str(self._url)).replace(f":///{Path.cwd()}/", ":///")
-        words = [program_here("python"), "-m", "wpo_optuna.track", "--study-name", name]
-        words += ["--storage", storage]
+        storage = str(self._url).replace(f":///{Path.cwd()}/", ":///")
+        words = ["--study-name", name, "--storage", storage]
         if self._tracking_uri is not None:
-            words += ["--tracking-uri", masked_url(self._tracking_uri)]
+            words += ["--tracking-uri", self._tracking_uri]
         reason = self._reason or "the delivering process was ended from outside"
-        command = shlex.join(words)
+        command = command_for_shell("track", words)
         return f"MLflow lacks a part of study {name!r} ({reason}); deliver it with: {command}"
 
 

@@ -45,9 +45,8 @@ _ITEMS_PER_REQUEST = 100
 _POLL_S = 0.02
 _RUNS_PER_PAGE = 1000
 _EXPERIMENT_NOTE = (
-    "Weight programming studies, shown under *Model training* (top left). The runs of their trials "
-    f"fold away under each study; to leave them out, search for ``{SHOWN_FILTER}``. The chart view "
-    "lays the studies' series over each other; `best_tnmse` shows which one got further."
+    "Weight programming studies: see *Views* (top right), under *Model training* (top left). The "
+    f"runs of trials fold away under each study; to leave them out, search for ``{SHOWN_FILTER}``."
 )
 # What the messages of MLflow's exceptions contain, and what it means.
 _REQUEST_FAILURES = {

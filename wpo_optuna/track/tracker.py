@@ -8,7 +8,6 @@ import weakref
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
 
 from wpo_optuna.errors import InvalidArgument, check_choice
 from wpo_optuna.study.attributes import FAILED, FINISHED, KILLED, VERSIONS
@@ -16,46 +15,12 @@ from wpo_optuna.study.environment import versions
 from wpo_optuna.track.delivery import flatten
 from wpo_optuna.track.destination import Destination
 from wpo_optuna.track.follower import Follower
-from wpo_optuna.track.store import KIND_TAG, SHOWN_FILTER
-from wpo_optuna.track.study_run import PARENT_TAG
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
 _FIRST_CONTACT_S = 30.0
-
-
-def page_of_experiment(server: str, experiment_id: str) -> str:
-    """Page of MLflow's UI where an experiment's studies are compared.
-
-    Without the filter that it contains, MLflow lists the latest trials' runs, a hundred at a time,
-    and studies come into view as they are reached.
-
-    Args:
-        server: address of the UI, for instance of ``mlflow ui``.
-        experiment_id: the experiment.
-    """
-    return _page(server, experiment_id, {"searchFilter": SHOWN_FILTER, "compareRunsMode": "CHART"})
-
-
-def page_of_trials(server: str, experiment_id: str, run_id: str) -> str:
-    """Page of MLflow's UI with a study's trials, those of the lowest TNMSE first.
-
-    Args:
-        server: address of the UI.
-        experiment_id: the experiment.
-        run_id: the study's run.
-    """
-    of_study = f"tags.`{KIND_TAG}` = 'trial' and tags.`{PARENT_TAG}` = '{run_id}'"
-    order = {"orderByKey": "metrics.`tnmse`", "orderByAsc": "true"}
-    return _page(server, experiment_id, {"searchFilter": of_study, **order})
-
-
-def _page(server: str, experiment_id: str, query: Mapping[str, str]) -> str:
-    # MLflow's other workflow, which it may open by itself, is about traces of language models.
-    query = {**query, "workflowType": "machine_learning"}
-    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?{urlencode(query)}"
 
 
 class MlflowTracker(AbstractContextManager["MlflowTracker"]):

@@ -2,8 +2,8 @@
 
 Each repeat is the life of one chip: its devices are programmed once and then read at one time
 after the other, so that what went wrong in programming stays wrong. Programming, drift and
-accumulated read noise are drawn from torch's generator and repeat with the seed. The noise within
-a forward pass does not: aihwkit's compiled tile draws it from a generator of its own.
+accumulated read noise repeat with the seed, and so does the noise within a forward pass, unless
+aihwkit's compiled tile computes it: that draws from a generator of its own.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from wpo_optuna import hardware
 from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.evaluate.chip import Chip, Engine, chip_of
 from wpo_optuna.evaluate.metric_over_time import MetricOverTime
 from wpo_optuna.network.account import NetworkWarning
 from wpo_optuna.network.analogue import Choice
@@ -181,6 +182,8 @@ def compare_over_time(
     *,
     repeats: int = 10,
     seed: int = 0,
+    engine: Engine = "auto",
+    device: str = "cpu",
     show_progress_bar: bool = False,
 ) -> MetricOverTime:
     """Compares strategies over time with a baseline and with the digital network.
@@ -195,12 +198,15 @@ def compare_over_time(
         baseline: converter of the programming to compare with.
         t_steps: times after programming in s, ascending.
         repeats: number of programmings of each kind.
-        seed: seed of programming, drift and accumulated read noise.
+        seed: seed of the noise.
+        engine: what computes the tiles, see :func:`~wpo_optuna.evaluate.chip.chip_of`.
+        device: torch device of the analog network.
         show_progress_bar: whether to show progress on a terminal.
 
     Raises:
         InvalidArgument: a strategy does not fit the network or its devices, the noise model does
-            not know a time, or the metric does not return a number.
+            not know a time, the metric does not return a number, or the engine cannot compute the
+            tiles.
     """
     if repeats < 1:
         raise InvalidArgument(f"repeats = {repeats}: a whole number of at least 1 is needed.")
@@ -223,13 +229,16 @@ def compare_over_time(
             with setup.network.setting_input_ranges() as observed:
                 ideal = setup.measure(digital if observed is None else observed)
             bar.update()
-        for name, chosen in [(BASELINE, None), *programmings.items()]:
-            apply_converter(analog, baseline, "baseline")
-            if chosen is not None:
-                apply_strategy(analog, chosen)
-            curves[name] = _measure_over_time(setup, t_steps, repeats, seed, bar)
+        with chip_of(analog, t_steps, engine, device) as chip:
+            for name, chosen in [(BASELINE, None), *programmings.items()]:
+                apply_converter(analog, baseline, "baseline")
+                if chosen is not None:
+                    apply_strategy(analog, chosen)
+                curves[name] = _measure_over_time(setup, chip, t_steps, repeats, seed, bar)
     is_better = _higher_is_better(setup.metric, ideal, curves)
-    return MetricOverTime(setup.metric_name, tuple(t_steps), ideal, curves, is_better)
+    return MetricOverTime(
+        setup.metric_name, tuple(t_steps), ideal, curves, is_better, engine=chip.engine
+    )
 
 
 def _higher_is_better(
@@ -242,28 +251,18 @@ def _higher_is_better(
 
 
 def _measure_over_time(
-    setup: NetworkSetup, t_steps: Sequence[float], repeats: int, seed: int, bar: tqdm
+    setup: NetworkSetup, chip: Chip, t_steps: Sequence[float], repeats: int, seed: int, bar: tqdm
 ) -> NDArray[np.float64]:
     """Programs the analog network again and again and follows its metric ``(repeats, times)``."""
-    tiles = [tile.tile for tile in analog_tiles(setup.network.analog.eval())]
     values = np.empty((repeats, len(t_steps)))
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         for repeat in range(repeats):
-            torch.manual_seed(_seed(seed, repeat, 0))
-            for tile in tiles:
-                tile.program_weights()
+            chip.program(seed, repeat, 0)
             for step, t in enumerate(t_steps):
-                # A metric may draw numbers as well; the noise should not depend on how many.
-                torch.manual_seed(_seed(seed, repeat, 1 + step))
-                for tile in tiles:
-                    tile.drift_weights(t)
+                chip.drift(t, seed, repeat, 1 + step)
                 values[repeat, step] = setup.measure(setup.network.analog)
                 bar.update()
     return values
-
-
-def _seed(*entropy: int) -> int:
-    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
 
 
 def accuracy(network: nn.Module, batches: Iterable[Any]) -> float:

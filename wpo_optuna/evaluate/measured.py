@@ -14,6 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from wpo_optuna.evaluate.accuracy import NetworkSetup, Programming
+from wpo_optuna.evaluate.chip import Engine, chip_of
 from wpo_optuna.hardware import format_duration
 from wpo_optuna.network.apply import analog_tiles, apply_converter, apply_strategy
 from wpo_optuna.network.conductances import TileConductances, set_measured
@@ -32,6 +33,7 @@ class MeasuredComparison:
         predicted: the metric with conductances drawn from the noise model.
         errors: normalised mean-squared error of each layer's measured weights, by its name.
         predicted_errors: the same of drawn weights.
+        engine: what computed the analogue forward passes, in words.
     """
 
     metric: str
@@ -41,6 +43,7 @@ class MeasuredComparison:
     predicted: Estimate
     errors: Mapping[str, float]
     predicted_errors: Mapping[str, Estimate]
+    engine: str = ""
 
     def table(self) -> str:
         """The metric, and a row for each layer, for people to read."""
@@ -85,6 +88,8 @@ def compare_measured(
     *,
     repeats: int = 10,
     seed: int = 0,
+    engine: Engine = "auto",
+    device: str = "cpu",
     show_progress_bar: bool = False,
 ) -> MeasuredComparison:
     """Compares measured conductances with those that the noise model draws.
@@ -97,33 +102,33 @@ def compare_measured(
         t: when they were read, in s after programming.
         repeats: number of programmings that are drawn, at least 2.
         seed: seed of the noise.
+        engine: what computes the tiles, see :func:`~wpo_optuna.evaluate.chip.chip_of`.
+        device: torch device of the analog network.
         show_progress_bar: whether to show progress on a terminal.
 
     Raises:
-        InvalidArgument: the metric fails or does not return a number.
+        InvalidArgument: the metric fails or does not return a number, or the engine cannot compute
+            the tiles.
     """
     analog, digital = setup.network.analog.eval(), setup.network.digital
     with setup.network.setting_input_ranges() as observed:
         ideal = None if digital is None else setup.measure(observed or digital)
     apply_converter(analog, baseline, "baseline")
     apply_strategy(analog, programming)
-    tiles = [tile.tile for tile in analog_tiles(analog)]
     values, errors = [], []
     draws = tqdm(range(repeats), "predicting", disable=None if show_progress_bar else True)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for _ in draws:
-            for tile in tiles:
-                tile.program_weights()
-                tile.drift_weights(t)
+    with chip_of(analog, (t,), engine, device) as chip, torch.random.fork_rng(devices=[]):
+        for repeat in draws:
+            chip.program(seed, repeat, 0)
+            chip.drift(t, seed, repeat, 1)
             errors.append(_layer_errors(analog))
             values.append(setup.measure(analog))
-    set_measured(analog, measured)
+        set_measured(analog, measured)
+        measured_value, measured_errors = setup.measure(analog), _layer_errors(analog)
     predicted = {layer: np.array([draw[layer] for draw in errors]) for layer in errors[0]}
     return MeasuredComparison(
-        setup.metric_name, t, ideal, setup.measure(analog), Estimate.of(np.array(values)),
-        _layer_errors(analog),
-        {layer: Estimate.of(draws) for layer, draws in predicted.items()},
+        setup.metric_name, t, ideal, measured_value, Estimate.of(np.array(values)), measured_errors,
+        {layer: Estimate.of(draws) for layer, draws in predicted.items()}, chip.engine,
     )  # fmt: skip
 
 
@@ -133,7 +138,7 @@ def _layer_errors(analog: nn.Module) -> dict[str, float]:
     errors: dict[str, float] = {}
     norms: dict[str, float] = {}
     for tile in analog_tiles(analog):
-        targets = tile.target_weights()
+        targets = tile.target_weights().cpu()
         acting = tile.tile.tile.get_weights() * tile.tile.alpha.reshape(-1, 1).cpu()
         errors[tile.layer] = errors.get(tile.layer, 0.0) + float(((acting - targets) ** 2).sum())
         norms[tile.layer] = norms.get(tile.layer, 0.0) + float((targets**2).sum())

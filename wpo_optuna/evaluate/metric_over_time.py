@@ -46,6 +46,7 @@ class MetricOverTime:
         curves: the metric ``(repeats, times)`` for each way to program, by its name; the others are
             compared with the first.
         higher_is_better: whether more of the metric is better; None where nobody knows.
+        engine: what computed the analogue forward passes, in words.
     """
 
     metric: str
@@ -53,6 +54,7 @@ class MetricOverTime:
     ideal: float | None
     curves: Mapping[str, NDArray[np.float64]]
     higher_is_better: bool | None = None
+    engine: str = ""
 
     @property
     def repeats(self) -> int:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from wpo_optuna.evaluate import __main__ as evaluate
 from wpo_optuna.hardware import NAMED_RPU_CONFIGS
+from wpo_optuna.hardware import __main__ as hardware
 from wpo_optuna.report import __main__ as report
 from wpo_optuna.study import __main__ as study
 from wpo_optuna.study import run
@@ -29,6 +30,7 @@ PARSERS = {
     "wpo_optuna.evaluate": evaluate._parser,
     "wpo_optuna.report": report._parser,
     "wpo_optuna.track": track._parser,
+    "wpo_optuna.hardware": hardware._parser,
 }
 
 

@@ -136,6 +136,15 @@ def test_the_page_begins_with_what_was_asked_and_found_and_how_it_is_used(
     assert len(rpu_config.noise_model.g_converter.f_lst) == 2
 
 
+def test_a_layers_strategy_is_used_for_that_layer(tmp_path: Path) -> None:
+    study = copy_of(FINISHED)
+    study.set_user_attr(attributes.PARENT_STUDY, "network")
+    study.set_user_attr(attributes.RESULTS, str(tmp_path / FINISHED))
+    text = Page(write_report([study], tmp_path / "report.html").page).text
+    assert f'apply_strategy(analog_model, {{"{FINISHED}": strategy}})' in text
+    assert f"--strategy {FINISHED}=strategy.json" in text
+
+
 def test_studies_side_by_side_are_compared(tmp_path: Path) -> None:
     studies = [stored_study(name) for name in (FINISHED, ALSO_FINISHED, UNFINISHED)]
     files = write_report(studies, tmp_path / "report.html")

@@ -24,6 +24,7 @@ from wpo_optuna.report import drawing
 from wpo_optuna.report.drawing import LOOKS, FloatArray, legend_above, panels
 from wpo_optuna.report.measurements import Measurements, WeightErrors, evenly_spread
 from wpo_optuna.report.record import StudyRecord, are_about_one_problem
+from wpo_optuna.strategy import ProgrammingStrategy
 
 # Few enough that importance takes no time, and that an SVG of single dots stays small.
 MOST_TRIALS, MOST_DOTS = 1000, 500
@@ -39,7 +40,7 @@ _NOTHING_FINITE = "No trial has a finite TNMSE."
 # Height of the histogram's highest bar, as a fraction of the range of conductance.
 _HISTOGRAM_HEIGHT = 0.55
 # Relative to the largest conductance: a mean below this has no meaningful quotient.
-_SMALLEST_MEAN = 1e-3
+_SMALLEST_MEAN = 0.02
 
 
 def search_progress(records: Sequence[StudyRecord]) -> Figure | str:
@@ -209,16 +210,39 @@ def conductance_curves(record: StudyRecord) -> Figure:
     """g⁺ and g⁻ of each pair over the weight, the winner's and the baseline's."""
     measured = record.measurements
     f, curves = record.strategy
-    ways = [("optimised", 2.4, f, curves)]
+    ways = [("optimised ", 2.4, f, curves)]
     if measured is not None:
-        ways.append(("baseline", 0.9, measured.baseline_f, measured.baseline_g_us))
-    numbers_of_pairs = [len(f) for _, _, f, _ in ways]
-    figure, all_axes = panels(max(numbers_of_pairs), 2.2, sharex=True, sharey=True)
+        ways.append(("baseline ", 0.9, measured.baseline_f, measured.baseline_g_us))
     g_min = float(record.problem.get("g_min_us", curves.min()))
     g_max = max(float(record.problem.get("g_max_us", curves.max())), g_min + 1e-9)
+    return _plot_pairs(ways, g_min, g_max, None if measured is None else measured.histogram)
+
+
+def strategy_curves(strategy: ProgrammingStrategy) -> Figure:
+    """g⁺ and g⁻ of each pair over the weight."""
+    way = ("", 2.4, np.array(strategy.f_lst), np.array(strategy.g_lst))
+    return _plot_pairs([way], strategy.g_min, strategy.g_max)
+
+
+def _plot_pairs(
+    ways: Sequence[tuple[str, float, FloatArray, FloatArray]],
+    g_min: float,
+    g_max: float,
+    histogram: FloatArray | None = None,
+) -> Figure:
+    """A panel for each pair, with the curves of each way of programming.
+
+    Args:
+        ways: name of each, width of its lines, factors ``(P,)`` and conductances ``(2P, K)``.
+        g_min: lowest conductance.
+        g_max: highest conductance.
+        histogram: share of the weights in each of equal bins.
+    """
+    numbers_of_pairs = [len(f) for _, _, f, _ in ways]
+    figure, all_axes = panels(max(numbers_of_pairs), 2.2, sharex=True, sharey=True)
     for pair, axes in enumerate(all_axes):
-        if measured is not None:
-            heights = measured.histogram / measured.histogram.max() * _HISTOGRAM_HEIGHT
+        if histogram is not None:
+            heights = histogram / histogram.max() * _HISTOGRAM_HEIGHT
             axes.stairs(
                 g_min + heights * (g_max - g_min), np.linspace(-1, 1, len(heights) + 1),
                 baseline=g_min, fill=True, color=drawing.GREY, label="weights",
@@ -227,7 +251,7 @@ def conductance_curves(record: StudyRecord) -> Figure:
         for name, line_width, f, curves in ways:
             if pair < len(f):
                 _plot_pair(axes, curves[2 * pair : 2 * pair + 2], line_width, name)
-                factors.append(f"{name} f = {f[pair]:.3g}")
+                factors.append(f"{name}f = {f[pair]:.3g}")
         margin = 0.03 * (g_max - g_min)
         title = f"pair {pair}: {', '.join(factors)}"
         axes.set(title=title, ylim=(g_min - margin, g_max + margin), xticks=np.linspace(-1, 1, 5))
@@ -241,7 +265,7 @@ def _plot_pair(axes: Axes, curves: FloatArray, line_width: float, name: str) -> 
     weights = np.linspace(-1, 1, curves.shape[1])
     looks = ((drawing.GREEN, "-", "⁺"), (drawing.PURPLE, (0, (4, 1.5)), "⁻"))
     for curve, (colour, line, sign) in zip(curves, looks, strict=True):
-        label = f"{name} g{sign}"
+        label = f"{name}g{sign}"
         axes.plot(weights, curve, color=colour, linestyle=line, linewidth=line_width, label=label)
 
 

@@ -112,6 +112,12 @@ class StudyRecord:
         }
         return {name: value for name, value in found.items() if value}
 
+    @property
+    def layer(self) -> str:
+        """The layer it is about; empty if it is about the whole network."""
+        parent = self.settings.get(attributes.PARENT_STUDY)
+        return self.name.removeprefix(f"{parent}/") if parent else ""
+
     def file(self, name: str) -> str:
         """A file of the results folder, from the working directory if the folder is in it."""
         path = from_here(Path(self.settings.get(attributes.RESULTS, "")) / name)

@@ -145,6 +145,7 @@ def test_what_python_and_notebooks_show_is_short_and_has_factors_and_range() -> 
     assert shown.startswith("<table>")
     assert "0.3 to 24.7 µS" in shown
     assert "<tr><td>2.5</td><td>2.00 4.00 8.00</td><td>8.00 4.00 2.00</td></tr>" in shown
+    assert '<img src="data:image/png;base64,' in shown
 
 
 def document(**changes: Any) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wpo_optuna.errors import InvalidArgument
+from wpo_optuna.notebook import table
 
 if TYPE_CHECKING:
     from aihwkit.inference.converter.conductance import CustomPairConductanceConverter
@@ -77,15 +78,13 @@ class ProgrammingStrategy:
 
     def _repr_html_(self) -> str:
         """What notebooks show: the factor of each pair, and its conductances from -w to w."""
+        from wpo_optuna.report.notebook import image_of_strategy
+
+        factors = [f"{f:.4g}" for f in self.f_lst]
         curves = [" ".join(f"{g:.2f}" for g in curve) for curve in self.g_lst]
-        rows = "".join(
-            f"<tr><td>{f:.4g}</td><td>{plus}</td><td>{minus}</td></tr>"
-            for f, plus, minus in zip(self.f_lst, curves[::2], curves[1::2], strict=True)
-        )
-        return (
-            f"<table><caption>ProgrammingStrategy, {self._extent}</caption>"
-            f"<tr><th>f</th><th>g⁺ (µS)</th><th>g⁻ (µS)</th></tr>{rows}</table>"
-        )
+        rows = zip(factors, curves[::2], curves[1::2], strict=True)
+        caption = f"ProgrammingStrategy, {self._extent}"
+        return table(caption, rows, ("f", "g⁺ (µS)", "g⁻ (µS)")) + image_of_strategy(self)
 
     @property
     def _extent(self) -> str:

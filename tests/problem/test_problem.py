@@ -212,3 +212,12 @@ def test_a_time_that_the_noise_model_does_not_know_is_refused_with_those_it_know
         small_problem(rpu_config=rpu_config, t_steps=[1.0, 60.0])
     for piece in ("t_steps contains 60 s", "ReRamWan2022NoiseModel", "1.0, 86400.0, 172800.0"):
         assert piece in str(caught.value)
+
+
+def test_what_python_and_notebooks_show_is_short_and_says_what_is_optimised() -> None:
+    problem = small_problem(t_steps=[1.0, 3600.0, DAY])
+    assert repr(problem) == (
+        "<WeightProgrammingProblem: weights 400, f_lst [1, None], devices PCMLikeNoiseModel, "
+        "0 to 25 µS, times 1s 1h 1d, baseline DualPairConductanceConverter, dimensions 14>"
+    )
+    assert "<tr><th>times</th><td>1s 1h 1d</td></tr>" in problem._repr_html_()

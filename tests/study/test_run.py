@@ -14,16 +14,17 @@ import optuna
 import pytest
 import torch
 from aihwkit.inference import PCMLikeNoiseModel
+from matplotlib.figure import Figure
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 from small_problems import small_problem, small_rpu_config
+from tqdm.auto import tqdm
 
 from wpo_optuna import run_study
 from wpo_optuna.errors import InvalidArgument, WeightProgrammingError
 from wpo_optuna.loss.monte_carlo import MonteCarloEngine
 from wpo_optuna.loss.reference import ReferenceEngine
 from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
-from wpo_optuna.study import run
 from wpo_optuna.study.attributes import (
     COORDINATES,
     FAILED,
@@ -80,6 +81,25 @@ def test_a_study_ends_with_a_scored_strategy_better_than_what_it_started_from(
     # The score has 400 draws: five standard errors of the difference.
     assert result.scores.engine_bias == pytest.approx(bias, abs=0.06)
     assert result.success == (result.scores.improvement > problem.loss_margin)
+
+
+def test_what_python_and_notebooks_show_of_a_result_is_short_and_has_the_reports_figures(
+    problem: WeightProgrammingProblem,
+) -> None:
+    result = run_study(problem, n_trials=60, storage="memory", study_name="<s>", **QUIET)
+    shown = repr(result)
+    assert len(shown) < 250
+    assert f"best TNMSE {result.tnmse}" in shown
+    assert f"f_lst [1, {result.strategy.f_lst[1]:.4g}]" in shown
+    page = result._repr_html_()
+    assert "Study &lt;s&gt;" in page
+    assert f"<td>{result.baseline}</td>" in page
+    assert page.count('<img src="data:image/png;base64,') == 1
+    for name in ("conductance_curves", "search_progress", "tnmse_over_time", "devices"):
+        assert isinstance(result.figures[name], Figure)
+    axes = result.figures["conductance_curves"].axes[1]
+    factors = f"optimised f = {result.strategy.f_lst[1]:.3g}, baseline f = 1"
+    assert axes.get_title("left") == f"pair 1: {factors}"
 
 
 def test_scores_are_kept_with_the_study_and_not_drawn_again_without_need(
@@ -229,7 +249,7 @@ def test_the_bar_shows_the_best_tnmse_and_the_baselines(
     problem: WeightProgrammingProblem, monkeypatch: pytest.MonkeyPatch, sampler: str
 ) -> None:
     shown: list[str] = []
-    monkeypatch.setattr(run.tqdm, "set_postfix_str", lambda bar, text, **_: shown.append(text))
+    monkeypatch.setattr(tqdm, "set_postfix_str", lambda bar, text, **_: shown.append(text))
     result = run_study(problem, sampler, n_trials=60, storage="memory", **QUIET)
     best = min(trial.user_attrs["tnmse"] for trial in result.study.trials)
     assert shown[-1] == f"best TNMSE {best:.4f}, baseline {result.objective.baseline:.4f}"

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.hypercube import Hypercube
+from wpo_optuna.notebook import table
 from wpo_optuna.problem import validation
 from wpo_optuna.problem.fingerprint import Description, describe, fingerprint
 
@@ -101,6 +102,28 @@ class WeightProgrammingProblem:
             )
         # The matrix is made now, so that training the network further does not change it.
         validation.try_baseline(self.g_converter_baseline, self.test_weights)
+
+    def __repr__(self) -> str:
+        told = [f"{name} {value}" for name, value in self._facts().items()]
+        return f"<WeightProgrammingProblem: {', '.join(told)}>"
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: what is optimised, on which hardware, and what is to be beaten."""
+        return table("WeightProgrammingProblem", self._facts().items())
+
+    def _facts(self) -> dict[str, str]:
+        from wpo_optuna.hardware import format_duration
+
+        factors = ", ".join("None" if f is None else f"{f:.4g}" for f in self.f_lst)
+        devices = type(self.noise_model).__name__
+        return {
+            "weights": f"{self.weights.numel():,}",
+            "f_lst": f"[{factors}]",
+            "devices": f"{devices}, {self.g_min:.4g} to {self.g_max:.4g} µS",
+            "times": " ".join(map(format_duration, self.t_steps)),
+            "baseline": type(self.g_converter_baseline).__name__,
+            "dimensions": str(self.hypercube.dimension),
+        }
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.evaluate.accuracy import (
@@ -35,6 +34,7 @@ from wpo_optuna.network.analogue import Choice
 from wpo_optuna.study.attributes import FINISHED, METRICS
 from wpo_optuna.study.environment import directory_of_study
 from wpo_optuna.study.estimate import Estimate, score
+from wpo_optuna.study.progress import progress_bar
 from wpo_optuna.study.run import destination_of
 from wpo_optuna.track.follower import Follower
 from wpo_optuna.track.study_run import PARENT_TAG
@@ -247,10 +247,9 @@ def _score_network_wide(
     problem: WeightProgrammingProblem, strategy: ProgrammingStrategy, show_progress_bar: bool
 ) -> Estimate:
     seed = np.random.SeedSequence([problem.seed, _SEED_PURPOSE]).generate_state(1)[0]
-    with tqdm(
-        desc="scoring the network-wide strategy", unit="draw",
-        disable=None if show_progress_bar else True,
-    ) as bar:  # fmt: skip
+    with progress_bar(
+        show_progress_bar, desc="scoring the network-wide strategy", unit="draw"
+    ) as bar:
         return score(drawing_engine(problem), strategy.to_converter(), int(seed), bar.update)
 
 

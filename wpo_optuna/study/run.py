@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
-from tqdm import tqdm
 
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.loss.monte_carlo import checked_device
@@ -35,6 +34,7 @@ from wpo_optuna.study.gradients import (
 from wpo_optuna.study.mirror import Mirror, default_batch_size, sample
 from wpo_optuna.study.objective import HypercubeObjective
 from wpo_optuna.study.opening import open_study
+from wpo_optuna.study.progress import progress_bar
 from wpo_optuna.study.scoring import StudyResult, comparable, score_finalists, strategy_of
 from wpo_optuna.study.settings import GRADIENT, RecordSettings, RunSettings
 from wpo_optuna.track.destination import Destination, refuse_file_of
@@ -103,7 +103,7 @@ def run_study(
         account: what becomes of the network's tensors, which is kept beside the results.
         callbacks: called with the study and each finished trial, like Optuna's. One that raises
             ``StopIteration``, as scipy's may, ends the sampling; the best trials are then polished.
-        show_progress_bar: whether to show progress on a terminal.
+        show_progress_bar: whether to show progress on a terminal or in a notebook.
         **options: further settings by name, see
             :class:`~wpo_optuna.study.settings.SearchSettings` and
             :class:`~wpo_optuna.study.settings.RecordSettings`: ``batch_size``, ``polish``,
@@ -254,10 +254,10 @@ class _Search:
                 stack.callback(shared.close)
                 mirror.objective = HypercubeObjective(objective.problem, shared, objective.baseline)
             self._bar = stack.enter_context(
-                tqdm(
-                    desc="searching", total=total, initial=min(mirror.n_complete, total),
-                    disable=None if self.show_progress else True,
-                    dynamic_ncols=True, mininterval=0.2, bar_format=_BAR,
+                progress_bar(
+                    self.show_progress, desc="searching", total=total,
+                    initial=min(mirror.n_complete, total), dynamic_ncols=True, mininterval=0.2,
+                    bar_format=_BAR,
                 )
             )  # fmt: skip
             mirror.on_stored = self._take

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +13,19 @@ import numpy as np
 from aihwkit.inference.noise.base import BaseNoiseModel
 from optuna.trial import FrozenTrial
 from pydantic import TypeAdapter
-from tqdm import tqdm
 
 from wpo_optuna.errors import WeightProgrammingError
 from wpo_optuna.loss.engine_choice import drawing_engine
 from wpo_optuna.loss.reference import ReferenceEngine
+from wpo_optuna.notebook import image, table
 from wpo_optuna.strategy import ProgrammingStrategy
 from wpo_optuna.study.attributes import SCORES
 from wpo_optuna.study.estimate import Estimate, distinct, score
+from wpo_optuna.study.progress import progress_bar
 
 if TYPE_CHECKING:
     from aihwkit.inference.converter.conductance import CustomPairConductanceConverter
+    from matplotlib.figure import Figure
     from optuna import Study
 
     from wpo_optuna.problem import WeightProgrammingProblem
@@ -182,6 +185,35 @@ class StudyResult:
         """Whether the winner beats the baseline by the problem's margin."""
         return bool(self.objective.problem.loss(self.tnmse.mean, self.baseline.mean) < 0)
 
+    @cached_property
+    def figures(self) -> dict[str, Figure]:
+        """The figures of the report by name, as matplotlib's; drawing them takes some seconds."""
+        from wpo_optuna.report.notebook import figures_of
+
+        return figures_of(self)
+
+    def __repr__(self) -> str:
+        told = [f"{name} {value}" for name, value in self._facts().items()]
+        return f"<StudyResult of {self.study.study_name!r}: {', '.join(told)}>"
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: the scores, and the winner's conductances over the weight."""
+        rows = list(self._facts().items())
+        if self.scores.warning is not None:
+            rows.append(("warning", self.scores.warning))
+        curves = image(self.figures["conductance_curves"], "conductances over the weight")
+        return table(f"Study {self.study.study_name}", rows) + curves
+
+    def _facts(self) -> dict[str, str]:
+        factors = ", ".join(f"{f:.4g}" for f in self.strategy.f_lst)
+        return {
+            "baseline TNMSE": str(self.baseline),
+            "best TNMSE": str(self.tnmse),
+            "improvement": f"{100 * self.scores.improvement:.1f} %",
+            "f_lst": f"[{factors}]",
+            "trials": f"{self.scores.n_trials}; best is number {self.scores.winning_trial}",
+        }
+
 
 def score_finalists(mirror: Mirror, how_many: int, show_progress: bool) -> Scores:
     """Scores the best distinct trials and the baseline on fresh noise.
@@ -218,9 +250,7 @@ def score_finalists(mirror: Mirror, how_many: int, show_progress: bool) -> Score
     # Seeds of this scoring alone: neither the search nor an earlier scoring used them.
     sequence = np.random.SeedSequence([problem.seed, mirror.n_complete])
     seeds = [int(seed) for seed in sequence.generate_state(len(chosen) + 2)]
-    with tqdm(
-        desc="scoring on fresh noise", unit="draw", disable=None if show_progress else True
-    ) as bar:
+    with progress_bar(show_progress, desc="scoring on fresh noise", unit="draw") as bar:
         finalists = [
             Finalist(
                 mirror.number_of(trial),

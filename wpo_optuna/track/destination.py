@@ -28,6 +28,8 @@ DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _SERVERS = ("http", "https", "databricks", "databricks-uc", "uc")
 _VARIABLE = "MLFLOW_TRACKING_URI"
 DEFAULT_URI = "sqlite:///mlflow.db"
+# MLflow's in its database.
+_LONGEST_NAME = 256
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,13 @@ class Destination:
 
     def __post_init__(self) -> None:
         _check_tracking_uri(self.uri, _named(self.tracking_uri))
-        if not self.experiment_name:
-            raise InvalidArgument("experiment_name = '': a name is needed.")
+        name = self.experiment_name
+        if not (name.strip() and name.isprintable() and len(name) <= _LONGEST_NAME):
+            shown = name if len(name) <= _LONGEST_NAME else f"{name[:20]}..."
+            raise InvalidArgument(
+                f"experiment_name = {shown!r}: a name is needed, of at most {_LONGEST_NAME} "
+                "printable characters."
+            )
         check_choice("trial_runs", self.trial_runs, TRIAL_RUNS)
 
     @property

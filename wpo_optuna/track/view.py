@@ -115,13 +115,16 @@ def _view() -> str:
         "searchFilter": SHOWN_FILTER,
         "selectedColumns": _COLUMNS,
         "columnOrder": _COLUMNS,
+        "columnWidths": dict.fromkeys(_COLUMNS, 150),
         "compareRunCharts": [
-            _chart("LINE", "best_tnmse", "search", scaleType="log", xAxisKey="step"),
+            _chart(
+                "LINE", "best_tnmse", "search", scaleType="log", xAxisKey="step", lineSmoothness=0
+            ),
             *(_chart("BAR", metric, "found") for metric in _BARS),
         ],
         "compareRunSections": [
             _section("search", "Best TNMSE over the trials", columns=1),
-            _section("found", "Strategies found, on fresh draws", columns=3, cardHeight=300),
+            _section("found", "Strategies found", columns=3, cardHeight=300),
             _section("others", "Model metrics", display=False),
         ],
         "isAccordionReordered": True,

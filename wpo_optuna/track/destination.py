@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.storages import BaseStorage
 
+    from wpo_optuna.study.settings import RecordSettings
+
 TRIAL_RUNS = ("auto", "all", "best", "none")
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
@@ -106,6 +108,18 @@ class Destination:
                 "password; give --tracking-uri with it."
             )
         return cls(**fields)
+
+
+def destination_of(settings: RecordSettings) -> Destination | None:
+    """Where a study with these settings is tracked; None if nowhere.
+
+    Raises:
+        InvalidArgument: MLflow does not take the address or a name.
+    """
+    if settings.tracking_uri is False:
+        return None
+    uri = settings.tracking_uri if isinstance(settings.tracking_uri, str) else None
+    return Destination(uri, settings.experiment, settings.trial_runs)
 
 
 def _named(tracking_uri: str | None) -> str:

@@ -20,7 +20,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from wpo_optuna.samplers import DESampler, candidate_of
-from wpo_optuna.storage import FinishedTrials
+from wpo_optuna.storage import FinishedTrials, repeated_if_away
 from wpo_optuna.study.attributes import PHASE, PHASE_INDEX, PHASE_TOTAL
 
 if TYPE_CHECKING:
@@ -196,6 +196,7 @@ class Mirror:
             self.memory.add_trial(trial)
             self.n_complete += trial.state == TrialState.COMPLETE
 
+    @repeated_if_away
     def _keep_sampler_state(self) -> None:
         """Stores what samplers keep with the study, such as where a sequence has got to."""
         state = self._memory_storage.get_study_system_attrs(self._memory_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from wpo_optuna.storage import repeated_if_away
 from wpo_optuna.study import attributes
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ _COORDINATES = (
 )
 
 
+@repeated_if_away
 def keep(study: Study, values: Mapping[str, Any]) -> None:
     """Writes into a study's attributes what differs from them and is not None."""
     stored = study.user_attrs

@@ -17,7 +17,6 @@ from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.loss.engine_choice import choose_engine
 from wpo_optuna.problem.fingerprint import differences
 from wpo_optuna.samplers import make_sampler
-from wpo_optuna.storage import repeated_if_away
 from wpo_optuna.study import attributes
 from wpo_optuna.study.description import about, keep, names_in
 from wpo_optuna.study.environment import versions

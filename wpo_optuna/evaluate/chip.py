@@ -1,8 +1,8 @@
 """The tiles of a network as one chip: programmed, and read at one time after the other.
 
 The steps are those of aihwkit's tiles, ``program_weights`` and ``drift_weights``. Where a
-:class:`~wpo_optuna.evaluate.torch_tile.TorchTile` computes, tiles are programmed side by side in
-threads, each with random numbers of its own: they depend on the seed and the tile alone.
+:class:`~wpo_optuna.evaluate.torch_tile.TorchTile` computes, large tiles are programmed side by side
+in threads, each with random numbers of its own: they depend on the seed and the tile alone.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from wpo_optuna.loss.parallel import in_threads
 from wpo_optuna.network.apply import AnalogTile, analog_tiles
 
 Engine = Literal["auto", "torch", "aihwkit"]
+
+# Weights of a tile from which on a thread is worth its while.
+_LARGE = 2**15
 
 
 @contextmanager
@@ -99,7 +102,7 @@ class Chip:
 
     def program(self, *seed: int) -> None:
         """Programs all devices anew."""
-        for tile in self._tiles:
+        for tile in filter(self._is_for_threads, self._tiles):
             _evaluate_curves_fast(tile)
         self._all(lambda tile: tile.tile.program_weights(), seed)
 
@@ -111,22 +114,26 @@ class Chip:
         """A step of each tile, with random numbers that follow from the seed."""
         # A metric may draw numbers as well; the noise should not depend on how many.
         torch.manual_seed(_seed(*seed))
-        in_order: list[AnalogTile] = []
-        side_by_side: list[AnalogTile] = []
+        side_by_side = []
         for number, tile in enumerate(self._tiles):
             simulator = tile.tile.tile
             if isinstance(simulator, TorchTile):
                 simulator.generator.manual_seed(_seed(*seed, number))
-            drawn_here = isinstance(simulator, TorchTile) and self._knows(tile.noise_model)
-            (side_by_side if drawn_here else in_order).append(tile)
-        for tile in in_order:
-            step(tile)
+            if self._is_for_threads(tile):
+                side_by_side.append(tile)
+            else:
+                step(tile)
 
         def drawing(tile: AnalogTile) -> None:
             with torch.no_grad(), _Drawing(tile.tile.tile.generator):
                 step(tile)
 
         in_threads(drawing, side_by_side)
+
+    def _is_for_threads(self, tile: AnalogTile) -> bool:
+        is_large = tile.tile.in_size * tile.tile.out_size >= _LARGE
+        in_torch = isinstance(tile.tile.tile, TorchTile)
+        return is_large and in_torch and self._knows(tile.noise_model)
 
     def _knows(self, model: BaseNoiseModel | None) -> bool:
         """Whether a noise model draws its numbers in the way that is known here."""
@@ -187,10 +194,8 @@ class FastCurves(CustomPairConductanceConverter):
 
 
 def _evaluate_curves_fast(tile: AnalogTile) -> None:
-    model, simulator = tile.noise_model, tile.tile.tile
-    if model is None or not isinstance(simulator, TorchTile):
-        return
-    device = simulator.generator.device
+    model, device = tile.noise_model, tile.tile.tile.generator.device
+    assert model is not None
     if isinstance(conversion_of(model.g_converter, device), CurveConversion):
         model.g_converter = FastCurves(model.g_converter, device)
 

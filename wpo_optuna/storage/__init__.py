@@ -5,6 +5,7 @@ from __future__ import annotations
 from wpo_optuna.storage.finished_trials import Appended, FinishedTrials
 from wpo_optuna.storage.reconnecting import StorageError, StorageWarning, repeated_if_away
 from wpo_optuna.storage.urls import (
+    check_kind,
     load_study,
     masked_url,
     network_file_system,
@@ -18,6 +19,7 @@ __all__ = [
     "FinishedTrials",
     "StorageError",
     "StorageWarning",
+    "check_kind",
     "load_study",
     "masked_url",
     "network_file_system",

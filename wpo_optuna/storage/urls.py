@@ -100,6 +100,16 @@ def load_study(url: str, study_name: str) -> Study:
         ) from None
 
 
+def check_kind(url: str) -> None:
+    """Refuses a URL that is none of a storage; nothing is opened.
+
+    Raises:
+        InvalidArgument: the URL is of no kind that :func:`open_storage` takes.
+    """
+    if not _parts(url)[0]:
+        raise InvalidArgument(f"storage {masked_url(url)!r}: accepted is {ACCEPTED}")
+
+
 def masked_url(url: str) -> str:
     """The URL for people to read: without its password."""
     url = re.sub(r"(?<=://)([^:/?#]*):.*@", r"\1:***@", url)
@@ -183,41 +193,51 @@ def begin_writing(connection: Connection) -> None:
 
 def _open(url: str, busy_timeout: float, *, may_create: bool) -> BaseStorage:
     """Opens a storage; what hinders a library, a file or a server is told in one sentence."""
+    check_kind(url)
     try:
-        storage = _opened(url, busy_timeout, may_create)
+        return _opened(url, busy_timeout, may_create)
     except Exception as error:
         cause = error.__cause__ or error
         reason = f"{type(cause).__name__}: {first_line(getattr(cause, 'orig', None) or cause)}"
         raise InvalidArgument(
             f"storage {masked_url(url)!r}: it cannot be opened as an Optuna storage ({reason})"
         ) from error
-    if storage is None:
-        raise InvalidArgument(f"storage {masked_url(url)!r}: accepted is {ACCEPTED}")
-    return storage
 
 
-def _opened(url: str, busy_timeout: float, may_create: bool) -> BaseStorage | None:
-    """The storage with this URL; None if no URL looks like this."""
-    if url in ("memory", "sqlite://", "sqlite:///", "sqlite:///:memory:"):
+def _opened(url: str, busy_timeout: float, may_create: bool) -> BaseStorage:
+    kind, location = _parts(url)
+    if kind == "memory":
         return InMemoryStorage()
-    match = re.fullmatch(r"(\w+)(\+\w+)?://(.*)", url)
-    kind, driver, location = match.groups() if match else ("", None, "")
-    if kind == "sqlite" and location.startswith("/"):
+    if kind == "sqlite":
         return _open_sqlite(url, busy_timeout, may_create)
-    if kind in ("postgresql", "mysql"):
-        # Connections that the server has closed in the meantime are replaced.
-        storage = _open_database(url, {"pool_pre_ping": True}, may_create)
-        outlast_restarts(storage.engine, masked_url(url))
-        return storage
-    if kind == "journal" and not driver and location.startswith("/"):
+    if kind == "journal":
         return _open_journal(Path(location[1:]), may_create)
-    if kind == "grpc" and not driver and re.fullmatch(r"[^:]+.*:\d+", location):
+    if kind == "grpc":
         host, _, port = location.rpartition(":")
         proxy = GrpcStorageProxy(host=host, port=int(port))
         proxy.wait_server_ready(timeout=_GRPC_TIMEOUT_S)
         _urls[proxy] = url
         return proxy
-    return None
+    # Connections that the server has closed in the meantime are replaced.
+    storage = _open_database(url, {"pool_pre_ping": True}, may_create)
+    outlast_restarts(storage.engine, masked_url(url))
+    return storage
+
+
+def _parts(url: str) -> tuple[str, str]:
+    """The kind and the location that a URL names; the kind is empty if no URL looks like this."""
+    if url in ("memory", "sqlite://", "sqlite:///", "sqlite:///:memory:"):
+        return "memory", ""
+    match = re.fullmatch(r"(\w+)(\+\w+)?://(.*)", url)
+    kind, driver, location = match.groups() if match else ("", None, "")
+    is_one = {
+        "sqlite": location.startswith("/"),
+        "journal": not driver and location.startswith("/"),
+        "grpc": not driver and re.fullmatch(r"[^:]+.*:\d+", location),
+        "postgresql": True,
+        "mysql": True,
+    }
+    return (kind, location) if is_one.get(kind) else ("", "")
 
 
 def _open_sqlite(url: str, busy_timeout: float, may_create: bool) -> RDBStorage:

@@ -35,7 +35,7 @@ from wpo_optuna.study.attributes import FINISHED, METRICS
 from wpo_optuna.study.environment import directory_of_study
 from wpo_optuna.study.estimate import Estimate, score
 from wpo_optuna.study.progress import progress_bar
-from wpo_optuna.study.run import destination_of
+from wpo_optuna.track.destination import destination_of
 from wpo_optuna.track.follower import Follower
 from wpo_optuna.track.study_run import PARENT_TAG
 

@@ -72,6 +72,11 @@ def refuse_at_once(settings: StudySettings) -> None:
     if settings.output is not None:
         check_directory(Path(settings.output), "output")
         directory_of_study(Path(settings.output), settings.study_name or EXAMPLE)
+    from wpo_optuna.storage import check_kind  # Optuna's import takes half a second
+    from wpo_optuna.track.destination import destination_of
+
+    check_kind(settings.storage)
+    destination_of(settings)
 
 
 def set_up_problem(settings: StudySettings, show_progress_bar: bool = False) -> ProblemSetup:

@@ -36,8 +36,8 @@ from wpo_optuna.study.objective import HypercubeObjective
 from wpo_optuna.study.opening import open_study
 from wpo_optuna.study.progress import progress_bar
 from wpo_optuna.study.scoring import StudyResult, comparable, score_finalists, strategy_of
-from wpo_optuna.study.settings import GRADIENT, RecordSettings, RunSettings
-from wpo_optuna.track.destination import Destination, refuse_file_of
+from wpo_optuna.study.settings import GRADIENT, RunSettings
+from wpo_optuna.track.destination import Destination, destination_of, refuse_file_of
 from wpo_optuna.track.follower import Follower
 
 if TYPE_CHECKING:
@@ -180,18 +180,6 @@ def _checked(
         check_directory(Path(settings.output), "output")
         directory_of_study(Path(settings.output), study_name)
     return destination_of(settings)
-
-
-def destination_of(settings: RecordSettings) -> Destination | None:
-    """Where a study with these settings is tracked; None if nowhere.
-
-    Raises:
-        InvalidArgument: MLflow does not take the address or a name.
-    """
-    if settings.tracking_uri is False:
-        return None
-    uri = settings.tracking_uri if isinstance(settings.tracking_uri, str) else None
-    return Destination(uri, settings.experiment, settings.trial_runs)
 
 
 def _results_folder(settings: RunSettings, study_name: str, stack: ExitStack) -> Path | None:

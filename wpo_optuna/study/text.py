@@ -9,7 +9,8 @@ from wpo_optuna.storage import masked_url
 from wpo_optuna.study.command_line import command_for_shell
 from wpo_optuna.study.environment import from_here
 from wpo_optuna.study.estimate import RELATIVE_WIDTH
-from wpo_optuna.study.run import STRATEGY_FILE, destination_of
+from wpo_optuna.study.run import STRATEGY_FILE
+from wpo_optuna.track.destination import destination_of
 from wpo_optuna.track.view import look_lines, page_of_experiment, page_of_trials
 
 if TYPE_CHECKING:

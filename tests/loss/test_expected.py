@@ -168,3 +168,22 @@ def test_another_converter_is_refused(engine: ExpectedEngine) -> None:
     converter = SingleDeviceConductanceConverter(g_min=0.0, g_max=25.0)
     with pytest.raises(InvalidArgument, match=r"SingleDeviceConductanceConverter.*montecarlo"):
         engine.tnmse_of(converter)
+
+
+@pytest.mark.parametrize("device", ["abacus", "cuda:99", "cpu:x"])
+def test_a_device_that_jax_does_not_find_is_refused_with_what_to_install(device: str) -> None:
+    with pytest.raises(InvalidArgument, match=rf'device = \'{device}\'.*pip install "jax\[cuda\]"'):
+        ExpectedEngine(small_problem(), device=device)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_cpus_values(engine: ExpectedEngine) -> None:
+    try:
+        on_gpu = ExpectedEngine(engine.problem, device="cuda")
+    except InvalidArgument as refusal:
+        pytest.skip(str(refusal))
+    x = np.random.default_rng(0).random((100, engine.problem.hypercube.dimension))
+    np.testing.assert_allclose(on_gpu.tnmse(x), engine.tnmse(x), rtol=1e-9)
+    for of_gpu, of_cpu in zip(on_gpu.value_and_grad(x), engine.value_and_grad(x), strict=True):
+        np.testing.assert_allclose(of_gpu, of_cpu, rtol=1e-6, atol=1e-9)

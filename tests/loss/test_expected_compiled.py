@@ -133,8 +133,8 @@ def test_what_is_on_disk_is_used_unless_it_is_damaged_or_others_could_have_writt
     def n_compilations() -> int:
         fresh = importlib.reload(compiled)
         with compilations() as found:
-            run = fresh.compiled(double, (), (np.ones(3),))
-        with fresh.on_cpu():
+            run = fresh.compiled(double, (), (np.ones(3),), fresh.jax_device("cpu"))
+        with fresh.on(fresh.jax_device("cpu")):
             assert np.asarray(run(np.ones(3))).tolist() == [2, 2, 2]
         return len(found)
 

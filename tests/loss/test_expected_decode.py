@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from wpo_optuna.hypercube import Hypercube
-from wpo_optuna.loss.expected.compiled import on_cpu
+from wpo_optuna.loss.expected.compiled import jax_device, on
 from wpo_optuna.loss.expected.decode import decode, described
 
 CUBES = {
@@ -23,7 +23,7 @@ def test_strategies_are_the_hypercubes(name: str) -> None:
     x = np.random.default_rng(0).random((100, cube.dimension))
     x[50:] = x[50:].round()
     layout, bounds = described(cube)
-    with on_cpu():
+    with on(jax_device("cpu")):
         factors, curves = (
             np.asarray(part) for part in jax.jit(decode, static_argnums=2)(x.T, bounds, layout)
         )

@@ -17,6 +17,7 @@ from wpo_optuna.loss.expected.loss import Kind
 from wpo_optuna.loss.expected.readout_table import gamma_excess_table, tabulate_readout
 from wpo_optuna.loss.expected.weight_nodes import weight_nodes
 from wpo_optuna.loss.gradient_search import polish
+from wpo_optuna.loss.readout import AnalogReadout
 from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 
 FloatArray = NDArray[np.float64]
@@ -65,7 +66,7 @@ class Plain:
             problem.noise_model, problem.t_steps, problem.g_min, problem.g_max
         )
         self.grid = d.g_low + (d.g_high - d.g_low) * np.linspace(0, 1, len(d.programmed[0])) ** 2
-        self.readout = r = tabulate_readout(problem.rpu_config.forward, matrix)
+        self.readout = r = tabulate_readout(AnalogReadout.of_tile(problem.rpu_config), matrix)
         means = np.linspace(-r.largest_mean, r.largest_mean, r.mean_cells + 1)
         deviations = r.largest_deviation * np.linspace(0, 1, r.variance_cells + 1) ** 2
         values = np.stack([r.response, r.slope, r.second_moment], axis=-1)

@@ -129,8 +129,8 @@ def choose_engine(
         name: name of an engine, which is then made whatever its deviation; None tries the
             expected engine, then Monte Carlo, then aihwkit's tile, with a warning that says why,
             and before a search on the tile how long it will take.
-        device: torch device of the Monte Carlo engine. Another one than the CPU is a reason to
-            prefer that engine to the expected one, which has no use for it.
+        device: where the expected and the Monte Carlo engine compute, ``"cpu"`` or ``"cuda"``;
+            where JAX finds no GPU but torch does, Monte Carlo is used.
         check: whether the expected engine is compared with one that draws the noise first.
         n_trials: trials of the search, for the warning.
 
@@ -139,7 +139,7 @@ def choose_engine(
             such device.
     """
     is_on_cpu = checked_device(device).type == "cpu"
-    names = (name,) if name is not None else _FASTEST_FIRST[0 if is_on_cpu else 1 :]
+    names = _FASTEST_FIRST if name is None else (name,)
     engine, self_check = _first_possible(problem, names, device, n_trials), None
     if check and engine.name == "expected":
         self_check = check_engine(engine, drawing_engine(problem))
@@ -159,11 +159,8 @@ def choose_engine(
                 f"The expected engine deviates by {self_check.worst:.1%} from {self_check.drawn} "
                 f"on this problem (at most {TOLERATED_DEVIATION:.0%} is tolerated): {reaction}."
             )
-    if not is_on_cpu and engine.name != "montecarlo":
-        _warn(
-            f"device = {device!r} is for the Monte Carlo engine alone; the {engine.name} engine "
-            "works on the CPU."
-        )
+    if not is_on_cpu and engine.name == "aihwkit":
+        _warn(f"device = {device!r} is for the other engines; aihwkit's tile works on the CPU.")
     return ChosenEngine(engine, self_check)
 
 
@@ -173,7 +170,7 @@ def _first_possible(
     """The first of these engines that can evaluate the problem; a warning says why not before."""
     refusal = ""
     for name in names:
-        options = {"device": device} if name == "montecarlo" else {}
+        options = {} if name == "aihwkit" else {"device": device}
         try:
             engine = make_engine(name, problem, **options)
         except InvalidArgument as error:

@@ -21,47 +21,75 @@ import jax
 import jaxlib
 from jax.experimental.serialize_executable import deserialize_and_load, serialize
 
+from wpo_optuna.errors import InvalidArgument, first_line
+
 # Each function runs in the thread that calls it: XLA's own threads cost more than they gain.
-_OPTIONS: dict[str, str | bool] = {"xla_cpu_multi_thread_eigen": False}
+_OPTIONS: dict[str, dict[str, str | bool]] = {"cpu": {"xla_cpu_multi_thread_eigen": False}}
+
+
+def jax_device(name: str) -> jax.Device:
+    """JAX's device of a name as torch has them: ``cpu``, ``cuda``, ``cuda:1``.
+
+    Raises:
+        InvalidArgument: JAX finds none.
+    """
+    platform, _, index = name.partition(":")
+    try:
+        return jax.devices(platform)[int(index or 0)]
+    except (RuntimeError, IndexError, ValueError) as error:
+        raise InvalidArgument(
+            f"device = {name!r} cannot be used by the expected engine ({first_line(error)}): give "
+            'cpu, or pip install "jax[cuda]", with which JAX finds a GPU.'
+        ) from error
 
 
 @contextmanager
-def on_cpu() -> Iterator[None]:
-    """JAX on the processor and in double precision, in this thread and as long as it lasts."""
-    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+def on(device: jax.Device) -> Iterator[None]:
+    """JAX on a device and in double precision, in this thread and as long as it lasts."""
+    with jax.enable_x64(True), jax.default_device(device):
         yield
 
 
 def compiled(
-    function: Callable[..., Any], statics: tuple[Any, ...], arguments: tuple[Any, ...]
+    function: Callable[..., Any],
+    statics: tuple[Any, ...],
+    arguments: tuple[Any, ...],
+    device: jax.Device,
 ) -> Callable[..., Any]:
-    """A function as compiled for the shapes of its arguments, to be called inside :func:`on_cpu`.
+    """A function as compiled for the shapes of its arguments, to be called inside :func:`on`.
 
     Args:
         function: of ``arguments`` and ``statics``, in this order.
         statics: NamedTuples of plain values that are compiled in.
         arguments: trees of arrays; shapes and types matter.
+        device: where it is to run.
     """
     leaves, tree = jax.tree.flatten(arguments)
-    return _executable(function, statics, tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+    shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    return _executable(function, statics, tree, shapes, device)
 
 
 @cache
 def _executable(
-    function: Callable[..., Any], statics: tuple[Any, ...], tree: Any, shapes: tuple[Any, ...]
+    function: Callable[..., Any],
+    statics: tuple[Any, ...],
+    tree: Any,
+    shapes: tuple[Any, ...],
+    device: jax.Device,
 ) -> Callable[..., Any]:
     """The function as found on disk, or compiled and put there."""
-    told = repr((_origin(), function.__name__, statics, tree, shapes))
+    told = repr((_origin(), device.device_kind, function.__name__, statics, tree, shapes))
     name = hashlib.sha256(told.encode()).hexdigest()
     # Whatever is wrong with a file, compiling helps.
     with suppress(Exception):
         code, in_tree, out_tree = pickle.loads((_cache_folder() / name).read_bytes())
-        devices = jax.devices("cpu")[:1]
-        return deserialize_and_load(code, in_tree, out_tree, execution_devices=devices)
-    with on_cpu():
+        return deserialize_and_load(code, in_tree, out_tree, execution_devices=[device])
+    with on(device):
         arguments = tree.unflatten(jax.ShapeDtypeStruct(*shape) for shape in shapes)
         jitted = jax.jit(lambda *arrays: function(*arrays, *statics))
-        executable = jitted.lower(*arguments).compile(compiler_options=_OPTIONS)
+        executable = jitted.lower(*arguments).compile(
+            compiler_options=_OPTIONS.get(device.platform)
+        )
     # A full disk must not end a study.
     with suppress(OSError, ValueError):
         with NamedTemporaryFile(dir=_cache_folder(), delete=False) as file:

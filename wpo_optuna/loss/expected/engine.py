@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.loss.base import LossEngine, not_batched
+from wpo_optuna.loss.expected.compiled import jax_device
 from wpo_optuna.loss.expected.device_moments import DeviceMoments, tabulate_device_moments
 from wpo_optuna.loss.expected.evaluation import placed, tnmse, tnmse_and_gradient
 from wpo_optuna.loss.expected.loss import Kind, Tables
@@ -60,35 +62,40 @@ class ExpectedEngine(LossEngine):
 
     Args:
         problem: the problem whose strategies are evaluated.
+        device: where JAX computes, named as for torch: ``"cpu"`` or ``"cuda"``.
 
     Raises:
-        InvalidArgument: the hardware has a property of which no expectation is known here; the
-            message names the engine to use.
+        InvalidArgument: the hardware has a property of which no expectation is known here, and the
+            message names the engine to use; or JAX finds no such device.
     """
 
     name = "expected"
 
-    def __init__(self, problem: WeightProgrammingProblem) -> None:
+    def __init__(self, problem: WeightProgrammingProblem, *, device: str = "cpu") -> None:
         super().__init__(problem)
+        self.device = device
+        self._device = jax_device(device)
         rpu_config = problem.evaluation_rpu_config()
         readout = _known_readout(rpu_config)
         self._compensation = type(getattr(rpu_config, "drift_compensation", None))
         self._kind = _KINDS[self._compensation]
         tiles = problem.test_weights.split(widths_of_tiles(problem), dim=1)
         self._columns = [tile.numpy() for tile in tiles]
-        self._readouts = [placed(tabulate_readout(readout, tile)) for tile in self._columns]
+        self._readouts = [
+            placed(tabulate_readout(readout, tile), self._device) for tile in self._columns
+        ]
         self._devices = self._device_moments(problem.g_min, problem.g_max)
         self._tiles = self._tables(np.linspace(-1, 1, problem.hypercube.n_knots), self._devices)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies in other processes tabulate anew: JAX's arrays are bound to theirs."""
-        return type(self), (self.problem,)
+        return partial(type(self), device=self.device), (self.problem,)
 
     def tnmse(self, x: ArrayLike, seed: int | None = None) -> FloatArray:
         """See :meth:`LossEngine.tnmse`; there is no noise to be seeded."""
         decoded = self.problem.hypercube.decode_arrays(x)
         factors = np.stack([decoded.f, -decoded.f], axis=2).reshape(len(decoded.f), -1)
-        return tnmse(factors, decoded.g, self._tiles, self._kind)
+        return tnmse(factors, decoded.g, self._tiles, self._kind, self._device)
 
     def tnmse_of(
         self, converter: BaseConductanceConverter, repeats: int = 100, seed: int = 0
@@ -106,7 +113,8 @@ class ExpectedEngine(LossEngine):
         # Devices that count nothing: converters of fewer pairs need no code of their own.
         missing = [(0, max(2 * problem.hypercube.n_pairs - len(factors), 0))]
         factors, curves = np.pad(factors, missing), np.pad(curves, [*missing, (0, 0)], mode="edge")
-        value = tnmse(factors[None], curves[None], self._tables(knots, devices), self._kind)
+        tables = self._tables(knots, devices)
+        value = tnmse(factors[None], curves[None], tables, self._kind, self._device)
         return np.repeat(value, repeats)
 
     def value_and_grad(self, x: ArrayLike) -> tuple[FloatArray, FloatArray]:
@@ -119,7 +127,7 @@ class ExpectedEngine(LossEngine):
             InvalidArgument: x has another number of coordinates or leaves the unit cube.
         """
         cube = self.problem.hypercube
-        return tnmse_and_gradient(cube.check_points(x), cube, self._tiles, self._kind)
+        return tnmse_and_gradient(cube.check_points(x), cube, self._tiles, self._kind, self._device)
 
     def _device_moments(self, g_low: float, g_high: float) -> DeviceMoments:
         problem = self.problem
@@ -142,7 +150,7 @@ class ExpectedEngine(LossEngine):
             )
             for matrix, readout in zip(self._columns, self._readouts, strict=True)
         ]
-        return [placed(tables) for tables in tiles]
+        return [placed(tables, self._device) for tables in tiles]
 
 
 def _curves_of(

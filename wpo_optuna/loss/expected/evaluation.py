@@ -15,25 +15,32 @@ from jax import Array
 from numpy.typing import NDArray
 
 from wpo_optuna.hypercube import Hypercube
-from wpo_optuna.loss.expected.compiled import compiled, on_cpu
+from wpo_optuna.loss.expected.compiled import compiled, on
 from wpo_optuna.loss.expected.decode import Bounds, Layout, decode, described
 from wpo_optuna.loss.expected.loss import Kind, Tables, expected_tnmse
 
 FloatArray = NDArray[np.float64]
 Tree = TypeVar("Tree", bound=tuple[Any, ...])
 
-# So many strategies at a time: what they need stays in a core's cache, and vectors are full.
+# So many strategies at a time, with and without gradients: what they need stays in a core's cache,
+# and vectors are full.
 _VALUE_CHUNK, _GRADIENT_CHUNK = 16, 4
+# Enough for a GPU, where they take a few hundred MiB.
+_GPU_FACTOR = 64
 
 
-def placed(tables: Tree) -> Tree:
+def placed(tables: Tree, device: jax.Device) -> Tree:
     """Tables put where JAX computes."""
-    with on_cpu():
+    with on(device):
         return jax.tree.map(jnp.asarray, tables)
 
 
 def tnmse(
-    factors: FloatArray, curves: FloatArray, tiles: Sequence[Tables], kind: Kind
+    factors: FloatArray,
+    curves: FloatArray,
+    tiles: Sequence[Tables],
+    kind: Kind,
+    device: jax.Device,
 ) -> FloatArray:
     """TNMSE ``(n,)`` of strategies; +inf where it is not defined.
 
@@ -42,18 +49,19 @@ def tnmse(
         curves: conductances in µS at the knots ``(n, D, K)``.
         tiles: the tiles of the test matrix, :func:`placed`.
         kind: which drift compensation there is.
+        device: where the tiles are.
     """
-    (total,) = _by_chunks(_values, (kind,), (factors, curves), (), tiles, _VALUE_CHUNK)
+    (total,) = _by_chunks(_values, (kind,), (factors, curves), (), tiles, _VALUE_CHUNK, device)
     return np.where(np.isfinite(total), total, np.inf)
 
 
 def tnmse_and_gradient(
-    x: FloatArray, cube: Hypercube, tiles: Sequence[Tables], kind: Kind
+    x: FloatArray, cube: Hypercube, tiles: Sequence[Tables], kind: Kind, device: jax.Device
 ) -> tuple[FloatArray, FloatArray]:
     """TNMSE ``(n,)`` and gradient ``(n, d)`` at points ``(n, d)`` of a hypercube; see above."""
     layout, bounds = described(cube)
     total, gradient = _by_chunks(
-        _gradients, (layout, kind), (x,), (bounds,), tiles, _GRADIENT_CHUNK
+        _gradients, (layout, kind), (x,), (bounds,), tiles, _GRADIENT_CHUNK, device
     )
     return np.where(np.isfinite(total), total, np.inf), gradient
 
@@ -79,6 +87,7 @@ def _by_chunks(
     shared: tuple[Any, ...],
     tiles: Sequence[Tables],
     size: int,
+    device: jax.Device,
 ) -> list[FloatArray]:
     """Results ``(n, ...)`` of a function of so many strategies at a time, summed over tiles.
 
@@ -89,24 +98,26 @@ def _by_chunks(
         strategies: arrays ``(n, ...)``.
         shared: what all strategies have in common.
         tiles: the tiles.
-        size: number of strategies in a chunk.
+        size: number of strategies in a chunk on a core.
+        device: where the tiles are.
     """
-    n = len(strategies[0])
+    n, is_on_cpu = len(strategies[0]), device.platform == "cpu"
+    size *= 1 if is_on_cpu else _GPU_FACTOR
     # The last chunk is filled up with copies, so that there is one shape.
     rows = np.minimum(np.arange(-(-n // size) * size), n - 1).reshape(-1, size)
     chunks = [
         [np.ascontiguousarray(np.moveaxis(array[chunk], 0, -1)) for array in strategies]
         for chunk in rows
     ]
-    runs = [compiled(function, statics, (*chunks[0], *shared, tile)) for tile in tiles]
+    runs = [compiled(function, statics, (*chunks[0], *shared, tile), device) for tile in tiles]
 
     def results(chunk: list[FloatArray]) -> list[FloatArray]:
-        with on_cpu():
+        with on(device):
             of_tiles = [run(*chunk, *shared, tile) for run, tile in zip(runs, tiles, strict=True)]
         return [np.sum(parts, axis=0) for parts in zip(*of_tiles, strict=True)]
 
     n_threads = min(len(chunks), len(os.sched_getaffinity(0)), torch.get_num_threads())
-    if n_threads == 1:
+    if n_threads == 1 or not is_on_cpu:
         parts = list(map(results, chunks))
     else:
         with ThreadPoolExecutor(n_threads) as pool:

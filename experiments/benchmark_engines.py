@@ -11,7 +11,8 @@ their own.
 
     python -m experiments.benchmark_engines --device cuda
 
-measures the Monte Carlo engine alone, on that device and on the processor's cores, by wall time.
+measures the Monte Carlo and the expected engine alone, on that device and on the processor's cores,
+by wall time.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 FloatArray = NDArray[np.float64]
 
 BATCHES = (1, 64, 1024)
+# What is timed on other devices.
+_ON_DEVICES = (("montecarlo", 1024), ("expected", 1024), ("expected", 65_536))
 
 # The most candidates that are timed; the slow engines' cost does not depend on the batch.
 _MOST_TIMED = {"aihwkit": 8, "montecarlo": 256, "expected": 1024}
@@ -233,35 +236,36 @@ def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def compare_devices(device: str, rounds: int, batch: int = 1024) -> str:
-    """Candidates per second of the Monte Carlo engine on a device, and of all processor cores.
+def compare_devices(engine: str, batch: int, device: str, rounds: int) -> str:
+    """Candidates per second of an engine on a device, and of all processor cores.
 
     Args:
-        device: torch device, such as ``"cuda"``.
-        rounds: how often both are timed, in turns.
+        engine: its name.
         batch: candidates at once.
+        device: such as ``"cuda"``.
+        rounds: how often both are timed, in turns.
 
     Returns:
         One line to print.
     """
     problem = reference_problem()
     x = np.random.default_rng(1).random((batch, problem.hypercube.dimension))
-    engines = [make_engine("montecarlo", problem, device=place) for place in ("cpu", device)]
+    engines = [make_engine(engine, problem, device=place) for place in ("cpu", device)]
     ratios, per_second = [], []
-    for engine in engines:
-        engine.tnmse(x)
+    for made in engines:
+        made.tnmse(x)
     for _ in range(rounds):
         seconds = []
-        for engine in engines:
+        for made in engines:
             start = time.perf_counter()
             # The result is on the processor: nothing is left running on the device.
-            engine.tnmse(x)
+            made.tnmse(x)
             seconds.append(time.perf_counter() - start)
         ratios.append(seconds[0] / seconds[1])
         per_second.append([batch / each for each in seconds])
     on_cpu, on_device = np.median(per_second, axis=0)
     return (
-        f"montecarlo, batch {batch}: {on_device:,.0f} candidates/s on {device}, {on_cpu:,.0f} on "
+        f"{engine}, batch {batch}: {on_device:,.0f} candidates/s on {device}, {on_cpu:,.0f} on "
         f"{torch.get_num_threads()} cores, ratio {np.median(ratios):.1f}"
     )
 
@@ -292,14 +296,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmark_engines.json"))
     parser.add_argument("--rounds", type=int, default=5, help="how often everything is timed")
     parser.add_argument("--draws", type=int, default=100, help="Monte Carlo draws to compare with")
-    parser.add_argument("--device", help="compare this torch device with the processor instead")
+    parser.add_argument("--device", help="compare this device with the processor instead")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.measure:
         print(_measure(*options.measure))
         return
     if options.device:
-        print(compare_devices(options.device, options.rounds))
+        for engine, batch in _ON_DEVICES:
+            print(compare_devices(engine, batch, options.device, options.rounds), flush=True)
         return
     results = benchmark(options.rounds, options.draws)
     _print_table(results)

@@ -13,6 +13,7 @@ COMMANDS: Mapping[str, str] = {
     "evaluate": "shows how much accuracy of a network a strategy keeps over time",
     "report": "writes a page of figures on stored studies",
     "track": "delivers to MLflow what it lacks of a stored study",
+    "hardware": "fits a device model to measured conductances",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wpo_optuna import DESampler
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.study.command_line import add_settings, read_settings
-from wpo_optuna.study.settings import StudySettings
+from wpo_optuna.study.settings import DE_OPTIONS, StudySettings
 
 
 def parse(*words: str) -> dict:
@@ -107,3 +109,12 @@ def test_yaml_lists_of_numbers_are_accepted_where_flags_take_commas(tmp_path: Pa
     path.write_text(yaml.safe_dump({"f_lst": [1, None], "t_steps": [1, 60, "1h"]}))
     settings = read_settings(StudySettings, {}, path)
     assert (settings.f_lst, settings.t_steps) == ("1,none", "1,60,1h")
+
+
+def test_the_samplers_documentation_has_its_own_defaults_beside_those_of_a_study() -> None:
+    documented = " ".join(str(DESampler.__doc__).split())
+    for name, of_a_study in DE_OPTIONS.items():
+        own = inspect.signature(DESampler).parameters[name].default
+        assert own != of_a_study
+        assert f"``{name}={own}``" in documented
+        assert f"``{name}={of_a_study}``" in documented

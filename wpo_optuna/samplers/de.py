@@ -90,6 +90,14 @@ class DESampler(BaseSampler):
         nothing behind.
 
     .. note::
+        **Defaults** are scipy's: ``popsize=15``, ``mutation=(0.5, 1.0)``, ``recombination=0.7``. A
+        study of weight programming, :func:`wpo_optuna.run_study`, has other ones, with which it
+        gets further in some thousand trials: ``popsize=5``, ``mutation=(0.3, 0.8)``,
+        ``recombination=0.9``; and it ends by its number of trials unless ``tol`` or ``atol`` is
+        given. Studies of one's own have them with
+        ``DESampler(**wpo_optuna.study.settings.DE_OPTIONS)``.
+
+    .. note::
         **Trials without a value.** A candidate whose trial failed is evaluated again, and counts
         as infinitely bad after ``max_attempts`` failures. A pruned trial counts with the value
         that Optuna gives it, its last report, and as infinitely bad if there is none. (Where all

@@ -6,6 +6,7 @@ test here (false alarms: none).
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from postgresql_server import PostgresqlServer
-from workers import Worker, search, start_study, study_with
+from workers import Worker, search, serve, start_study, study_with
 
 from wpo_optuna.samplers import candidate_of
 from wpo_optuna.storage import load_study
@@ -52,6 +53,26 @@ def test_a_killed_worker_costs_the_others_nothing_and_the_total_is_exact(
     # It goes on from there.
     assert Worker(search, url, sampler, 113).wait() == 0
     assert_exact(study, 113)
+
+
+def test_through_grpc_which_has_no_lock_a_total_is_exceeded_by_less_than_a_batch_each(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("grpc")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    url = f"grpc://127.0.0.1:{port}"
+    server = Worker(serve, f"sqlite:///{tmp_path}/studies.db", port)
+    workers = [Worker(search, url, "random", 60) for _ in range(3)]
+    study = study_with(url, 10)
+    workers[0].kill()
+    assert [worker.wait() for worker in workers[1:]] == [0, 0]
+    n_stored = len(study.get_trials())
+    assert 60 <= n_stored < 60 + 5
+    assert Worker(search, url, "random", n_stored + 7).wait() == 0
+    assert_exact(study, n_stored + 7)
+    server.kill()
 
 
 # Random points that several workers draw are the same where they have the same seed.

@@ -17,6 +17,7 @@ from typing import Any
 
 import optuna
 from analytic_engine import AnalyticEngine
+from optuna.storages import run_grpc_proxy_server
 from small_problems import small_problem
 
 from wpo_optuna.errors import InvalidArgument
@@ -65,8 +66,7 @@ class Worker:
     def kill(self) -> None:
         """Ends it with SIGKILL, as a machine that fails would."""
         self._process.kill()
-        self._process.join()
-        assert self._process.exitcode == -signal.SIGKILL, "it had ended before"
+        assert self.wait() == -signal.SIGKILL, "it had ended before"
 
     def wait(self) -> int | None:
         """Waits for its end, and returns its exit status."""
@@ -86,6 +86,11 @@ def search(url: str, sampler: str, n_trials: int) -> None:
     mirror = Mirror(study, storage, objective, made)
     mirror.on_stored = lambda trials: time.sleep(0.02)
     sample(mirror, total=n_trials, batch_size=5)
+
+
+def serve(url: str, port: int) -> None:
+    """Optuna's gRPC proxy of another storage."""
+    run_grpc_proxy_server(open_storage(url), host="127.0.0.1", port=port)
 
 
 def carry_out(directory: Path, *words: str) -> None:

@@ -52,9 +52,11 @@ class HypercubeObjective:
     """Optuna objective: suggests a point of the hypercube and returns its loss.
 
     The value is ``(TNMSE - baseline)/baseline + loss_margin``, to be minimised: negative means
-    that the baseline is beaten by the margin. The trial keeps ``tnmse``, ``baseline``, ``f_lst``,
-    ``g_lst`` and ``k_w`` as user attributes, and the study what it is about, so that whoever shows
-    it (:class:`~wpo_optuna.MlflowTracker`, a report) finds hardware, times, factors and baseline.
+    that the baseline is beaten by the margin. The trial keeps ``tnmse``, ``baseline``, and
+    ``f_lst``, ``g_lst`` and ``k_w`` as its point decodes to them, as user attributes (see
+    :meth:`~wpo_optuna.ProgrammingStrategy.normalised` for comparing them). The study keeps what it
+    is about, so that whoever shows it (:class:`~wpo_optuna.MlflowTracker`, a report) finds
+    hardware, times, factors and baseline.
 
     Args:
         problem: the weight programming problem.

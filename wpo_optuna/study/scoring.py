@@ -187,7 +187,10 @@ class StudyResult:
 
     @cached_property
     def figures(self) -> dict[str, Figure]:
-        """The figures of the report by name, as matplotlib's; drawing them takes some seconds."""
+        """The figures of the report by name, as matplotlib's; drawing them takes some seconds.
+
+        Notebooks show one as a picture after ``%matplotlib inline``.
+        """
         from wpo_optuna.report.notebook import figures_of
 
         return figures_of(self)

@@ -44,7 +44,7 @@ def page_of_experiment(experiment_id: str) -> str:
     into view as they are reached.
     """
     view = {"viewStateShareKey": VIEW_KEY} if _is_tried() else {"searchFilter": SHOWN_FILTER}
-    return _page(experiment_id, {**view, "compareRunsMode": "CHART"})
+    return _page(experiment_id, "runs", {**view, "compareRunsMode": "CHART"})
 
 
 def page_of_trials(experiment_id: str, run_id: str) -> str:
@@ -56,12 +56,12 @@ def page_of_trials(experiment_id: str, run_id: str) -> str:
     """
     of_study = f"tags.`{KIND_TAG}` = 'trial' and tags.`{PARENT_TAG}` = '{run_id}'"
     order = {"orderByKey": "metrics.`tnmse`", "orderByAsc": "true"}
-    return _page(experiment_id, {"searchFilter": of_study, **order})
+    return _page(experiment_id, "runs", {"searchFilter": of_study, **order})
 
 
 def page_of_run(experiment_id: str, run_id: str) -> str:
     """Page of MLflow's UI with one run."""
-    return f"/#/experiments/{experiment_id}/runs/{run_id}"
+    return _page(experiment_id, f"runs/{run_id}", {})
 
 
 def look_lines(uri: str, page: str, further: Mapping[str, str] | None = None) -> list[str]:
@@ -102,10 +102,10 @@ def _is_tried() -> bool:
     return version("mlflow").startswith(TRIED_WITH)
 
 
-def _page(experiment_id: str, query: Mapping[str, str]) -> str:
+def _page(experiment_id: str, place: str, query: Mapping[str, str]) -> str:
     # MLflow's other workflow, which it may open by itself, is about traces of language models.
     query = {**query, "workflowType": "machine_learning"}
-    return f"/#/experiments/{experiment_id}/runs?{urlencode(query)}"
+    return f"/#/experiments/{experiment_id}/{place}?{urlencode(query)}"
 
 
 def _view() -> str:

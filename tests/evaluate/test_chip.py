@@ -73,7 +73,9 @@ HARDWARE: dict[str, tuple[InferenceRPUConfig, ProgrammingStrategy | None, float]
     "reram-wan": (_hardware("reram-wan"), _strategy(40.0), DAY),
     "reram-cmo": (_hardware("reram-cmo"), _strategy(88.2, 9.0), DAY),
     "tight bound": (_hardware(out_bound=1.5), _strategy(25.0), DAY),
-    "coarse converters": (_hardware(inp_res=8, out_res=16), _strategy(25.0), DAY),
+    "coarse converters": (
+        _hardware(inp_res=8, out_res=16, out_bound=3.0), _strategy(25.0), DAY,
+    ),
     "input noise": (_hardware(inp_noise=0.2), _strategy(25.0), DAY),
     "per column": (_hardware(drift_compensation=PerColumnDriftCompensation()), None, DAY),
     "exact reference": (
@@ -114,6 +116,8 @@ def test_a_layer_has_the_means_and_mean_squares_of_aihwkits_in_time(
     centre = expected.mean(dim=0)
     for one, other in ((expected, found), ((expected - centre) ** 2, (found - centre) ** 2)):
         error = ((one.var(dim=0) + other.var(dim=0)) / repeats).sqrt()
+        # Outputs that no noise reaches are equal but for rounding.
+        error = error.clamp(min=1e-5 * float(one.abs().max()))
         deviations = (one.mean(dim=0) - other.mean(dim=0)).abs() / error
         p = 2 * stats.t.sf(deviations.numpy(), repeats - 1)
         assert p.min() * 2 * p.size > 1e-6

@@ -172,6 +172,25 @@ def test_the_command_to_go_on_has_a_variable_in_place_of_a_password(
     assert pasted.stdout.splitlines() == [*given, "--n-trials", "8"]
 
 
+def test_every_command_refuses_without_torch_what_needs_none(tmp_path: Path) -> None:
+    words = (
+        "study --storage foo://x", "study --tracking-uri ./mlruns", "evaluate --t-steps 1x",
+        "evaluate --tracking-uri ./mlruns", "evaluate --strategy absent.json",
+        "report --study-name x --storage sqlite:///absent.db",
+        "track --study-name x --storage sqlite:///absent.db",
+    )  # fmt: skip
+    code = (
+        "import sys, wpo_optuna.__main__ as wpo\n"
+        f"for words in {words!r}: assert wpo.main(words.split()) == 1\n"
+        "print(sorted({'torch', 'aihwkit', 'mlflow'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
+    assert len(result.stderr.splitlines()) == len(words)
+    assert not list(tmp_path.iterdir())
+
+
 def test_dir_and_help_show_the_public_names() -> None:
     shown = [name for name in dir(wpo_optuna) if not name.startswith("__")]
     assert shown == sorted(wpo_optuna.__all__)

@@ -256,6 +256,24 @@ def test_quiet_shows_no_progress_and_a_terminal_otherwise_does(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({}, "torch"),
+        ({"engine": "aihwkit"}, "aihwkit's compiled tile (it is asked for)"),
+        (
+            {"rpu_config": "standard-hwa"},
+            "aihwkit's compiled tile (rpu_config.forward has ir_drop = 1.0)",
+        ),
+    ],
+)
+def test_every_evaluation_says_what_computed_the_tiles(
+    here: Path, capsys: pytest.CaptureFixture[str], options: dict[str, str], told: str
+) -> None:
+    assert main(_arguments(**options)) == 0
+    assert f"\ntiles    {told}\n" in capsys.readouterr().out
+
+
 def test_mlflow_being_away_costs_a_warning_and_no_results(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,6 +314,8 @@ def test_mlflow_being_away_costs_a_warning_and_no_results(
         ({"import": "strategy.json", "read_at": "1s,1d"}, "one time is needed"),
         ({"import": "strategy.json"}, "is no complete safetensors file"),
         ({"seed": "-1"}, "--seed '-1' cannot be used"),
+        ({"engine": "torch", "rpu_config": "standard-hwa"}, "has ir_drop = 1.0"),
+        ({"device": "gpu"}, "'gpu' cannot be used"),
         ({"output": "blobs.py"}, "--output 'blobs.py': this is not a directory"),
         ({"tracking_uri": "sqlit:///a.db"}, "--tracking-uri 'sqlit:///a.db'"),
     ],

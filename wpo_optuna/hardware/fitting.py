@@ -4,8 +4,9 @@ Statistics of the measurements (mean and spread of the programming error, of eac
 of what is left beside it) are compared with those of devices that the noise model itself programs,
 drifts and reads at the same targets and times, and the model's parameters are adjusted until both
 agree. What clipping at zero, absolute values and logarithms do to a statistic is then the same on
-both sides and needs no formula. Intervals come from the bootstrap: devices are drawn anew from the
-measured ones, and what that changes in the statistics is carried over to the parameters.
+both sides and needs no formula. Intervals come from the parametric bootstrap: as many devices as
+were measured are drawn from the fitted model, and what that changes in the statistics is carried
+over to the parameters.
 
 Source: D. McFadden, "A method of simulated moments for estimation of discrete response models
 without numerical integration", Econometrica 57, 1989.
@@ -35,6 +36,7 @@ FloatArray = NDArray[np.float64]
 RESAMPLINGS, COVERAGE = 1000, 0.95
 # Devices simulated for each group of targets, and for each measured device, at least.
 _SIMULATED, _COPIES = 2000, 10
+_NUMBERS_AT_ONCE = 2_000_000
 # A model that fits is rejected as often as this.
 _FALSE_ALARMS = 1e-3
 # The step of finite differences, in units of a parameter's scale.
@@ -133,7 +135,8 @@ class _Block:
 
     Attributes:
         values: of each device ``(n, m)``; NaN where a device has none.
-        spreads: of which columns the standard deviation is a statistic beside the mean ``(m,)``.
+        spreads: of which columns the logarithm of the standard deviation is a statistic beside the
+            mean ``(m,)``; a logarithm, as its error does not depend on what it happens to be.
     """
 
     values: FloatArray
@@ -148,12 +151,19 @@ class _Block:
         n = counts @ is_known
         mean = counts @ values / n
         variance = (counts @ values**2 / n - mean**2) * n / (n - 1)
-        return np.hstack([centre + mean, np.sqrt(variance[:, list(self.spreads)])])
+        spread = np.log(variance[:, list(self.spreads)].clip(1e-24)) / 2
+        return np.hstack([centre + mean, spread])
 
-    def resampled(self, random: np.random.Generator, n: int) -> FloatArray:
-        """Statistics ``(n, k)`` of devices drawn anew."""
+    def resampled(self, random: np.random.Generator, n_devices: int) -> FloatArray:
+        """Statistics ``(N, k)`` of so many devices drawn from these, many times."""
         size = len(self.values)
-        return self.statistics(random.multinomial(size, np.full(size, 1 / size), size=n))
+        # A few draws at a time, so that millions of devices need no gigabytes.
+        at_once = max(1, min(RESAMPLINGS, _NUMBERS_AT_ONCE // size))
+        draws = (
+            random.multinomial(n_devices, np.full(size, 1 / size), size=at_once)
+            for _ in range(RESAMPLINGS // at_once)
+        )
+        return np.vstack([self.statistics(counts) for counts in draws])
 
 
 class _Data:
@@ -173,11 +183,11 @@ class _Data:
         if not self.has_drift.any():
             self.has_drift[-1] = True
         blocks = self._blocks(measurements, self.groups)
+        self._sizes = [len(block.values) for block in blocks]
         self.statistics = np.hstack([block.statistics() for block in blocks])[0]
-        random = np.random.default_rng(seed)
-        self.resampled = np.hstack([block.resampled(random, RESAMPLINGS) for block in blocks])
         # Those of the simulation scatter as well.
-        self.errors = self.resampled.std(axis=0) * np.sqrt(1 + 1 / min(copies)) + 1e-12
+        self._more_scatter = np.sqrt(1 + 1 / min(copies))
+        self.errors = self._resampled(blocks).std(axis=0) * self._more_scatter + 1e-12
 
     @property
     def g_range(self) -> tuple[float, float]:
@@ -195,12 +205,24 @@ class _Data:
 
     def simulated(self, model: BaseNoiseModel) -> FloatArray:
         """Statistics ``(k,)`` of devices of a noise model, with the same noise each time."""
+        return np.hstack([block.statistics() for block in self._simulated_blocks(model)])[0]
+
+    def scatter(self, model: BaseNoiseModel) -> FloatArray:
+        """By what statistics of as many devices as were measured differ by chance ``(N, k)``."""
+        drawn = self._resampled(self._simulated_blocks(model))
+        return (drawn - drawn.mean(axis=0)) * self._more_scatter
+
+    def _resampled(self, blocks: Sequence[_Block]) -> FloatArray:
+        random = np.random.default_rng(self.seed)
+        sizes = zip(blocks, self._sizes, strict=True)
+        return np.hstack([block.resampled(random, size) for block, size in sizes])
+
+    def _simulated_blocks(self, model: BaseNoiseModel) -> list[_Block]:
         told = self.measurements
         conductance = simulate(model, told.target[self._chosen], told.t, self.seed)
         conductance[np.isnan(told.conductance[self._chosen])] = np.nan
         devices = Measurements(told.target[self._chosen], told.t, conductance, told.are_followed)
-        blocks = self._blocks(devices, self._simulated_groups)
-        return np.hstack([block.statistics() for block in blocks])[0]
+        return self._blocks(devices, self._simulated_groups)
 
     def _tells_drift(self, group: NDArray[np.intp]) -> bool:
         readings = self.measurements.conductance[group]
@@ -444,11 +466,11 @@ def _fitted(data: _Data, form: _Form) -> FittedModel:
         max_nfev=12,
     )  # fmt: skip
     freedom = len(data.statistics) - len(form.start)
-    change = (data.resampled - data.statistics) / data.resampled.std(axis=0).clip(1e-12)
-    steps = change @ np.linalg.pinv(found.jac).T
+    values = parameters(found.x)
+    scatter = data.scatter(_model(form.model_class, form.options(values))) / data.errors
+    steps = scatter @ np.linalg.pinv(found.jac).T
     drawn = np.array([parameters(found.x + step) for step in steps])
     low, high = np.quantile(drawn, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2], axis=0)
-    values = parameters(found.x)
     intervals = zip(form.names, *(v.tolist() for v in (values, low, high)), strict=True)
     return FittedModel(
         model_class=form.model_class,

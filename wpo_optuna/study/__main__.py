@@ -87,7 +87,7 @@ def _run(settings: StudySettings, given: Sequence[str], quiet: bool, started: fl
     import optuna
 
     from wpo_optuna.network.account import NetworkWarning
-    from wpo_optuna.study import layers, text
+    from wpo_optuna.study import layers, selection, text
     from wpo_optuna.study.run import run_study
     from wpo_optuna.study.settings import DE_OPTIONS, RunSettings
 
@@ -109,10 +109,12 @@ def _run(settings: StudySettings, given: Sequence[str], quiet: bool, started: fl
     )
     comparison = None
     try:
-        if settings.per is None:
-            result = run_one(setup.problem)
-        else:
+        if settings.per is not None:
             result, comparison = layers.run(settings, setup, run_one, show_progress_bar=not quiet)
+        elif settings.select_by == "metric":
+            result, comparison = selection.run(settings, setup, run_one, not quiet)
+        else:
+            result = run_one(setup.problem)
     except KeyboardInterrupt:
         print(text.interruption(text.resume_command(given, n_trials)))
         return INTERRUPTED

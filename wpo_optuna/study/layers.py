@@ -12,7 +12,6 @@ import csv
 import math
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,16 +24,14 @@ from wpo_optuna.evaluate.accuracy import (
     NetworkSetup,
     Programming,
     compare_over_time,
-    set_up_network,
 )
 from wpo_optuna.evaluate.metric_over_time import MetricOverTime
 from wpo_optuna.loss.engine_choice import drawing_engine
-from wpo_optuna.network.account import NetworkWarning
-from wpo_optuna.network.analogue import Choice
 from wpo_optuna.study.attributes import FINISHED, METRICS
 from wpo_optuna.study.environment import directory_of_study
 from wpo_optuna.study.estimate import Estimate, score
 from wpo_optuna.study.progress import progress_bar
+from wpo_optuna.study.users_network import network_of
 from wpo_optuna.track.destination import destination_of
 from wpo_optuna.track.follower import Follower
 from wpo_optuna.track.study_run import PARENT_TAG
@@ -169,14 +166,7 @@ def run(
     # Before a search of minutes, and before anything is written.
     network, places = None, {}
     if settings.model is not None and settings.data is not None:
-        network = set_up_network(
-            model=settings.model, data=settings.data, metric=settings.metric,
-            rpu_config=settings.rpu_config, choice=Choice(settings.include, settings.exclude),
-        )  # fmt: skip
-        studied = [tensor.name for tensor in setup.checkpoint.account.analogue]
-        told = network.network.account.disagreement(studied)
-        if told is not None:
-            warnings.warn(told, NetworkWarning, stacklevel=2)
+        network = network_of(settings, setup)
         names = [layer.name for layer in setup.checkpoint.layers if not layer.is_zero]
         places = network.network.layers_by_parameter(names)
     result = run_layers(run_study, setup, show_progress_bar)

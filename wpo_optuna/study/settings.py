@@ -18,7 +18,7 @@ GRADIENT = "gradient"
 # Differential evolution with the settings that did best within a few thousand trials.
 DE_OPTIONS: Mapping[str, Any] = {"popsize": 5, "mutation": (0.3, 0.8), "recombination": 0.9}
 
-_PROBLEM, _SEARCH, _DE, _LAYERS, _RECORD = (
+_PROBLEM, _SEARCH, _DE, _NETWORK, _RECORD = (
     "the problem",
     "the search",
     "differential evolution (--sampler de)",
@@ -232,41 +232,55 @@ class RunSettings(SearchSettings, RecordSettings):
     """What :func:`wpo_optuna.run_study` takes."""
 
 
-class LayerSettings(Settings):
-    """Of strategies by layer."""
+class NetworkSettings(Settings):
+    """What is done with the network itself, beside the search."""
 
     per: Literal["layer"] | None = setting(
         None, "layer: after the network's study, one for each layer, and a table of what that is "
-        "worth", _LAYERS,
+        "worth", _NETWORK,
+    )  # fmt: skip
+    select_by: Literal["tnmse", "metric"] = setting(
+        "tnmse", "metric: after the study, its finalists compared by the network's accuracy at the "
+        "last time, for which model and data are needed", _NETWORK,
     )  # fmt: skip
     model: str | None = setting(
         None, "to compare the accuracy, too: package.module:function or path/file.py:function "
-        "that returns the network", _LAYERS, "FUNCTION",
+        "that returns the network", _NETWORK, "FUNCTION",
     )  # fmt: skip
     data: str | None = setting(
-        None, "function that returns batches of (inputs, targets)", _LAYERS, "FUNCTION"
+        None, "function that returns batches of (inputs, targets)", _NETWORK, "FUNCTION"
     )
     metric: str | None = setting(
         None, "function that takes network and data and returns a number; by default the share of "
-        "right classifications", _LAYERS, "FUNCTION",
+        "right classifications", _NETWORK, "FUNCTION",
     )  # fmt: skip
-    repeats: Whole = setting(10, "how often the network is programmed anew", _LAYERS, "N", ge=1)
+    repeats: Whole = setting(
+        10, "how often the network is programmed anew; to select, at most eight times as often",
+        _NETWORK, "N", ge=1,
+    )  # fmt: skip
 
     @model_validator(mode="after")
-    def _check_layers(self) -> Self:
+    def _check_network(self) -> Self:
         given = [n for n in ("model", "data", "metric") if getattr(self, n) is not None]
-        if given and (self.per is None or self.model is None or self.data is None):
+        is_measured = self.per is not None or self.select_by == "metric"
+        has_all = self.model is not None and self.data is not None
+        if given and not (is_measured and has_all):
             raise ValueError(
                 f"{given[0]} = {getattr(self, given[0])!r}: the accuracy is compared along with "
-                "strategies by layer (per layer), and needs both model and data; "
-                "python -m wpo_optuna.evaluate measures it with one strategy"
+                "strategies by layer (per layer), or of finalists (select_by metric), and needs "
+                "both model and data; python -m wpo_optuna.evaluate measures it with one strategy"
+            )
+        if self.select_by == "metric" and (self.per is not None or not has_all):
+            raise ValueError(
+                "select_by = 'metric': needs both model and data, and cannot be had together with "
+                "per layer"
             )
         return self
 
 
 class StudySettings(
     RecordSettings,
-    LayerSettings,
+    NetworkSettings,
     EvolutionSettings,
     SearchSettings,
     ProblemOptions,

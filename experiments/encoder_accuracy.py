@@ -134,9 +134,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hardware = NAMED_RPU_CONFIGS[name]
         print(f"{name}: {hardware.description}", flush=True)
         strategy = optimised_strategy(hardware, options.n_trials, options.seed)
+        strategy.save(options.output / name / "strategy.json")
         results[name] = follow(hardware, strategy, pairs, options.repeats, options.seed)
         results[name].save(options.output / name)
-        strategy.save(options.output / name / "strategy.json")
         print(f"{results[name].verdict()}\n", flush=True)
     drawing.save(figure, results, options.output / "accuracy_encoder")
     path = options.output / "accuracy_encoder.md"

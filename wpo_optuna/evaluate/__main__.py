@@ -107,7 +107,10 @@ class EvaluationSettings(Settings):
         "auto", "what computes the forward passes of tiles: torch, aihwkit's compiled tile, or "
         "auto for torch wherever it knows the hardware", _HOW,
     )  # fmt: skip
-    device: str = setting("cpu", "torch device of the analogue network", _HOW, "NAME")
+    device: str = setting(
+        "cpu", "torch device of the analogue network, such as cuda; a metric moves its data there",
+        _HOW, "NAME",
+    )  # fmt: skip
     output: str = setting("wpo_results/accuracy", "directory for tables and figure", _RECORD, "DIR")
     tracking_uri: str | None = setting(
         None, "MLflow tracking URI; by default MLflow's own; none for no tracking", _RECORD, "URI"

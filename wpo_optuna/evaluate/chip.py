@@ -84,7 +84,9 @@ class Chip:
         kept: why aihwkit's compiled tile computes, for each tile where it does.
     """
 
-    def __init__(self, tiles: Sequence[AnalogTile], t_steps: Sequence[float], kept: Sequence[str]):
+    def __init__(
+        self, tiles: Sequence[AnalogTile], t_steps: Sequence[float], kept: Sequence[str]
+    ) -> None:
         self._tiles = tiles
         self._t_steps = t_steps
         self._kept = kept
@@ -213,7 +215,6 @@ def _move(network: nn.Module, tiles: Sequence[AnalogTile], device: torch.device)
         tile.tile.device = device
         # What was drawn and read on the other device is of no use on this one.
         tile.tile.programmed_weights = tile.tile.drift_noise_parameters = None
-        tile.tile.alpha = tile.tile.alpha.to(device)
 
 
 def _seed(*entropy: int) -> int:

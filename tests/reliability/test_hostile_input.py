@@ -8,15 +8,20 @@ from __future__ import annotations
 import html
 import json
 import struct
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from reported_studies import search
 from small_problems import small_problem
 
+from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.report.page import write_report
-from wpo_optuna.strategy import FORMAT
+from wpo_optuna.strategy import FORMAT, ProgrammingStrategy
 from wpo_optuna.study.__main__ import main
 from wpo_optuna.study.environment import directory_of_study
 
@@ -136,6 +141,35 @@ def test_other_names_stay_within_the_output(tmp_path: Path, name: str) -> None:
     folder = directory_of_study(tmp_path, name)
     assert tmp_path in folder.parents
     folder.mkdir(parents=True)
+
+
+@settings(max_examples=40)
+@given(
+    st.text(min_size=1, max_size=600)
+    | st.lists(st.sampled_from("ab./ä\0 "), min_size=1, max_size=12)
+)
+def test_any_name_makes_a_directory_within_the_output_or_is_refused(name: str | list[str]) -> None:
+    with tempfile.TemporaryDirectory() as output:
+        try:
+            folder = directory_of_study(Path(output), "".join(name))
+        except InvalidArgument:
+            return
+        folder.mkdir(parents=True)
+        assert Path(output).resolve() in folder.resolve().parents
+
+
+NUMBERS = st.floats() | st.integers() | st.none() | st.booleans() | st.text(max_size=3)
+LISTS = st.recursive(NUMBERS, lambda inner: st.lists(inner, max_size=4))
+
+
+@settings(max_examples=40)
+@given(f_lst=LISTS, g_lst_us=LISTS, g_min_us=LISTS, g_max_us=LISTS, provenance=LISTS)
+def test_any_contents_of_a_strategy_file_are_a_strategy_or_refused(**contents: Any) -> None:
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        file.write(strategy_file(**contents))
+        file.flush()
+        with suppress(InvalidArgument):
+            assert ProgrammingStrategy.load(file.name).spans_weights
 
 
 def test_markup_in_a_name_is_shown_as_it_is(tmp_path: Path) -> None:

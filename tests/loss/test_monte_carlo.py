@@ -12,6 +12,7 @@ import torch
 from aihwkit.inference import GlobalDriftCompensation, PCMLikeNoiseModel
 from aihwkit.inference.converter.conductance import (
     CustomPairConductanceConverter,
+    SinglePairConductanceConverter,
 )
 from aihwkit.simulator.configs import InferenceRPUConfig, TorchInferenceRPUConfigIRDropT
 from aihwkit.simulator.parameters import MappingParameter
@@ -68,6 +69,22 @@ def test_draws_of_a_converter_begin_with_that_of_its_point(
     assert len(set(draws)) == 900
     assert draws[0] == engine.tnmse(x, seed=11)[0]
     assert np.array_equal(engine.tnmse_of(converter, 5, seed=11), draws[:5])
+
+
+@pytest.mark.parametrize("engine_name", ["montecarlo", "aihwkit", "expected"])
+def test_a_mean_conductance_is_that_of_the_devices_alone(engine_name: str) -> None:
+    # Before drift and without noise, a pair of devices holds the weight and a common offset.
+    noiseless = PCMLikeNoiseModel(prog_noise_scale=0.0, read_noise_scale=0.0, drift_scale=0.0)
+    problem = small_problem(rpu_config=small_rpu_config(noiseless, max_output_size=3))
+    engine: Any = make_engine(engine_name, problem)
+    single = SinglePairConductanceConverter(g_min=2.0, g_max=25.0)
+    tiles = problem.test_weights.abs().split([3, 3, 2], dim=1)
+    of_tiles = [4 + 23 * tile.mean() / tile.max() for tile in tiles]
+    wanted = float(np.average(of_tiles, weights=[3, 3, 2]))
+    np.testing.assert_allclose(engine.conductance_of(single, 2), [wanted] * 2, rtol=1e-3)
+    x = random_points(problem, 3)
+    converter = problem.hypercube.decode(x[1]).to_converter()
+    assert engine.conductance(x)[1] == pytest.approx(engine.conductance_of(converter, 1)[0], 1e-3)
 
 
 @pytest.mark.parametrize("engine_name", ["montecarlo", "aihwkit"])

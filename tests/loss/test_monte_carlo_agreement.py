@@ -104,6 +104,9 @@ def assert_same_draw(problem: WeightProgrammingProblem, rtol: float) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CommonNoise, "normal", normal)
         np.testing.assert_allclose(engine.tnmse(x), expected, rtol=rtol)
+        conductance = engine.conductance(x)
+    assert (conductance > 0).all()
+    np.testing.assert_allclose(conductance, on_tile.conductance(x), rtol=1e-5)
 
 
 HARDWARE = list(product(DEVICES, COMPENSATIONS))

@@ -70,6 +70,40 @@ class LossEngine(ABC):
             array ``(repeats,)``; a deterministic engine repeats one value.
         """
 
+    def conductance(self, x: ArrayLike, seed: int | None = None) -> NDArray[np.float64]:
+        """Mean conductance of the strategies at points of the hypercube.
+
+        It is the sum over the devices of a weight, averaged over the weights and the times, as
+        aihwkit reads them: programmed, derived again from the programmed weights, and drifted. The
+        read power of a tile is proportional to it.
+
+        Args:
+            x: points ``(n, d)``, or one point ``(d,)``.
+            seed: see :meth:`tnmse`.
+
+        Returns:
+            array ``(n,)`` in µS per weight; NaN counts as +inf.
+
+        Raises:
+            InvalidArgument: x has another number of coordinates or leaves the unit cube.
+        """
+        raise NotImplementedError(f"The engine {self.name!r} does not know conductances.")
+
+    def conductance_of(
+        self, converter: BaseConductanceConverter, repeats: int = 100, seed: int = 0
+    ) -> NDArray[np.float64]:
+        """Mean conductance with any aihwkit converter, drawn repeatedly; see :meth:`conductance`.
+
+        Args:
+            converter: how weights become conductances.
+            repeats: number of independent draws.
+            seed: seed of the draws.
+
+        Returns:
+            array ``(repeats,)`` in µS per weight; a deterministic engine repeats one value.
+        """
+        raise NotImplementedError(f"The engine {self.name!r} does not know conductances.")
+
 
 class DrawingEngine(LossEngine):
     """An engine that draws the noise: it knows the weights that act, not only their error."""

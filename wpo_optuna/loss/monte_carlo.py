@@ -17,8 +17,8 @@ their random numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -90,6 +90,32 @@ class MonteCarloEngine(DrawingEngine):
 
     def tnmse(self, x: ArrayLike, seed: int | None = None) -> NDArray[np.float64]:
         """See :meth:`LossEngine.tnmse`."""
+        return self._for_strategies(
+            lambda *drawn: self._errors(self._program_and_drift(*drawn)), x, seed
+        )
+
+    def conductance(self, x: ArrayLike, seed: int | None = None) -> NDArray[np.float64]:
+        """See :meth:`LossEngine.conductance`."""
+        return self._for_strategies(self._conductance, x, seed)
+
+    def conductance_of(
+        self, converter: BaseConductanceConverter, repeats: int = 100, seed: int = 0
+    ) -> NDArray[np.float64]:
+        """See :meth:`LossEngine.conductance_of`."""
+        return np.concatenate(self._for_draws(self._conductance, converter, repeats, seed))
+
+    def _acting_weights(
+        self, converter: BaseConductanceConverter, draws: int, seed: int
+    ) -> Iterable[Tensor]:
+        return self._for_draws(self._program_and_drift, converter, draws, seed)
+
+    def _for_strategies(
+        self,
+        function: Callable[[Conversion, CommonNoise], NDArray[np.float64]],
+        x: ArrayLike,
+        seed: int | None,
+    ) -> NDArray[np.float64]:
+        """A function (n,) of the strategies at points (n, d), all in the same draw."""
         decoded = self.problem.hypercube.decode_arrays(x)
         f = torch.as_tensor(decoded.f, dtype=torch.float32, device=self.device)
         curves = torch.as_tensor(decoded.g, dtype=torch.float32, device=self.device)
@@ -99,21 +125,26 @@ class MonteCarloEngine(DrawingEngine):
             self._noise = CommonNoise(seed)
         noise = self._noise
 
-        def errors(chunk: slice) -> NDArray[np.float64]:
-            strategies = CurveConversion(f[chunk], curves[chunk])
-            return self._errors(self._program_and_drift(strategies, noise))
+        def of_chunk(chunk: slice) -> NDArray[np.float64]:
+            return function(CurveConversion(f[chunk], curves[chunk]), noise)
 
-        return np.concatenate([np.empty(0), *self._for_chunks(errors, len(f))])
+        return np.concatenate([np.empty(0), *self._for_chunks(of_chunk, len(f))])
 
-    def _acting_weights(
-        self, converter: BaseConductanceConverter, draws: int, seed: int
-    ) -> Iterable[Tensor]:
-        # The first draw is that of tnmse for the same seed.
+    def _for_draws(
+        self,
+        function: Callable[[Conversion, CommonNoise], Result],
+        converter: BaseConductanceConverter,
+        draws: int,
+        seed: int,
+    ) -> list[Result]:
+        """A function of a strategy, for some of the draws at a time.
+
+        The first draw is that of :meth:`_for_strategies` for the same seed.
+        """
         strategy = conversion_of(converter, self.device)
 
-        def of_draws(chunk: slice) -> Tensor:
-            noise = CommonNoise(seed, range(chunk.start, chunk.stop))
-            return self._program_and_drift(strategy, noise)
+        def of_draws(chunk: slice) -> Result:
+            return function(strategy, CommonNoise(seed, range(chunk.start, chunk.stop)))
 
         return self._for_chunks(of_draws, draws)
 
@@ -136,6 +167,19 @@ class MonteCarloEngine(DrawingEngine):
         self, strategies: Conversion, noise: CommonNoise, tile: int, target: Tensor
     ) -> Tensor:
         """Weights (n, T, out, in) of the tile with target weights (1, out, in)."""
+        acting = []
+        drifted = self._drifted(strategies, noise, tile, target)
+        for i, (programmed, conductances, scale) in enumerate(drifted):
+            weights = strategies.to_weights(conductances, scale)
+            if self._compensation is not None:
+                weights *= self._compensation.factor(target, programmed, weights, noise, (tile, i))
+            acting.append(weights)
+        return torch.stack(acting, dim=1)
+
+    def _drifted(
+        self, strategies: Conversion, noise: CommonNoise, tile: int, target: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor, Any]]:
+        """At each time programmed weights, drifted conductances (n, D, out, in), their scale."""
         targets, scale = strategies.to_conductances(target)
         model, device, t_steps = self._model, self.device, self.problem.t_steps
         # Programming starts anew from the same targets at every time: for all times together, what
@@ -148,18 +192,26 @@ class MonteCarloEngine(DrawingEngine):
         with noise.feeding((tile, Use.DRIFT_COEFFICIENT), shape, device):
             nu = model.generate_drift_coefficients(g_target)
         n = max(len(targets), len(noise.draws))
-        acting = []
         for i, t in enumerate(t_steps):
             programmed = strategies.to_weights(programmed_g.expand(n, *shape)[:, i], scale)
             g_again, scale_again = strategies.to_conductances(programmed)
             of_time = None if nu is None else nu.expand(n, *shape)[:, i]
             with noise.feeding((tile, Use.DRIFT, i), shape[1:], device):
                 g_drifted = model.apply_drift_noise_to_conductance(g_again, of_time, t)
-            weights = strategies.to_weights(g_drifted, scale_again)
-            if self._compensation is not None:
-                weights *= self._compensation.factor(target, programmed, weights, noise, (tile, i))
-            acting.append(weights)
-        return torch.stack(acting, dim=1)
+            yield programmed, g_drifted, scale_again
+
+    @torch.no_grad()
+    def _conductance(self, strategies: Conversion, noise: CommonNoise) -> NDArray[np.float64]:
+        """Mean conductance (n,) of n strategies in one draw, or of one strategy in n draws."""
+        of_tiles_and_times = [
+            # In two steps, since torch adds up to a single number in another order than to several.
+            conductances.sum(dim=3).double().sum(dim=(1, 2))
+            for tile, target in enumerate(self._tiles)
+            for _, conductances, _ in self._drifted(strategies, noise, tile, target)
+        ]
+        n = self.problem.test_weights.numel() * len(self.problem.t_steps)
+        mean = torch.stack(of_tiles_and_times).sum(dim=0) / n
+        return mean.nan_to_num(nan=torch.inf).cpu().numpy()
 
 
 def checked_device(device: str | torch.device) -> torch.device:

@@ -88,6 +88,16 @@ class ParallelEngine(LossEngine):
         """See :meth:`LossEngine.tnmse_of`; not shared out."""
         return self._engine.tnmse_of(converter, repeats, seed)
 
+    def conductance(self, x: ArrayLike, seed: int | None = None) -> NDArray[np.float64]:
+        """See :meth:`LossEngine.conductance`; not shared out."""
+        return self._engine.conductance(x, seed)
+
+    def conductance_of(
+        self, converter: BaseConductanceConverter, repeats: int = 100, seed: int = 0
+    ) -> NDArray[np.float64]:
+        """See :meth:`LossEngine.conductance_of`; not shared out."""
+        return self._engine.conductance_of(converter, repeats, seed)
+
     def close(self) -> None:
         """Ends the processes."""
         self._pool.shutdown(cancel_futures=True)

@@ -7,8 +7,10 @@ evaluations with equal seeds still differ, by about 1 % on a tile of 512 x 20.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,6 +59,41 @@ class ReferenceEngine(DrawingEngine):
         seed = self.seed if seed is None else seed
         draws = [self._errors(self._draw(s.to_converter(), seed)) for s in strategies]
         return np.concatenate([np.empty(0), *draws])
+
+    def conductance(self, x: ArrayLike, seed: int | None = None) -> NDArray[np.float64]:
+        """See :meth:`LossEngine.conductance`."""
+        strategies = self.problem.hypercube.decode(self.problem.hypercube.check_points(x))
+        assert isinstance(strategies, list)
+        seed = self.seed if seed is None else seed
+        drawn = [self._conductances(s.to_converter(), [seed]) for s in strategies]
+        return np.concatenate([np.empty(0), *drawn])
+
+    def conductance_of(
+        self, converter: BaseConductanceConverter, repeats: int = 100, seed: int = 0
+    ) -> NDArray[np.float64]:
+        """See :meth:`LossEngine.conductance_of`."""
+        seeds = np.random.SeedSequence(seed).generate_state(repeats, np.uint64)
+        return self._conductances(converter, seeds.tolist())
+
+    def _conductances(
+        self, converter: BaseConductanceConverter, seeds: Sequence[int]
+    ) -> NDArray[np.float64]:
+        """Mean conductances, as aihwkit programs and drifts weights; its tile itself has none."""
+        model = deepcopy(self.problem.noise_model)
+        model.g_converter = converter
+        tiles = self.problem.test_weights.T.split(widths_of_tiles(self.problem))
+        drawn = []
+        for seed in seeds:
+            total = 0.0
+            with _seeded(seed):
+                for tile, t in product(tiles, self.problem.t_steps):
+                    programmed, nu = model.apply_programming_noise(tile.clone())
+                    devices, _ = converter.convert_to_conductances(programmed)
+                    for g, of_device in zip(devices, nu, strict=True):
+                        drifted = model.apply_drift_noise_to_conductance(g, of_device, t)
+                        total += float(drifted.double().sum())
+            drawn.append(total / self.problem.test_weights.numel() / len(self.problem.t_steps))
+        return np.nan_to_num(drawn, nan=np.inf)
 
     def _acting_weights(
         self, converter: BaseConductanceConverter, draws: int, seed: int

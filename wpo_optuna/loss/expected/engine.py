@@ -24,7 +24,12 @@ from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.loss.base import LossEngine, not_batched
 from wpo_optuna.loss.expected.compiled import jax_device
 from wpo_optuna.loss.expected.device_moments import DeviceMoments, tabulate_device_moments
-from wpo_optuna.loss.expected.evaluation import placed, tnmse, tnmse_and_gradient
+from wpo_optuna.loss.expected.evaluation import (
+    conductance,
+    placed,
+    tnmse,
+    tnmse_and_gradient,
+)
 from wpo_optuna.loss.expected.loss import Kind, Tables
 from wpo_optuna.loss.expected.readout_table import tabulate_readout
 from wpo_optuna.loss.expected.weight_nodes import weight_nodes
@@ -93,9 +98,7 @@ class ExpectedEngine(LossEngine):
 
     def tnmse(self, x: ArrayLike, seed: int | None = None) -> FloatArray:
         """See :meth:`LossEngine.tnmse`; there is no noise to be seeded."""
-        decoded = self.problem.hypercube.decode_arrays(x)
-        factors = np.stack([decoded.f, -decoded.f], axis=2).reshape(len(decoded.f), -1)
-        return tnmse(factors, decoded.g, self._tiles, self._kind, self._device)
+        return tnmse(*self._decoded(x), self._tiles, self._kind, self._device)
 
     def tnmse_of(
         self, converter: BaseConductanceConverter, repeats: int = 100, seed: int = 0
@@ -105,17 +108,24 @@ class ExpectedEngine(LossEngine):
         Raises:
             InvalidArgument: the converter is none of aihwkit's converters to pairs of devices.
         """
-        problem, devices = self.problem, self._devices
-        factors, knots, curves = _curves_of(converter, problem.hypercube.n_knots)
-        low, high = min(curves.min(), problem.g_min), max(curves.max(), problem.g_max)
-        if (low, high) != (problem.g_min, problem.g_max):
-            devices = self._device_moments(low, high)
-        # Devices that count nothing: converters of fewer pairs need no code of their own.
-        missing = [(0, max(2 * problem.hypercube.n_pairs - len(factors), 0))]
-        factors, curves = np.pad(factors, missing), np.pad(curves, [*missing, (0, 0)], mode="edge")
-        tables = self._tables(knots, devices)
-        value = tnmse(factors[None], curves[None], tables, self._kind, self._device)
+        value = tnmse(*self._converted(converter), self._kind, self._device)
         return np.repeat(value, repeats)
+
+    def conductance(self, x: ArrayLike, seed: int | None = None) -> FloatArray:
+        """See :meth:`LossEngine.conductance`; there is no noise to be seeded."""
+        scaled = conductance(*self._decoded(x), self._tiles, self._device)
+        return scaled / self._scale
+
+    def conductance_of(
+        self, converter: BaseConductanceConverter, repeats: int = 100, seed: int = 0
+    ) -> FloatArray:
+        """See :meth:`LossEngine.conductance_of`: the expectation, repeated.
+
+        Raises:
+            InvalidArgument: the converter is none of aihwkit's converters to pairs of devices.
+        """
+        scaled = conductance(*self._converted(converter), self._device)
+        return np.repeat(scaled / self._scale, repeats)
 
     def value_and_grad(self, x: ArrayLike) -> tuple[FloatArray, FloatArray]:
         """TNMSE ``(n,)`` and its gradient ``(n, d)`` at points ``(n, d)`` or one point ``(d,)``.
@@ -128,6 +138,31 @@ class ExpectedEngine(LossEngine):
         """
         cube = self.problem.hypercube
         return tnmse_and_gradient(cube.check_points(x), cube, self._tiles, self._kind, self._device)
+
+    @property
+    def _scale(self) -> float:
+        """The sum over the tiles of what their mean square errors count in the TNMSE."""
+        return 100 / self.problem.max_abs_weight**2
+
+    def _decoded(self, x: ArrayLike) -> tuple[FloatArray, FloatArray]:
+        """Signed factors (n, D) and curves (n, D, K) in µS of points of the hypercube."""
+        decoded = self.problem.hypercube.decode_arrays(x)
+        factors = np.stack([decoded.f, -decoded.f], axis=2).reshape(len(decoded.f), -1)
+        return factors, decoded.g
+
+    def _converted(
+        self, converter: BaseConductanceConverter
+    ) -> tuple[FloatArray, FloatArray, list[Tables]]:
+        """Signed factors (1, D) and curves (1, D, K) in µS of a converter, and tables for it."""
+        problem, devices = self.problem, self._devices
+        factors, knots, curves = _curves_of(converter, problem.hypercube.n_knots)
+        low, high = min(curves.min(), problem.g_min), max(curves.max(), problem.g_max)
+        if (low, high) != (problem.g_min, problem.g_max):
+            devices = self._device_moments(low, high)
+        # Devices that count nothing: converters of fewer pairs need no code of their own.
+        missing = [(0, max(2 * problem.hypercube.n_pairs - len(factors), 0))]
+        factors, curves = np.pad(factors, missing), np.pad(curves, [*missing, (0, 0)], mode="edge")
+        return factors[None], curves[None], self._tables(knots, devices)
 
     def _device_moments(self, g_low: float, g_high: float) -> DeviceMoments:
         problem = self.problem
@@ -142,9 +177,7 @@ class ExpectedEngine(LossEngine):
                 nodes=weight_nodes(matrix, knots),
                 devices=devices,
                 readout=readout,
-                scale=np.float64(
-                    100 * matrix.size / problem.test_weights.numel() / problem.max_abs_weight**2
-                ),
+                scale=np.float64(self._scale * matrix.size / problem.test_weights.numel()),
                 n_rows=np.float64(matrix.shape[0]),
                 n_columns=np.float64(1 if per_column else matrix.shape[1]),
             )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from wpo_optuna.hypercube import Hypercube
 from wpo_optuna.loss.expected.compiled import compiled, on
 from wpo_optuna.loss.expected.decode import Bounds, Layout, decode, described
-from wpo_optuna.loss.expected.loss import Kind, Tables, expected_tnmse
+from wpo_optuna.loss.expected.loss import Kind, Tables, expected_conductance, expected_tnmse
 
 FloatArray = NDArray[np.float64]
 Tree = TypeVar("Tree", bound=tuple[Any, ...])
@@ -64,6 +64,18 @@ def tnmse_and_gradient(
         _gradients, (layout, kind), (x,), (bounds,), tiles, _GRADIENT_CHUNK, device
     )
     return np.where(np.isfinite(total), total, np.inf), gradient
+
+
+def conductance(
+    factors: FloatArray, curves: FloatArray, tiles: Sequence[Tables], device: jax.Device
+) -> FloatArray:
+    """Mean conductance ``(n,)`` in µS, each tile's times its scale; see :func:`tnmse`."""
+    (total,) = _by_chunks(_conductances, (), (factors, curves), (), tiles, _VALUE_CHUNK, device)
+    return np.where(np.isfinite(total), total, np.inf)
+
+
+def _conductances(factors: Array, curves: Array, tables: Tables) -> tuple[Array]:
+    return (expected_conductance(factors, curves, tables),)
 
 
 def _values(factors: Array, curves: Array, tables: Tables, kind: Kind) -> tuple[Array]:

@@ -30,6 +30,7 @@ from wpo_optuna.loss.expected.weight_nodes import WeightNodes
 
 # Nodes for the weight after programming.
 HERMITE_NODES = 3
+CONDUCTANCE_NODES = 9
 
 # Places in the trapezoidal rule for the largest programmed weight, and how many standard
 # deviations it reaches below and above the extremes.
@@ -124,11 +125,7 @@ def expected_tnmse(a: Array, g: Array, t: Tables, kind: Kind) -> Array:
         kind: which drift compensation there is.
     """
     nodes = t.nodes
-    scale = a / jnp.abs((a[:, None] * g).sum(0)).max(0)
-    targets, extremes = target_cells(g, nodes.weights, t), target_cells(g, nodes.extremes, t)
-    strategies = Programmed(scale, g, targets, *after_programming(scale, targets, t))
-    programmed = after_programming(scale, extremes, t)
-    span, deviation = largest_programmed(*programmed, nodes.counts)
+    strategies, span, deviation = programmed_strategies(a, g, t)
     reference = reference_readout(strategies, t, kind)
     # Drift compensation makes up for a span that is wide or narrow by chance.
     error = sum(
@@ -136,6 +133,49 @@ def expected_tnmse(a: Array, g: Array, t: Tables, kind: Kind) -> Array:
         for node, share in hermite_rule(1 if kind.compensates else 2)
     )
     return (error + (nodes.shares * nodes.weights**2).sum()) * t.scale
+
+
+def expected_conductance(a: Array, g: Array, t: Tables) -> Array:
+    """Mean over a tile's weights and the times of the sum of a weight's conductances ``(n,)``.
+
+    Args:
+        a, g, t: see :func:`expected_tnmse`; of the tables, the read-out does not matter.
+
+    Returns:
+        the mean in µS, times the tile's ``scale``.
+    """
+    p, span, deviation = programmed_strategies(a, g, t)
+    mean = jnp.zeros_like(span)
+    for node, share in hermite_rule(2):
+        mean += share * conductance_given_span(p, a, span + node * deviation, t)
+    return mean * t.scale
+
+
+def conductance_given_span(p: Programmed, a: Array, span: Array, t: Tables) -> Array:
+    """Mean conductance ``(n,)`` in µS of the weights of a tile, given m' ``(n,)``."""
+    present, _ = conductances_again(p, span, t, CONDUCTANCE_NODES)
+    cells = cells_of(present, t.devices)
+    shares = np.array([share for _, share in hermite_rule(CONDUCTANCE_NODES)])[:, None, None]
+
+    def at_time(factors: tuple[Array, Array]) -> Array:
+        of_target, of_present = factors
+        means = summed_products(of_target[0], of_present[0], p.targets, cells)
+        # Devices without a factor fill up the strategy.
+        of_weights = jnp.where((a != 0)[:, None], (shares * means).sum(1), 0).sum(0)
+        return (t.nodes.shares[:, None] * of_weights).sum(0)
+
+    return jax.lax.map(at_time, (t.devices.target, t.devices.present)).mean(0)
+
+
+def programmed_strategies(a: Array, g: Array, t: Tables) -> tuple[Programmed, Array, Array]:
+    """Strategies after programming; mean and standard deviation ``(n,)`` of m'."""
+    scale = a / jnp.abs((a[:, None] * g).sum(0)).max(0)
+    targets, extremes = target_cells(g, t.nodes.weights, t), target_cells(g, t.nodes.extremes, t)
+    programmed = after_programming(scale, extremes, t)
+    return (
+        Programmed(scale, g, targets, *after_programming(scale, targets, t)),
+        *largest_programmed(*programmed, t.nodes.counts),
+    )
 
 
 def target_cells(g: Array, weights: ArrayLike, t: Tables) -> Cells:
@@ -198,9 +238,11 @@ def error_given_span(
     return total / len(t.devices.target)
 
 
-def conductances_again(p: Programmed, span: Array, t: Tables) -> tuple[Array, Array]:
+def conductances_again(
+    p: Programmed, span: Array, t: Tables, n_nodes: int = HERMITE_NODES
+) -> tuple[Array, Array]:
     """Conductances ``(D, H, Q, n)`` that programmed weights stand for, these less their mean."""
-    nodes = np.array([node for node, _ in hermite_rule(HERMITE_NODES)])
+    nodes = np.array([node for node, _ in hermite_rule(n_nodes)])
     offset = jnp.sqrt(jnp.maximum(p.variance, SMALLEST_VARIANCE)) * nodes[:, None, None]
     rises = jnp.diff(p.curves, axis=1)[:, :, None, None]
     shares = passed((p.mean + offset) / span, t)
@@ -222,10 +264,7 @@ def moments_in_time(
         of_target, of_present: factors of the moments at this time ``(2, R, C + 1)``.
     """
     mean, relative_square = (
-        sum(
-            looked_up(one, targets)[:, None] * looked_up(other, present)
-            for one, other in zip(*terms, strict=True)
-        )
+        summed_products(*terms, targets, present)
         for terms in zip(of_target, of_present, strict=True)
     )
     mean = scale * mean
@@ -241,6 +280,15 @@ def moments_in_time(
     )
     fourth = jnp.maximum(fourth - 3 * (square - total**2) ** 2, 0)
     return Moments(total, square, covariance, third, fourth)
+
+
+def summed_products(of_target: Array, of_present: Array, targets: Cells, present: Cells) -> Array:
+    """A moment ``(D, H, Q, n)`` from its factors ``(R, C + 1)``."""
+    terms = [
+        looked_up(one, targets)[:, None] * looked_up(other, present)
+        for one, other in zip(of_target, of_present, strict=True)
+    ]
+    return sum(terms[1:], start=terms[0])
 
 
 def reference_readout(p: Programmed, t: Tables, kind: Kind) -> Readout:

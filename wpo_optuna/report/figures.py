@@ -352,6 +352,22 @@ def devices(measured: Measurements) -> Figure | str:
     return figure
 
 
+def sensitivity(measured: Measurements) -> Figure | str:
+    """The errors of winner and baseline on devices that differ from the model."""
+    found = measured.sensitivity
+    if found is None:
+        return "This hardware cannot be varied outside of aihwkit's own tile."
+    figure, (axes,) = panels(1, 2.9)
+    (baseline, *others), (optimised, *of_others) = found.baseline, found.optimised
+    axes.plot(others, of_others, "o", color=drawing.BLUE, label="other devices")
+    axes.plot(baseline, optimised, "D", color=drawing.VERMILION, label="the model")
+    ends = [0.95 * min(found.optimised), 1.05 * max(found.baseline)]
+    axes.plot(ends, ends, label="no better", **drawing.REFERENCE)
+    axes.set(xlabel="TNMSE of the baseline (%)", ylabel="TNMSE of the winner (%)")
+    legend_above(figure, axes)
+    return figure
+
+
 def _times(measured: Measurements) -> list[tuple[str, Any]]:
     """Name and colour of each time that is shown."""
     shown = measured.shown_t_s.tolist()

@@ -6,7 +6,7 @@ a report draws of them is measured while they are there, and lies in a file besi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,8 +16,10 @@ from aihwkit.inference.converter.base import BaseConductanceConverter
 from numpy.typing import NDArray
 from pydantic import PlainSerializer, PlainValidator, TypeAdapter
 
+from wpo_optuna.hardware.device_spread import DeviceFactors, devices_around, with_factors
 from wpo_optuna.loss.base import DrawingEngine
 from wpo_optuna.loss.engine_choice import drawing_engine
+from wpo_optuna.loss.monte_carlo import MonteCarloEngine
 from wpo_optuna.loss.parallel import one_thread
 from wpo_optuna.problem import WeightProgrammingProblem
 from wpo_optuna.strategy import ProgrammingStrategy
@@ -38,6 +40,10 @@ _OUTSIDE_BINS = 5e-3
 # The band of errors holds 95 % of the weights, in groups of equal width over the target weight.
 _BAND = (0.025, 0.5, 0.975)
 _N_GROUPS = 25
+
+# Devices around the given one: their number, and by what fraction each of their properties differs.
+_N_OTHER_DEVICES = 16
+DEVICE_SPREAD = 0.2
 
 _N_TARGETS = 41
 _DEVICES_PER_TARGET = 5000
@@ -97,6 +103,22 @@ class DeviceModel:
 
 
 @dataclass(frozen=True)
+class Sensitivity:
+    """What if the device is otherwise than its model says.
+
+    Attributes:
+        factors: by what programming error, drift coefficient, its scatter and read noise of each
+            of K devices differ from the model's ``(K, 4)``; the first device is the model's.
+        baseline: TNMSE of the baseline on each ``(K,)``.
+        optimised: that of the winner, with the same random numbers ``(K,)``.
+    """
+
+    factors: Array
+    baseline: Array
+    optimised: Array
+
+
+@dataclass(frozen=True)
 class Measurements:
     """What was measured of a study's problem and of its winner.
 
@@ -107,6 +129,8 @@ class Measurements:
         t_s: times after programming in s ``(T,)``.
         histogram: share of the weights in each of equal bins from -m to m ``(B,)``.
         devices: the device model; None if the noise model cannot be sampled apart from a tile.
+        sensitivity: the errors on other devices; None where the Monte Carlo engine cannot draw
+            them.
         baseline_f: significance factor of each of the baseline's pairs ``(P,)``.
         baseline_g_us: its conductances ``(2P, N)`` in µS at weights evenly spaced from the most
             negative to the most positive, ordered g+ of pair 0, g- of pair 0, ...
@@ -126,6 +150,7 @@ class Measurements:
     baseline: WeightErrors
     trial_number: int
     optimised: WeightErrors
+    sensitivity: Sensitivity | None
 
     @property
     def shown_t_s(self) -> Array:
@@ -184,6 +209,11 @@ def measure(
             optimised=measure_weight_errors(
                 engine, strategy.to_converter(), _seed(problem, winning_trial + 1)
             ),
+            sensitivity=(
+                measure_sensitivity(problem, strategy)
+                if isinstance(engine, MonteCarloEngine)
+                else None
+            ),
         )
     measured.save(folder)
     return measured
@@ -241,6 +271,28 @@ def measure_weight_errors(
         targets=np.array([target[m].mean() for m in members]),
         band=np.array(quantiles).transpose(2, 1, 0),
     )
+
+
+def measure_sensitivity(
+    problem: WeightProgrammingProblem, strategy: ProgrammingStrategy
+) -> Sensitivity:
+    """Draws the errors of baseline and winner once on each of several devices around the given one.
+
+    Args:
+        problem: the problem, whose hardware the Monte Carlo engine knows.
+        strategy: the winner's strategy.
+    """
+    seed = _seed(problem, 0)
+    unchanged = DeviceFactors()
+    factors = [unchanged, *devices_around(DEVICE_SPREAD, _N_OTHER_DEVICES, seed)]
+    converters = problem.g_converter_baseline, strategy.to_converter()
+    tnmse = []
+    for of_device in factors:
+        other = replace(problem, rpu_config=with_factors(problem.rpu_config, of_device))
+        engine = MonteCarloEngine(other)
+        tnmse.append([engine.tnmse_of(converter, 1, seed)[0] for converter in converters])
+    baseline, optimised = np.array(tnmse).T
+    return Sensitivity(np.array([astuple(f) for f in factors]), baseline, optimised)
 
 
 def sample_device_model(problem: WeightProgrammingProblem, seed: int) -> DeviceModel:

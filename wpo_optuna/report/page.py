@@ -14,6 +14,7 @@ from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.hardware import format_duration
 from wpo_optuna.report import figures
 from wpo_optuna.report.drawing import save
+from wpo_optuna.report.measurements import DEVICE_SPREAD
 from wpo_optuna.report.record import StudyRecord, are_about_one_problem, read_study
 from wpo_optuna.study.environment import check_directory
 
@@ -31,6 +32,7 @@ _OF_MEASUREMENTS = (
     figures.weight_errors,
     figures.weight_correlation,
     figures.devices,
+    figures.sensitivity,
 )
 _NOT_MEASURED = "This is measured when a study has been scored."
 
@@ -90,7 +92,9 @@ def write_report(studies: Sequence[Study], page: str | os.PathLike[str]) -> Repo
         for of_measurements in _OF_MEASUREMENTS:
             draw(of_measurements, record.measurements, prefix)
     is_one_problem = are_about_one_problem(records)
-    text = _template().render(parts=parts, figures=drawn, is_one_problem=is_one_problem)
+    text = _template().render(
+        parts=parts, figures=drawn, is_one_problem=is_one_problem, device_spread=DEVICE_SPREAD
+    )
     page.write_text(text, encoding="utf-8")
     written = [path for path in drawn.values() if isinstance(path, Path)]
     return ReportFiles(page, tuple(f for svg in written for f in (svg.with_suffix(".png"), svg)))

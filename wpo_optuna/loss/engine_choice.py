@@ -194,8 +194,8 @@ def _cost_on_tile(problem: WeightProgrammingProblem, n_trials: int) -> str:
     total = seconds * (n_trials + problem.baseline_iterations)
     return (
         f" It is used, and takes {_spoken(seconds)} for a strategy, about {_spoken(total)} for "
-        f"{n_trials} trials and the baseline on one core; a search with an rpu_config without this "
-        "property takes seconds, and evaluate can judge its strategy with it."
+        f"{n_trials} trials and the baseline on one core, and then the scores; a search with an "
+        "rpu_config without this property takes seconds, and evaluate can judge its strategy with it."
     )
 
 

@@ -53,7 +53,7 @@ class OptimizerSettings(EvolutionSettings, SearchSettings, ProblemOptions):
         "raise StopIteration; None reports progress like the reference",
     )  # fmt: skip
     disp: bool = setting(True, "whether to print progress")
-    device: Any = setting("cpu", "torch device of the Monte Carlo engine")
+    device: Any = setting("cpu", "where the fast engines compute: cpu or cuda")
     n_trials: Whole | None = setting(  # type: ignore[assignment]
         None, "trials in total; None takes 2000, or what maxiter and popsize say", ge=1
     )

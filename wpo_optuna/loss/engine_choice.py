@@ -195,7 +195,8 @@ def _cost_on_tile(problem: WeightProgrammingProblem, n_trials: int) -> str:
     return (
         f" It is used, and takes {_spoken(seconds)} for a strategy, about {_spoken(total)} for "
         f"{n_trials} trials and the baseline on one core, and then the scores; a search with an "
-        "rpu_config without this property takes seconds, and evaluate can judge its strategy with it."
+        "rpu_config without this property takes seconds, and evaluate can judge its strategy with "
+        "it."
     )
 
 

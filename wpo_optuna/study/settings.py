@@ -138,7 +138,7 @@ class SearchSettings(Settings):
         None, "what evaluates a point; by default the fastest that can be trusted with the problem",
         _SEARCH,
     )  # fmt: skip
-    device: str = setting("cpu", "torch device of the Monte Carlo engine", _SEARCH, "NAME")
+    device: str = setting("cpu", "where the fast engines compute: cpu or cuda", _SEARCH, "NAME")
     batch_size: Whole | None = setting(
         None, "most trials evaluated at once; by default chosen by engine and sampler", _SEARCH,
         "N", ge=1,

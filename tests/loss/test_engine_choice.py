@@ -127,7 +127,9 @@ def test_hardware_that_no_fast_engine_knows_goes_to_the_tile_with_a_reason_and_i
     (message,) = [str(warning.message) for warning in told]
     reason = "rpu_config.simulator_tile_class = TorchSimulatorTileIRDropT, which aihwkit's own tile"
     assert message.startswith(reason)
-    assert re.search(r"takes .* for a strategy, about .* for 70 trials .* on one core, and then", message)
+    assert re.search(
+        r"takes .* for a strategy, about .* for 70 trials .* on one core, and then", message
+    )
 
 
 def test_noise_is_drawn_by_the_fastest_engine_that_can(problem: WeightProgrammingProblem) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -163,7 +164,10 @@ def parse_factors(text: str) -> list[float | None]:
 
 def _label(source: str) -> str:
     """A short name of a checkpoint or hardware: its own, its file's, or its function's."""
-    return source.rpartition(":")[2] if ":" in source else Path(source).absolute().stem
+    module, _, function = source.rpartition(":")
+    if function == "rpu_config":  # says nothing
+        return re.split(r"[./\\]", module.removesuffix(".py"))[-1]
+    return function if module else Path(source).absolute().stem
 
 
 def effective_settings(

@@ -154,7 +154,7 @@ class SearchSettings(Settings):
         5, "number of best distinct trials scored on fresh noise", _SEARCH, "N", ge=1
     )
     self_check: bool = setting(
-        True, "whether the expected engine is first compared with aihwkit's tile", _SEARCH
+        True, "whether the expected engine is first compared with drawn noise", _SEARCH
     )
     seed: Whole = setting(100, "seed of the study", _SEARCH, "N", ge=0, lt=2**32)
 

@@ -39,7 +39,7 @@ def jax_device(name: str) -> jax.Device:
     except (RuntimeError, IndexError, ValueError) as error:
         raise InvalidArgument(
             f"device = {name!r} cannot be used by the expected engine ({first_line(error)}): give "
-            'cpu, or pip install "jax[cuda]", with which JAX finds a GPU.'
+            'cpu, or pip install "wpo-optuna[cuda]", with which JAX finds a GPU.'
         ) from error
 
 

@@ -172,7 +172,8 @@ def test_another_converter_is_refused(engine: ExpectedEngine) -> None:
 
 @pytest.mark.parametrize("device", ["abacus", "cuda:99", "cpu:x"])
 def test_a_device_that_jax_does_not_find_is_refused_with_what_to_install(device: str) -> None:
-    with pytest.raises(InvalidArgument, match=rf'device = \'{device}\'.*pip install "wpo-optuna\[cuda\]"'):
+    refusal = rf"device = '{device}'.*pip install \"wpo-optuna\[cuda\]\""
+    with pytest.raises(InvalidArgument, match=refusal):
         ExpectedEngine(small_problem(), device=device)
 
 

@@ -32,6 +32,15 @@ class PostgresqlServer:
         engine.dispose()
         return self.url
 
+    def require_password(self, password: str) -> None:
+        """From now on asks whoever connects for a password."""
+        engine = sqlalchemy.create_engine(self.url)
+        with engine.begin() as connection:
+            connection.exec_driver_sql(f"ALTER USER postgres PASSWORD '{password}'")
+        engine.dispose()
+        (self._server.pgdata / "pg_hba.conf").write_text("local all all scram-sha-256\n")
+        self.restart()
+
     def restart(self, mode: str = "fast") -> None:
         """Starts the server anew; what is connected to it is cut off."""
         self._control("restart", mode)

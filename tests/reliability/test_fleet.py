@@ -7,6 +7,8 @@ test here (false alarms: none).
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from postgresql_server import PostgresqlServer
-from workers import Worker, search, serve, start_study, study_with
+from workers import HARDWARE, SMALL, STUDY, Worker, search, serve, start_study, study_with
 
 from wpo_optuna.samplers import candidate_of
 from wpo_optuna.storage import load_study
@@ -112,3 +114,34 @@ def test_a_database_restarted_in_mid_study_is_waited_for_and_nothing_is_lost(
         assert worker.wait() == 0, told.read_text()
         assert told.read_text().count("the database server went away") <= 2  # once for each
     assert_exact(study, 1000)
+
+
+@pytest.mark.slow
+def test_a_password_of_the_environment_is_kept_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    password = "s3cret-word"
+    server = PostgresqlServer()
+    server.require_password(password)
+    command = [sys.executable, "-m", "wpo_optuna.study", *SMALL, "--n-trials", "30"]
+    command += ["--storage", server.url, "--tracking-uri", "sqlite:///mlflow.db", "--report"]
+    (tmp_path / "hardware.py").write_text(HARDWARE)
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    monkeypatch.delenv("PGPASSWORD", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    refused = run()
+    assert refused.returncode == 1
+    assert "no password supplied" in refused.stderr
+    monkeypatch.setenv("PGPASSWORD", password)
+    done = run()
+    assert done.returncode == 0, done.stderr
+    stored = load_study(server.url, STUDY)
+    kept = [repr(stored.user_attrs), repr(stored.trials)]
+    kept += [done.stdout, done.stderr]
+    kept += [path.read_bytes().decode("latin-1") for path in tmp_path.rglob("*") if path.is_file()]
+    assert (tmp_path / "mlflow.db").exists()
+    assert not any(password in text for text in kept)
+    server.stop()

@@ -31,7 +31,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["wpo_optuna.study.run", "wpo_optuna.study.problem_setup"])
 
 # A tile so small that scoring through aihwkit takes little time.
-_HARDWARE = """
+HARDWARE = """
 from aihwkit.inference import GlobalDriftCompensation, PCMLikeNoiseModel
 from aihwkit.simulator.configs import InferenceRPUConfig
 from aihwkit.simulator.parameters import MappingParameter
@@ -107,7 +107,7 @@ def carry_out(directory: Path, *words: str) -> None:
 def start_study(directory: Path, *words: str) -> Worker:
     """A worker that carries out the study's command in a new directory."""
     directory.mkdir()
-    (directory / "hardware.py").write_text(_HARDWARE)
+    (directory / "hardware.py").write_text(HARDWARE)
     return Worker(carry_out, directory, *SMALL, *words)
 
 

@@ -26,6 +26,7 @@ from wpo_optuna.study.scoring import Scores
 FIGURES_OF_THE_SEARCH = {"conductance_curves", "explored_factors"}
 FIGURES_OF_A_STUDY = FIGURES_OF_THE_SEARCH | {
     "tnmse_over_time", "weight_errors", "weight_correlation", "importance", "devices",
+    "sensitivity",
 }  # fmt: skip
 
 

@@ -329,6 +329,7 @@ def _finish(search: _Search, folder: Path | None, account: Account | None) -> St
             "problem_fingerprint": objective.problem.fingerprint,
             "tnmse": vars(scores.winner),
             "baseline": vars(scores.baseline),
+            "conductance_us": scores.conductance and scores.conductance[0],
             "engine": objective.engine.name,
             "engine_bias": scores.engine_bias,
             "noise_model": type(objective.problem.noise_model).__name__,

@@ -43,6 +43,9 @@ _CERTAIN = 3.0
 # by chance in one study of a thousand, and is then scored on the tile, which is harmless.
 _CONFIRMING, _DEVIATING = 12, 5.0
 
+# Draws of a mean conductance, which scatters by less than a thousandth.
+_CONDUCTANCES = 4
+
 
 @dataclass(frozen=True)
 class Finalist:
@@ -79,6 +82,8 @@ class Scores:
         baseline: the baseline's.
         on_tile: the winner's and the baseline's on aihwkit's own tile, which agree with the above;
             None if those were drawn there themselves.
+        conductance: the winner's and the baseline's mean conductance in µS per weight, to which the
+            read power is proportional; None in scores of earlier versions.
     """
 
     n_trials: int
@@ -87,6 +92,7 @@ class Scores:
     winner: Estimate
     baseline: Estimate
     on_tile: tuple[Estimate, Estimate] | None = None
+    conductance: tuple[float, float] | None = None
 
     @property
     def winning_trial(self) -> int:
@@ -124,6 +130,8 @@ class Scores:
             values[f"{name}_tnmse_low"] = estimate.low
             values[f"{name}_tnmse_high"] = estimate.high
             values[f"{name}_draws"] = float(estimate.draws)
+        if self.conductance is not None:
+            values["winner_conductance_us"], values["baseline_conductance_us"] = self.conductance
         return values
 
     def to_json(self) -> dict[str, Any]:
@@ -277,6 +285,10 @@ def score_finalists(mirror: Mirror, how_many: int, show_progress: bool) -> Score
             if not all(map(_agree, scores, on_tile)):
                 scores = [score(tile, converter, seed, bar.update) for converter, seed in pairs]
                 on_tile = None
+        winners, baselines = (
+            float(drawing.conductance_of(converter, _CONDUCTANCES, seed).mean())
+            for converter, seed in pairs
+        )
         return Scores(
             n_trials=mirror.n_complete,
             n_wanted=how_many,
@@ -284,6 +296,7 @@ def score_finalists(mirror: Mirror, how_many: int, show_progress: bool) -> Score
             winner=scores[0],
             baseline=scores[1],
             on_tile=None if on_tile is None else (on_tile[0], on_tile[1]),
+            conductance=(winners, baselines),
         )
 
 

@@ -41,6 +41,7 @@ def describe(
         f"best TNMSE       {scores.winner}  (95 % interval, {scores.winner.draws} fresh draws)",
         *_on_tile(scores),
         f"improvement      {100 * scores.improvement:.1f} %",
+        *_conductance(scores),
         f"f_lst            [{factors}]",
         f"engine           {result.objective.engine.name}, {100 * scores.engine_bias:+.2f} % "
         "from the fresh draws at the best",
@@ -91,6 +92,15 @@ def _on_tile(scores: Scores) -> list[str]:
     winner, baseline = scores.on_tile
     numbers = f"{winner.mean:.5f} against {baseline.mean:.5f} in {winner.draws} draws each"
     return [f"{'':16} (confirmed by aihwkit's tile: {numbers})"]
+
+
+def _conductance(scores: Scores) -> list[str]:
+    if scores.conductance is None:
+        return []
+    winner, baseline = scores.conductance
+    more = winner / baseline - 1
+    beside = f"{abs(more):.0%} {'more' if more > 0 else 'less'} than the baseline's"
+    return [f"conductance      {winner:.1f} µS a weight, {beside}"]
 
 
 def _remarks(settings: StudySettings, scores: Scores, n_trials: int) -> list[str]:

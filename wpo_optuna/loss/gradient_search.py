@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -60,6 +61,56 @@ def polish(
     # Each start has gradients of its own to wait for, which other threads can compute meanwhile.
     ends = in_threads(refined, range(len(starts)))
     return np.array([x for x, _ in ends]), np.array([value for _, value in ends])
+
+
+class LimitedCost(Differentiable, Protocol):
+    """A loss with a gradient, of points that also have a conductance with one."""
+
+    def conductance_and_grad(self, x: ArrayLike) -> tuple[FloatArray, FloatArray]:
+        """Mean conductances ``(n,)`` in µS and gradients ``(n, d)`` at points ``(n, d)``."""
+
+
+def under_limits(
+    engine: LimitedCost, x0: FloatArray, limits: ArrayLike, max_iterations: int = 100
+) -> list[FloatArray]:
+    """The lowest loss under each of several limits of the conductance, by SLSQP.
+
+    Args:
+        engine: the loss.
+        x0: the point ``(d,)`` from which the first one is looked for; each other from the one
+            before.
+        limits: mean conductances in µS, descending ``(n,)``.
+        max_iterations: most iterations of each.
+
+    Returns:
+        n points ``(d,)``.
+    """
+
+    def logarithm_of_loss(x: FloatArray) -> tuple[float, FloatArray]:
+        value, gradient = engine.value_and_grad(x[None])
+        return float(np.log(value[0])), gradient[0] / value[0]
+
+    def below(limit: float) -> dict[str, object]:
+        # SLSQP asks for the value and for its gradient at the same points.
+        @lru_cache(maxsize=4)
+        def evaluated(x: bytes) -> tuple[float, FloatArray]:
+            value, gradient = engine.conductance_and_grad(np.frombuffer(x)[None])
+            return float(np.log(limit / value[0])), -gradient[0] / value[0]
+
+        return {
+            "type": "ineq",
+            "fun": lambda x: evaluated(x.tobytes())[0],
+            "jac": lambda x: evaluated(x.tobytes())[1],
+        }
+
+    points = [x0]
+    for limit in np.asarray(limits).tolist():
+        found = minimize(
+            logarithm_of_loss, points[-1], jac=True, method="SLSQP", constraints=below(limit),
+            bounds=[(0.0, 1.0)] * len(x0), options={"maxiter": max_iterations, "ftol": 1e-7},
+        )  # fmt: skip
+        points.append(np.clip(found.x, 0.0, 1.0))
+    return points[1:]
 
 
 def multi_start(

@@ -25,6 +25,7 @@ from wpo_optuna.report.drawing import LOOKS, FloatArray, legend_above, panels
 from wpo_optuna.report.measurements import Measurements, WeightErrors, evenly_spread
 from wpo_optuna.report.record import StudyRecord, are_about_one_problem
 from wpo_optuna.strategy import ProgrammingStrategy
+from wpo_optuna.study import attributes
 
 # Few enough that importance takes no time, and that an SVG of single dots stays small.
 MOST_TRIALS, MOST_DOTS = 1000, 500
@@ -135,7 +136,7 @@ def explored_factors(record: StudyRecord) -> Figure | str:
 
 def importance(record: StudyRecord) -> Figure | str:
     """Which coordinates of the hypercube mattered, by Optuna's PED-ANOVA."""
-    losses = np.array([trial.value for trial in record.trials], dtype=np.float64)
+    losses = np.array([trial.values[0] for trial in record.trials], dtype=np.float64)
     proposed = np.flatnonzero(np.isfinite(losses) & ~record.is_polished)
     if len(proposed) < LEAST_TRIALS:
         return (
@@ -150,7 +151,9 @@ def importance(record: StudyRecord) -> Figure | str:
     unit: BaseDistribution = FloatDistribution(0.0, 1.0)
     chosen = [record.trials[i] for i in proposed[evenly_spread(len(proposed), MOST_TRIALS)]]
     study.add_trials(
-        create_trial(value=t.value, params=t.params, distributions=dict.fromkeys(t.params, unit))
+        create_trial(
+            value=t.values[0], params=t.params, distributions=dict.fromkeys(t.params, unit)
+        )
         for t in chosen
     )
     found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
@@ -159,6 +162,29 @@ def importance(record: StudyRecord) -> Figure | str:
     axes.barh(names, [100 * found[name] for name in names], color=drawing.BLUE)
     axes.set(xlabel="importance (%)", ymargin=0.02)
     axes.grid(axis="y", visible=False)
+    return figure
+
+
+def front(record: StudyRecord) -> Figure:
+    """Error against mean conductance: all trials, and those of which none is better in both."""
+    figure, (axes,) = panels(1, 3.0)
+    known = [trial for trial in record.trials if attributes.CONDUCTANCE in trial.user_attrs]
+    conductance = np.array([trial.user_attrs[attributes.CONDUCTANCE] for trial in known])
+    tnmse = np.array([trial.user_attrs["tnmse"] for trial in known])
+    order = np.lexsort((tnmse, conductance))
+    lowest = np.minimum.accumulate(tnmse[order])
+    best = order[tnmse[order] < np.concatenate([[np.inf], lowest[:-1]])]
+    dots = order[evenly_spread(len(order), MOST_DOTS)]
+    axes.plot(conductance[dots], tnmse[dots], ".", color=drawing.SKY, alpha=0.4, label="trials")
+    axes.plot(conductance[best], tnmse[best], "o-", color=drawing.BLUE, markersize=4, label="front")
+    if record.scores is not None and record.scores.conductance is not None:
+        axes.plot(record.scores.conductance[1], record.scores.baseline.mean, "D",
+                  color=drawing.VERMILION, label="baseline")  # fmt: skip
+    axes.set(xlabel="mean conductance (µS per weight)", ylabel="TNMSE (%)")
+    # What lies far beyond the front is no choice.
+    axes.set_ylim(0, 4 * np.median(tnmse[best]))
+    axes.set_xlim(0, 1.6 * conductance[best].max())
+    legend_above(figure, axes)
     return figure
 
 

@@ -89,6 +89,8 @@ def write_report(studies: Sequence[Study], page: str | os.PathLike[str]) -> Repo
         parts.append(StudyPart(record, prefix))
         for of_study in _OF_THE_STUDY:
             draw(of_study, record, prefix)
+        if record.has_two_objectives:
+            draw(figures.front, record, prefix)
         for of_measurements in _OF_MEASUREMENTS:
             draw(of_measurements, record.measurements, prefix)
     is_one_problem = are_about_one_problem(records)

@@ -113,6 +113,11 @@ class StudyRecord:
         return {name: value for name, value in found.items() if value}
 
     @property
+    def has_two_objectives(self) -> bool:
+        """Whether its trials have a mean conductance as well."""
+        return attributes.CONDUCTANCE in self.winner.user_attrs
+
+    @property
     def layer(self) -> str:
         """The layer it is about; empty if it is about the whole network."""
         parent = self.settings.get(attributes.PARENT_STUDY)
@@ -143,7 +148,8 @@ def read_study(study: Study) -> StudyRecord:
     Raises:
         InvalidArgument: no trial of weight programming was completed.
     """
-    reader = FinishedTrials(study, attributes=_ATTRIBUTES | {attributes.PHASE})
+    wanted = _ATTRIBUTES | {attributes.PHASE, attributes.CONDUCTANCE}
+    reader = FinishedTrials(study, attributes=wanted)
     own = [
         trial
         for trial in reader.read_new()
@@ -157,7 +163,7 @@ def read_study(study: Study) -> StudyRecord:
     settings = study.user_attrs
     stored = settings.get(attributes.SCORES)
     scores = None if stored is None else Scores.from_json(stored)
-    winner = min(own, key=lambda trial: (trial.value, trial.number))
+    winner = min(own, key=lambda trial: (trial.values[0], trial.number))
     if scores is not None:
         winner = next((trial for trial in own if trial.number == scores.winning_trial), winner)
     fingerprint = settings.get(attributes.FINGERPRINT)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
 
-SAMPLER_NAMES = ("de", "cmaes", "tpe", "random", "qmc")
+SAMPLER_NAMES = ("de", "cmaes", "tpe", "random", "qmc", "nsga2", "nsga3")
 
 # Optuna's classes, and what they are given besides the seed. Trials of a batch are asked before
 # any of them is told, which TPE has to know.
@@ -21,6 +21,8 @@ _OPTUNAS: dict[str, tuple[str, dict[str, Any]]] = {
     "cmaes": ("CmaEsSampler", {"warn_independent_sampling": False}),
     "tpe": ("TPESampler", {"constant_liar": True, "multivariate": True}),
     "random": ("RandomSampler", {}),
+    "nsga2": ("NSGAIISampler", {}),
+    "nsga3": ("NSGAIIISampler", {}),
     "qmc": (
         "QMCSampler",
         {"scramble": True, "warn_independent_sampling": False, "warn_asynchronous_seeding": False},
@@ -45,7 +47,8 @@ def make_sampler(
     the seed and these numbers together.
 
     Args:
-        name: ``"de"``, ``"cmaes"``, ``"tpe"``, ``"random"`` or ``"qmc"``.
+        name: ``"de"``, ``"cmaes"``, ``"tpe"``, ``"random"``, ``"qmc"``, ``"nsga2"`` or
+            ``"nsga3"``.
         seed: seed of the search.
         search_space: the parameters, where they are known beforehand (differential evolution
             then starts with the first trial).

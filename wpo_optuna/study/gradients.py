@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from scipy.stats import qmc
 
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.loss import gradient_search
-from wpo_optuna.loss.gradient_search import Differentiable, multi_start
+from wpo_optuna.loss.gradient_search import multi_start
 from wpo_optuna.study.attributes import (
     GRADIENT_START,
     GRADIENT_STEP,
@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 N_POLISHED = 5
 _MOST_POLISHED_SHARE = 0.05
 _POLISH_ITERATIONS = 60
+
+# Points of a front of two objectives, and its lowest conductance relative to that of the lowest
+# TNMSE.
+_N_FRONT = 16
+_LOWEST_SHARE = 0.25
 
 # Trials that descend before the best of them are polished, and for how many steps: with these,
 # four searches of 1000 trials all ended within 0.1 % of the lowest value known.
@@ -61,7 +66,8 @@ def number_polished(mirror: Mirror, total: int) -> int:
         return 0
     earlier = {origin.total for origin in mirror.origins() if origin.phase == POLISH}
     grown = total - max((before for before in earlier if before < total), default=0)
-    return min(N_POLISHED, int(grown * _MOST_POLISHED_SHARE))
+    most = N_POLISHED if mirror.objective.second is None else _N_FRONT
+    return min(most, int(grown * _MOST_POLISHED_SHARE))
 
 
 def compile_gradient(mirror: Mirror) -> None:
@@ -88,6 +94,30 @@ def polish_best(mirror: Mirror, *, total: int, how_many: int) -> None:
     if not sampled:
         return
     x, tnmse = _refined(mirror.objective, sampled, how_many)
+    mirror.record(x, tnmse, [Origin(POLISH, total, number) for number in range(len(x))], total)
+
+
+def polish_front(mirror: Mirror, *, total: int, how_many: int) -> None:
+    """Finds points of the front of TNMSE and mean conductance, and records the distinct ones.
+
+    The first one has the lowest TNMSE; each other one the lowest under a limit of the conductance,
+    and the limits fall evenly. For the arguments see :func:`polish_best`.
+    """
+    if any(o.phase == POLISH and o.total == total for o in mirror.origins()):
+        return
+    sampled = [trial for trial in mirror.completed() if Origin.of(trial) is None]
+    if not sampled:
+        return
+    objective = mirror.objective
+    engine = _with_gradient(objective)
+    best, _ = _refined(objective, sampled, 1)
+    highest = engine.conductance(best)[0]
+    limits = np.linspace(highest, _LOWEST_SHARE * highest, how_many)[1:]
+    front = [best[0], *gradient_search.under_limits(engine, best[0], limits)]
+    strategies = objective.problem.hypercube.decode(np.array(front))
+    assert isinstance(strategies, list)
+    x = np.array(front)[distinct(strategies, how_many, tolerance=1e-3)]
+    tnmse, _ = engine.value_and_grad(x)
     mirror.record(x, tnmse, [Origin(POLISH, total, number) for number in range(len(x))], total)
 
 
@@ -206,8 +236,8 @@ def _descent(
     yield from zip(*next(descent), strict=True)
 
 
-def _with_gradient(objective: HypercubeObjective) -> Differentiable:
-    engine = objective.engine
+def _with_gradient(objective: HypercubeObjective) -> Any:
+    engine: Any = objective.engine
     if not hasattr(engine, "value_and_grad"):
         raise InvalidArgument(
             f"engine = {engine.name!r}: it has no gradient to descend along; 'expected' has one."

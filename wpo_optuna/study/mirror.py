@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import optuna
-from optuna.samplers import CmaEsSampler, TPESampler
+from optuna.samplers import BaseGASampler, CmaEsSampler, TPESampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -79,6 +79,7 @@ class Mirror:
         objective: as given.
         memory: the same trials in memory, with the sampler.
         n_complete: completed trials, those of other processes included as far as known.
+        lowest: the lowest loss of these; infinite if there are none.
         on_stored: called with the trials that a batch added to the study, as they are stored.
     """
 
@@ -99,15 +100,16 @@ class Mirror:
         verbosity = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would tell of a new study
         self.memory = optuna.create_study(
-            storage=self._memory_storage, sampler=sampler, study_name=study.study_name
-        )
+            storage=self._memory_storage, sampler=sampler, study_name=study.study_name,
+            directions=objective.directions,
+        )  # fmt: skip
         optuna.logging.set_verbosity(verbosity)
         self._memory_id = self._memory_storage.get_study_id_from_name(study.study_name)
         self._sampler_state = storage.get_study_system_attrs(self._stored_id)
         for name, value in self._sampler_state.items():
             self._memory_storage.set_study_system_attr(self._memory_id, name, value)
         self._stored = FinishedTrials(study, _READ)
-        self.n_complete = 0
+        self.n_complete, self.lowest = 0, float("inf")
         self._add(self._stored.read_new())
 
     def completed(self) -> list[FrozenTrial]:
@@ -115,7 +117,7 @@ class Mirror:
         trials = self.memory.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         # Those of other search spaces, added by hand, have no point in it.
         own = [t for t in trials if t.params.keys() == self._distributions.keys()]
-        return sorted(own, key=lambda trial: (trial.value, trial.number))
+        return sorted(own, key=lambda trial: (trial.values[0], trial.number))
 
     def number_of(self, trial: FrozenTrial) -> int:
         """The number in the storage of a completed trial."""
@@ -150,7 +152,8 @@ class Mirror:
             if is_kept:
                 trial.set_user_attr("tnmse", evaluation.tnmse)
                 trial.set_user_attr(_NUMBER, next(stored).number)
-                self.memory.tell(trial.number, evaluation.loss)
+                self.memory.tell(trial.number, evaluation.values)
+                self.lowest = min(self.lowest, evaluation.loss)
             else:
                 self.memory.tell(trial.number, state=TrialState.FAIL)
         self._add(appended.others)
@@ -183,7 +186,7 @@ class Mirror:
 
     def _finished(self, params: dict[str, Any], evaluation: Evaluation) -> FrozenTrial:
         return create_trial(
-            value=evaluation.loss,
+            values=evaluation.values,
             params=params,
             distributions=self._distributions,
             user_attrs=evaluation.attributes(),
@@ -194,11 +197,15 @@ class Mirror:
             read = {n: v for n, v in trial.user_attrs.items() if n in _READ}
             trial.user_attrs = read | {_NUMBER: trial.number}
             self.memory.add_trial(trial)
-            self.n_complete += trial.state == TrialState.COMPLETE
+            if trial.state == TrialState.COMPLETE:
+                self.n_complete += 1
+                self.lowest = min(self.lowest, trial.values[0])
 
     @repeated_if_away
     def _keep_sampler_state(self) -> None:
         """Stores what samplers keep with the study, such as where a sequence has got to."""
+        if isinstance(self.memory.sampler, BaseGASampler):
+            return  # it keeps the keys of trials, which are others in another mirror
         state = self._memory_storage.get_study_system_attrs(self._memory_id)
         if state != self._sampler_state:
             for name, value in state.items():
@@ -218,6 +225,8 @@ def default_batch_size(mirror: Mirror) -> int:
         return 4 + int(3 * np.log(problem.hypercube.dimension))
     if isinstance(mirror.memory.sampler, TPESampler):
         return 8
+    if isinstance(mirror.memory.sampler, BaseGASampler):
+        return mirror.memory.sampler.population_size or 1
     return {"expected": 256, "montecarlo": 64}.get(engine.name, 8)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from wpo_optuna.study import attributes
+from wpo_optuna.study.attributes import CONDUCTANCE
 from wpo_optuna.study.description import about, keep, names_in
 from wpo_optuna.study.estimate import check_finite
 
@@ -23,6 +24,42 @@ if TYPE_CHECKING:
 _BASELINE_SEED_OFFSET = 7919
 
 
+Direction = Literal["minimize", "maximize"]
+
+
+class SecondObjective(Protocol):
+    """What a study optimises beside the loss.
+
+    Attributes:
+        name: what it is called in MLflow, and the name of the trials' user attribute.
+        direction: of the optimisation.
+    """
+
+    name: str
+    direction: Direction
+
+    def __call__(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Its values ``(n,)`` at points ``(n, d)`` of the hypercube."""
+
+
+class MeanConductance:
+    """The mean conductance of a weight's devices in µS, which read power is proportional to.
+
+    Args:
+        engine: evaluates it, see :meth:`~wpo_optuna.loss.LossEngine.conductance`.
+    """
+
+    name = CONDUCTANCE
+    direction: Direction = "minimize"
+
+    def __init__(self, engine: LossEngine) -> None:
+        self._engine = engine
+
+    def __call__(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """See :class:`SecondObjective`."""
+        return self._engine.conductance(x)
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What one trial found out.
@@ -34,6 +71,7 @@ class Evaluation:
         f_lst: significance factors.
         g_lst: conductance curves in µS.
         k_w: scale from unitless weights to µS.
+        second: name and value of the second objective, if there is one.
     """
 
     loss: float
@@ -42,10 +80,17 @@ class Evaluation:
     f_lst: list[float]
     g_lst: list[list[float]]
     k_w: float
+    second: tuple[str, float] | None = None
+
+    @property
+    def values(self) -> list[float]:
+        """The trial's values."""
+        return [self.loss] if self.second is None else [self.loss, self.second[1]]
 
     def attributes(self) -> dict[str, Any]:
         """The trial's user attributes."""
-        return {name: value for name, value in vars(self).items() if name != "loss"}
+        told = {n: value for n, value in vars(self).items() if n not in ("loss", "second")}
+        return told if self.second is None else told | dict([self.second])
 
 
 class HypercubeObjective:
@@ -63,6 +108,9 @@ class HypercubeObjective:
         engine: evaluates strategies.
         baseline: TNMSE of the baseline; None evaluates ``problem.g_converter_baseline`` with the
             engine, averaged over ``problem.baseline_iterations`` draws.
+        second: what is optimised beside the loss, if anything, such as :class:`MeanConductance`.
+            The study then has two directions, ``minimize`` and that of the second objective, and
+            its trials two values.
     """
 
     def __init__(
@@ -70,9 +118,11 @@ class HypercubeObjective:
         problem: WeightProgrammingProblem,
         engine: LossEngine,
         baseline: float | None = None,
+        second: SecondObjective | None = None,
     ) -> None:
         self.problem = problem
         self.engine = engine
+        self.second = second
         self._given_baseline = baseline
         self.distributions = problem.hypercube.distributions()
 
@@ -96,13 +146,18 @@ class HypercubeObjective:
         check_finite(draws, "the baseline's TNMSE", self.problem)
         return float(draws.mean())
 
-    def __call__(self, trial: optuna.Trial) -> float:
+    @property
+    def directions(self) -> list[Direction]:
+        """Those of a study of this objective."""
+        return ["minimize"] if self.second is None else ["minimize", self.second.direction]
+
+    def __call__(self, trial: optuna.Trial) -> float | tuple[float, ...]:
         """Evaluates one trial."""
         x = [trial.suggest_float(name, 0.0, 1.0) for name in self._names_in_study_of(trial)]
         evaluation = self.evaluate([x])[0]
         for name, value in evaluation.attributes().items():
             trial.set_user_attr(name, value)
-        return evaluation.loss
+        return evaluation.loss if self.second is None else tuple(evaluation.values)
 
     def point(self, params: dict[str, Any]) -> list[float]:
         """The point ``(d,)`` that a trial's parameters stand for."""
@@ -125,9 +180,14 @@ class HypercubeObjective:
         losses = self.problem.loss(values, self.baseline)
         decoded = self.problem.hypercube.decode_arrays(points)
         columns = (losses, values, decoded.f, decoded.g, decoded.k_w)
+        second: list[tuple[str, float] | None] = [None] * len(points)
+        if self.second is not None:
+            second = [(self.second.name, value) for value in self.second(points).tolist()]
         return [
-            Evaluation(loss, value, self.baseline, f, g, k_w)
-            for loss, value, f, g, k_w in zip(*(c.tolist() for c in columns), strict=True)
+            Evaluation(loss, value, self.baseline, f, g, k_w, other)
+            for loss, value, f, g, k_w, other in zip(
+                *(c.tolist() for c in columns), second, strict=True
+            )
         ]
 
     def _names_in_study_of(self, trial: optuna.Trial) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from wpo_optuna.study import attributes
 from wpo_optuna.study.description import about, keep, names_in
 from wpo_optuna.study.environment import versions
 from wpo_optuna.study.mirror import Mirror
-from wpo_optuna.study.objective import HypercubeObjective
+from wpo_optuna.study.objective import HypercubeObjective, MeanConductance
 from wpo_optuna.study.settings import DE_OPTIONS, GRADIENT, RunSettings
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ _MOST_DIFFERENCES_TOLD = 4
 # Options that decide when a search ends, and not what it proposes.
 _STOPPING_OPTIONS = {"tol", "atol", "max_attempts", "warn_independent_sampling"}
 _FUNCTION = "function "
+_OBJECTIVES = {1: "tnmse", 2: "tnmse,conductance"}
 # User attribute: how many processes have worked on the study.
 _SESSIONS = "sessions"
 # The loss of a point is never undefined: an engine that fails has lost its device or its memory,
@@ -85,13 +86,18 @@ def open_study(
         check=settings.self_check and not is_checked,
         n_trials=settings.n_trials,
     )
-    objective = HypercubeObjective(problem, chosen.engine, stored.get(attributes.BASELINE))
+    second = MeanConductance(chosen.engine) if settings.has_two_objectives else None
+    baseline = stored.get(attributes.BASELINE)
+    objective = HypercubeObjective(problem, chosen.engine, baseline, second)
     _ = objective.baseline  # fails here, if it does
     if not _is_begun(stored):
-        study = optuna.create_study(study_name=study_name, storage=storage, load_if_exists=True)
+        study = optuna.create_study(
+            study_name=study_name, storage=storage, load_if_exists=True,
+            directions=objective.directions,
+        )  # fmt: skip
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)  # it is no user's concern
-            study.set_metric_names(["loss"])
+            study.set_metric_names(["loss"] if second is None else ["loss", second.name])
         keep(
             study,
             {
@@ -107,7 +113,7 @@ def open_study(
         # Another process may have begun the study at the same time: what was written last counts.
         stored = study.user_attrs
         _check_same(study, storage, problem, settings, sampler_options)
-        objective = HypercubeObjective(problem, chosen.engine, stored[attributes.BASELINE])
+        objective = HypercubeObjective(problem, chosen.engine, stored[attributes.BASELINE], second)
     assert study is not None
     self_check = None if chosen.self_check is None else chosen.self_check.to_json()
     sessions = stored.get(_SESSIONS, 0) + 1
@@ -134,6 +140,8 @@ def _check_same(
     told: list[str] = []
     if stored[attributes.FINGERPRINT] != problem.fingerprint:
         told = differences(stored[attributes.DESCRIPTION], problem.description)
+    if (len(study.directions) == 2) != settings.has_two_objectives:
+        told.append(f"objective was {_OBJECTIVES[len(study.directions)]}, now {settings.objective}")
     for attribute in (attributes.SAMPLER, attributes.SEED, attributes.ENGINE):
         was, now = stored[attribute], getattr(settings, attribute)
         if now not in (None, was):

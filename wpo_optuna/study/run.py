@@ -25,10 +25,12 @@ from wpo_optuna.storage import open_storage
 from wpo_optuna.study import attributes
 from wpo_optuna.study.description import keep
 from wpo_optuna.study.environment import check_directory, directory_of_study, versions
+from wpo_optuna.study.front import front_of, write_front
 from wpo_optuna.study.gradients import (
     compile_gradient,
     number_polished,
     polish_best,
+    polish_front,
     search_by_gradient,
 )
 from wpo_optuna.study.mirror import Mirror, default_batch_size, sample
@@ -240,7 +242,9 @@ class _Search:
             if self.settings.workers != 1 and objective.engine.name != "expected":
                 shared = ParallelEngine(objective.engine, self.settings.workers)
                 stack.callback(shared.close)
-                mirror.objective = HypercubeObjective(objective.problem, shared, objective.baseline)
+                mirror.objective = HypercubeObjective(
+                    objective.problem, shared, objective.baseline, objective.second
+                )
             self._bar = stack.enter_context(
                 progress_bar(
                     self.show_progress, desc="searching", total=total,
@@ -269,7 +273,8 @@ class _Search:
         if how_many:
             compiling.join()
             if not self._has_reached_margin():
-                polish_best(mirror, total=total, how_many=how_many)
+                refine = polish_best if mirror.objective.second is None else polish_front
+                refine(mirror, total=total, how_many=how_many)
         # Fewer results than were set aside may be distinct.
         sample(mirror, total=total, batch_size=batch_size, should_stop=self._is_over)
 
@@ -291,7 +296,7 @@ class _Search:
 
     def _best(self) -> float:
         """The lowest loss so far."""
-        return self.mirror.memory.best_value if self.mirror.n_complete else float("inf")
+        return self.mirror.lowest
 
     def _best_tnmse(self) -> float:
         """The TNMSE that has the lowest loss so far."""
@@ -346,10 +351,15 @@ def _finish(search: _Search, folder: Path | None, account: Account | None) -> St
             attributes.METRICS: {**metrics, **scores.metrics(), "search_time_s": seconds},
         },
     )
-    result = StudyResult(study, objective, scores, strategy, search.seconds, search.n_new)
+    front = front_of(mirror)
+    result = StudyResult(
+        study, objective, scores, strategy, search.seconds, search.n_new, front=front
+    )
     if folder is None:
         return result
     strategy.save(folder / STRATEGY_FILE)
+    if objective.second is not None:
+        write_front(front, objective.second.name, folder)
     page = _report(result, folder) if settings.report else None
     # What was written for MLflow alone will be gone.
     return result if settings.output is None else replace(result, results=folder, page=page)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from optuna import Study
 
     from wpo_optuna.problem import WeightProgrammingProblem
+    from wpo_optuna.study.front import FrontPoint
     from wpo_optuna.study.mirror import Mirror
     from wpo_optuna.study.objective import HypercubeObjective
 
@@ -158,6 +159,7 @@ class StudyResult:
         n_new_trials: trials that this run completed.
         results: folder with the files that were written; None if none.
         page: the report; None if there is none.
+        front: of a study with two objectives, the strategies of which none is better in both.
         run_id: the MLflow run of the study; None without tracking, or while MLflow is away.
         experiment_id: the run's experiment; None likewise.
     """
@@ -170,6 +172,7 @@ class StudyResult:
     n_new_trials: int
     results: Path | None = None
     page: Path | None = None
+    front: tuple[FrontPoint, ...] = ()
     run_id: str | None = None
     experiment_id: str | None = None
 

@@ -14,6 +14,8 @@ from pydantic import BeforeValidator, model_validator
 from wpo_optuna.study.command_line import Settings, Text, Texts, Whole, setting
 
 GRADIENT = "gradient"
+# Samplers of studies with two objectives.
+_FOR_TWO = ("nsga2", "nsga3", "tpe", "random", "qmc")
 
 # Differential evolution with the settings that did best within a few thousand trials.
 DE_OPTIONS: Mapping[str, Any] = {"popsize": 5, "mutation": (0.3, 0.8), "recombination": 0.9}
@@ -130,9 +132,13 @@ class ProblemSettings(Settings):
 class SearchSettings(Settings):
     """How the search is carried out."""
 
-    sampler: Literal["de", "cmaes", "tpe", "random", "qmc", "gradient"] = setting(
-        "de", "how points are proposed", _SEARCH
+    sampler: Literal["de", "cmaes", "tpe", "random", "qmc", "nsga2", "nsga3", "gradient"] = setting(
+        "de", "how points are proposed; by default nsga2 with two objectives", _SEARCH
     )
+    objective: Literal["tnmse", "tnmse,conductance"] = setting(
+        "tnmse", "what is optimised: the error, or the error and the mean conductance, to which "
+        "read power is proportional", _SEARCH,
+    )  # fmt: skip
     n_trials: Whole = setting(1000, "completed trials of the study in total", _SEARCH, "N", ge=1)
     engine: Literal["expected", "montecarlo", "aihwkit"] | None = setting(
         None, "what evaluates a point; by default the fastest that can be trusted with the problem",
@@ -158,8 +164,26 @@ class SearchSettings(Settings):
     )
     seed: Whole = setting(100, "seed of the study", _SEARCH, "N", ge=0, lt=2**32)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_sampler(cls, values: dict[str, Any]) -> dict[str, Any]:
+        has_two = "," in str(values.get("objective", ""))
+        return {"sampler": "nsga2", **values} if has_two else values
+
+    @property
+    def has_two_objectives(self) -> bool:
+        """Whether the study has two directions."""
+        return "," in self.objective
+
     @model_validator(mode="after")
     def _check_search(self) -> Self:
+        if self.has_two_objectives and self.sampler not in _FOR_TWO:
+            raise ValueError(
+                f"sampler = {self.sampler!r}: for one objective alone; for "
+                f"{self.objective} give one of {', '.join(_FOR_TWO)}"
+            )
+        if self.has_two_objectives and self.stop_at_margin:
+            raise ValueError("stop_at_margin = True: belongs to studies of one objective")
         if self.sampler == GRADIENT and self.engine not in (None, "expected"):
             raise ValueError(
                 f"engine = {self.engine!r}: the gradient search needs the expected engine, which "

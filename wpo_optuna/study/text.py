@@ -9,6 +9,7 @@ from wpo_optuna.storage import masked_url
 from wpo_optuna.study.command_line import command_for_shell
 from wpo_optuna.study.environment import from_here
 from wpo_optuna.study.estimate import RELATIVE_WIDTH
+from wpo_optuna.study.front import FRONT_FILE
 from wpo_optuna.study.run import STRATEGY_FILE
 from wpo_optuna.track.destination import destination_of
 from wpo_optuna.track.view import look_lines, page_of_experiment, page_of_trials
@@ -143,6 +144,10 @@ def _file_lines(result: StudyResult) -> list[str]:
     if result.results is None:
         return []
     lines = [f"strategy         {from_here(result.results / STRATEGY_FILE)}"]
+    if result.front:
+        ends = f"{result.front[0].second:.1f} to {result.front[-1].second:.1f} µS a weight"
+        table = from_here(result.results / FRONT_FILE)
+        lines.append(f"front            {table}, {len(result.front)} strategies of {ends}")
     if result.page is not None:
         lines.append(f"report           {from_here(result.page)}")
     return lines

@@ -11,8 +11,10 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from wpo_optuna.study.attributes import CONDUCTANCE
+
 #: User attributes of a trial that are recorded.
-ATTRIBUTES = ("tnmse", "baseline", "f_lst", "g_lst", "k_w", "phase")
+ATTRIBUTES = ("tnmse", "baseline", "f_lst", "g_lst", "k_w", "phase", CONDUCTANCE)
 
 # MLflow's UI compares runs by the second column, until told otherwise.
 _COLUMNS = (
@@ -36,7 +38,8 @@ def numbers_of(trial: FrozenTrial) -> dict[str, float]:
     """
     tnmse = _number(trial.user_attrs.get("tnmse"))
     baseline = _number(trial.user_attrs.get("baseline"))
-    return {
+    second = trial.user_attrs.get(CONDUCTANCE)
+    return ({} if second is None else {CONDUCTANCE: _number(second)}) | {
         "tnmse": tnmse,
         "loss": _number(trial.values[0] if trial.values else None),
         "baseline": baseline,

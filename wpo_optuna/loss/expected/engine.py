@@ -26,6 +26,7 @@ from wpo_optuna.loss.expected.compiled import jax_device
 from wpo_optuna.loss.expected.device_moments import DeviceMoments, tabulate_device_moments
 from wpo_optuna.loss.expected.evaluation import (
     conductance,
+    conductance_and_gradient,
     placed,
     tnmse,
     tnmse_and_gradient,
@@ -138,6 +139,13 @@ class ExpectedEngine(LossEngine):
         """
         cube = self.problem.hypercube
         return tnmse_and_gradient(cube.check_points(x), cube, self._tiles, self._kind, self._device)
+
+    def conductance_and_grad(self, x: ArrayLike) -> tuple[FloatArray, FloatArray]:
+        """Mean conductance ``(n,)`` in µS and its gradient; see :meth:`value_and_grad`."""
+        cube = self.problem.hypercube
+        x = cube.check_points(x)
+        scaled, gradient = conductance_and_gradient(x, cube, self._tiles, self._device)
+        return scaled / self._scale, gradient / self._scale
 
     @property
     def _scale(self) -> float:

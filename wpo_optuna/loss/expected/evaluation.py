@@ -74,6 +74,23 @@ def conductance(
     return np.where(np.isfinite(total), total, np.inf)
 
 
+def conductance_and_gradient(
+    x: FloatArray, cube: Hypercube, tiles: Sequence[Tables], device: jax.Device
+) -> tuple[FloatArray, FloatArray]:
+    """Mean conductance ``(n,)`` and gradient ``(n, d)`` at points ``(n, d)``; see above."""
+    layout, bounds = described(cube)
+    total, gradient = _by_chunks(
+        _conductance_gradients, (layout,), (x,), (bounds,), tiles, _GRADIENT_CHUNK, device
+    )
+    return np.where(np.isfinite(total), total, np.inf), gradient
+
+
+def _conductance_gradients(
+    x: Array, bounds: Bounds, tables: Tables, layout: Layout
+) -> tuple[Array, Array]:
+    return _with_gradient(lambda x: expected_conductance(*decode(x, bounds, layout), tables), x)
+
+
 def _conductances(factors: Array, curves: Array, tables: Tables) -> tuple[Array]:
     return (expected_conductance(factors, curves, tables),)
 
@@ -85,10 +102,11 @@ def _values(factors: Array, curves: Array, tables: Tables, kind: Kind) -> tuple[
 def _gradients(
     x: Array, bounds: Bounds, tables: Tables, layout: Layout, kind: Kind
 ) -> tuple[Array, Array]:
-    def loss(x: Array) -> Array:
-        return expected_tnmse(*decode(x, bounds, layout), tables, kind)
+    return _with_gradient(lambda x: expected_tnmse(*decode(x, bounds, layout), tables, kind), x)
 
-    values, pull_back = jax.vjp(loss, x)
+
+def _with_gradient(function: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
+    values, pull_back = jax.vjp(function, x)
     return values, pull_back(jnp.ones_like(values))[0]
 
 

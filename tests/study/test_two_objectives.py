@@ -34,17 +34,17 @@ def values(study: optuna.Study) -> list[list[float]]:
 def test_the_front_by_gradients_falls_from_the_lowest_error_to_the_lowest_conductance(
     tmp_path: Path,
 ) -> None:
-    result = run_study(small_problem(), "nsga2", 320, "front", "memory", output=tmp_path, **TWO)
+    result = run_study(small_problem(), "nsga2", 160, "front", "memory", output=tmp_path, **TWO)
     study = result.study
     assert [d.name for d in study.directions] == ["MINIMIZE", "MINIMIZE"]
-    assert len(study.trials) == 320
+    assert len(study.trials) == 160
     front = result.front
-    assert len(front) >= 10
+    assert len(front) >= 6
     conductance = np.array([point.second for point in front])
     tnmse = np.array([point.tnmse for point in front])
     assert (np.diff(conductance) > 0).all()
     assert (np.diff(tnmse) < 0).all()
-    assert conductance[0] < 0.3 * conductance[-1]
+    assert conductance[0] < 0.5 * conductance[-1]
     # Nothing that was sampled comes near it.
     sampled = [t for t in study.trials if PHASE not in t.user_attrs]
     assert not any(

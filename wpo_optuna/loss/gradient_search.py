@@ -71,7 +71,7 @@ class LimitedCost(Differentiable, Protocol):
 
 
 def under_limits(
-    engine: LimitedCost, x0: FloatArray, limits: ArrayLike, max_iterations: int = 100
+    engine: LimitedCost, x0: FloatArray, limits: ArrayLike, max_iterations: int = 25
 ) -> list[FloatArray]:
     """The lowest loss under each of several limits of the conductance, by SLSQP.
 
@@ -83,7 +83,8 @@ def under_limits(
         max_iterations: most iterations of each.
 
     Returns:
-        n points ``(d,)``.
+        n points ``(d,)``. On the reference problem four times as many iterations find losses that
+        are up to 1 % lower.
     """
 
     def logarithm_of_loss(x: FloatArray) -> tuple[float, FloatArray]:
@@ -107,7 +108,7 @@ def under_limits(
     for limit in np.asarray(limits).tolist():
         found = minimize(
             logarithm_of_loss, points[-1], jac=True, method="SLSQP", constraints=below(limit),
-            bounds=[(0.0, 1.0)] * len(x0), options={"maxiter": max_iterations, "ftol": 1e-7},
+            bounds=[(0.0, 1.0)] * len(x0), options={"maxiter": max_iterations, "ftol": 1e-5},
         )  # fmt: skip
         points.append(np.clip(found.x, 0.0, 1.0))
     return points[1:]

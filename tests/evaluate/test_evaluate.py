@@ -231,6 +231,19 @@ def test_alone_the_command_measures_the_built_in_network_with_the_newest_studys_
         assert ProgrammingStrategy.load(copy) == STRATEGY
 
 
+def test_alone_the_command_takes_the_hardware_of_the_newest_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    on_hermes = ProgrammingStrategy((2.0,), ((0.0, 20.7), (20.7, 0.0)), 0.0, 20.7)
+    _study_folder("mine", on_hermes, age_s=0)
+    Path("wpo_results/mine/settings.yaml").write_text("rpu_config: reram-wan\n")
+    assert main(["--t-steps", "1s,1d", "--repeats", "1", "--tracking-uri", "none"]) == 0
+    # Phase-change memory would have been read a year after programming as well.
+    assert main(["--t-steps", "1s,1y", "--repeats", "1", "--tracking-uri", "none"]) == 1
+    assert "ReRamWan2022NoiseModel" in capsys.readouterr().err
+
+
 def test_the_built_in_network_and_images_are_those_of_the_experiments() -> None:
     ((images, labels),), ((expected, their_labels),) = digits.batches(), digits_accuracy.batches()
     assert torch.equal(images, expected)

@@ -172,9 +172,11 @@ def _run(settings: EvaluationSettings, quiet: bool) -> int:
         destination = Destination(settings.tracking_uri, settings.experiment)
     t_steps = parse_durations(settings.t_steps, "t_steps")
     if not settings.strategy:
-        newest = str(_newest_strategy())
+        newest, hardware = _newest_strategy()
         print(f"strategy  {newest}, the newest of the studies in {_RESULTS}\n")
-        settings = settings.model_copy(update={"strategy": (newest,)})
+        settings = settings.model_copy(update={"strategy": (str(newest),)})
+        if settings.model == _NETWORK and settings.rpu_config is None:
+            settings = settings.model_copy(update={"rpu_config": hardware})
     strategies = _read_strategies(settings.strategy)
     check_aihwkit()
     from wpo_optuna.evaluate import accuracy
@@ -275,12 +277,14 @@ def _compare_measured(
     print(f"{result.table()}\n\ntiles    {result.engine}\nresults  {path}")
 
 
-def _newest_strategy() -> Path:
-    """The strategy of the study in the results folder that was finished last.
+def _newest_strategy() -> tuple[Path, str | None]:
+    """The strategy of the study in the results folder that was finished last, and its hardware.
 
     Raises:
         InvalidArgument: there is none.
     """
+    import yaml
+
     from wpo_optuna.study.run import SETTINGS_FILE, STRATEGY_FILE
 
     # The copy that an evaluation leaves has no settings beside it; layers' are in deeper folders.
@@ -294,7 +298,9 @@ def _newest_strategy() -> Path:
             f"strategy is needed: {_RESULTS} in this directory holds no study's {STRATEGY_FILE}; "
             "accepted is a strategy file, such as python -m wpo_optuna.study makes."
         )
-    return max(found, key=lambda path: path.stat().st_mtime)
+    newest = max(found, key=lambda path: path.stat().st_mtime)
+    told = yaml.safe_load(newest.with_name(SETTINGS_FILE).read_text(encoding="utf-8")) or {}
+    return newest, told.get("rpu_config")
 
 
 def _read_strategies(entries: Sequence[str]) -> dict[str, ProgrammingStrategy]:

@@ -85,11 +85,32 @@ def test_a_study_of_one_objective_is_not_gone_on_with_as_one_of_two(tmp_path: Pa
         run_study(small_problem(), "random", 9, "s", storage, **TWO)
 
 
+def test_accuracy_inside_the_search_is_the_second_objective(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--objective", "tnmse,metric", "--n-trials", "20", "--finalists", "1",
+                 "--no-self-check", "--no-report", "--tracking-uri", "none", "--repeats", "1",
+                 "--model", "wpo_optuna.evaluate.digits:network",
+                 "--data", "wpo_optuna.evaluate.digits:batches",
+                 "--study-name", "mine"]  # fmt: skip
+    assert study_command.main(arguments) == 0
+    assert "strategies of accuracy 0." in capsys.readouterr().out
+    study = optuna.load_study(study_name="mine", storage="sqlite:///wpo.db")
+    assert [d.name for d in study.directions] == ["MINIMIZE", "MAXIMIZE"]
+    assert all(t.user_attrs["accuracy"] == t.values[1] <= 1 for t in study.trials)
+    # The same command goes on, with the same measurements.
+    arguments[3] = "30"
+    assert study_command.main(arguments) == 0
+    assert len(optuna.load_study(study_name="mine", storage="sqlite:///wpo.db").trials) == 30
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--objective", "tnmse,conductance", "--sampler", "de"], "for one objective alone"),
         (["--objective", "tnmse,conductance", "--stop-at-margin"], "belongs to studies of one"),
+        (["--objective", "tnmse,metric"], "needs both model and data"),
         (["--objective", "tnmse,power"], "objective"),
     ],
 )

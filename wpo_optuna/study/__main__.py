@@ -87,7 +87,7 @@ def _run(settings: StudySettings, given: Sequence[str], quiet: bool, started: fl
     import optuna
 
     from wpo_optuna.network.account import NetworkWarning
-    from wpo_optuna.study import layers, selection, text
+    from wpo_optuna.study import layers, selection, text, users_network
     from wpo_optuna.study.run import run_study
     from wpo_optuna.study.settings import DE_OPTIONS, RunSettings
 
@@ -108,6 +108,12 @@ def _run(settings: StudySettings, given: Sequence[str], quiet: bool, started: fl
         show_progress_bar=not quiet,
     )
     comparison = None
+    if settings.objective == "tnmse,metric":
+        network = users_network.network_of(settings, setup)
+        metric = users_network.NetworkMetric(
+            network, setup.problem, settings.repeats, settings.seed
+        )
+        run_one = partial(run_one, second=metric)
     try:
         if settings.per is not None:
             result, comparison = layers.run(settings, setup, run_one, show_progress_bar=not quiet)

@@ -13,6 +13,7 @@ DESCRIPTION = "problem_description"  # dict, everything that changes the loss, b
 PROBLEM = "problem"  # dict, the problem's settings in a form to read
 COORDINATES = "coordinates"  # str, what the trials' parameters stand for
 SAMPLER = "sampler"  # str
+OBJECTIVE = "objective"  # str, what is optimised; absent where that is the error alone
 SAMPLER_OPTIONS = "sampler_options"  # dict
 SEED = "seed"  # int
 ENGINE = "engine"  # str

@@ -15,6 +15,7 @@ from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.loss import gradient_search
 from wpo_optuna.loss.gradient_search import multi_start
 from wpo_optuna.study.attributes import (
+    CONDUCTANCE,
     GRADIENT_START,
     GRADIENT_STEP,
     PHASE,
@@ -62,11 +63,14 @@ def number_polished(mirror: Mirror, total: int) -> int:
         mirror: the study.
         total: the trials that it is to be brought to.
     """
+    second = mirror.objective.second
     if not hasattr(mirror.objective.engine, "value_and_grad"):
         return 0
+    if second is not None and second.name != CONDUCTANCE:
+        return 0  # it has no gradient
     earlier = {origin.total for origin in mirror.origins() if origin.phase == POLISH}
     grown = total - max((before for before in earlier if before < total), default=0)
-    most = N_POLISHED if mirror.objective.second is None else _N_FRONT
+    most = N_POLISHED if second is None else _N_FRONT
     return min(most, int(grown * _MOST_POLISHED_SHARE))
 
 

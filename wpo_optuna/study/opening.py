@@ -21,7 +21,7 @@ from wpo_optuna.study import attributes
 from wpo_optuna.study.description import about, keep, names_in
 from wpo_optuna.study.environment import versions
 from wpo_optuna.study.mirror import Mirror
-from wpo_optuna.study.objective import HypercubeObjective, MeanConductance
+from wpo_optuna.study.objective import HypercubeObjective, MeanConductance, SecondObjective
 from wpo_optuna.study.settings import DE_OPTIONS, GRADIENT, RunSettings
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ _MOST_DIFFERENCES_TOLD = 4
 # Options that decide when a search ends, and not what it proposes.
 _STOPPING_OPTIONS = {"tol", "atol", "max_attempts", "warn_independent_sampling"}
 _FUNCTION = "function "
-_OBJECTIVES = {1: "tnmse", 2: "tnmse,conductance"}
 # User attribute: how many processes have worked on the study.
 _SESSIONS = "sessions"
 # The loss of a point is never undefined: an engine that fails has lost its device or its memory,
@@ -50,6 +49,7 @@ def open_study(
     settings: RunSettings,
     sampler_options: Mapping[str, Any] | None,
     parent_study: str | None = None,
+    second: SecondObjective | None = None,
 ) -> Mirror:
     """The study with its objective and sampler; whatever can fail comes before it is written.
 
@@ -60,6 +60,7 @@ def open_study(
         settings: how it is carried out.
         sampler_options: arguments of the sampler; None takes the stored study's, or the defaults.
         parent_study: study under whose MLflow run this one's is put.
+        second: the second objective, if it is not the mean conductance.
 
     Raises:
         InvalidArgument: the stored study is about something else, or an option cannot be used.
@@ -86,7 +87,8 @@ def open_study(
         check=settings.self_check and not is_checked,
         n_trials=settings.n_trials,
     )
-    second = MeanConductance(chosen.engine) if settings.has_two_objectives else None
+    if settings.objective == "tnmse,conductance":
+        second = MeanConductance(chosen.engine)
     baseline = stored.get(attributes.BASELINE)
     objective = HypercubeObjective(problem, chosen.engine, baseline, second)
     _ = objective.baseline  # fails here, if it does
@@ -102,6 +104,7 @@ def open_study(
             study,
             {
                 attributes.SAMPLER: settings.sampler,
+                attributes.OBJECTIVE: settings.objective if settings.has_two_objectives else None,
                 attributes.SAMPLER_OPTIONS: _storable(options),
                 attributes.SEED: settings.seed,
                 attributes.DESCRIPTION: problem.description,
@@ -140,8 +143,9 @@ def _check_same(
     told: list[str] = []
     if stored[attributes.FINGERPRINT] != problem.fingerprint:
         told = differences(stored[attributes.DESCRIPTION], problem.description)
-    if (len(study.directions) == 2) != settings.has_two_objectives:
-        told.append(f"objective was {_OBJECTIVES[len(study.directions)]}, now {settings.objective}")
+    objective = stored.get(attributes.OBJECTIVE, "tnmse")
+    if objective != settings.objective:
+        told.append(f"objective was {objective}, now {settings.objective}")
     for attribute in (attributes.SAMPLER, attributes.SEED, attributes.ENGINE):
         was, now = stored[attribute], getattr(settings, attribute)
         if now not in (None, was):

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
     from wpo_optuna.network.account import Account
     from wpo_optuna.problem import WeightProgrammingProblem
+    from wpo_optuna.study.objective import SecondObjective
 
 STRATEGY_FILE, SETTINGS_FILE, REPORT_FILE = "strategy.json", "settings.yaml", "report.html"
 WEIGHTS_FILE = "weights.csv"
@@ -76,6 +77,7 @@ def run_study(
     parent_study: str | None = None,
     settings_text: Callable[[str], str] | None = None,
     account: Account | None = None,
+    second: SecondObjective | None = None,
     callbacks: Sequence[Callback] = (),
     show_progress_bar: bool = False,
     **options: Any,
@@ -103,6 +105,8 @@ def run_study(
         settings_text: makes the text of ``settings.yaml``, which is kept beside the results, from
             the name of the engine that was chosen.
         account: what becomes of the network's tensors, which is kept beside the results.
+        second: the second objective of ``objective="tnmse,metric"``, see
+            :class:`~wpo_optuna.study.users_network.NetworkMetric`.
         callbacks: called with the study and each finished trial, like Optuna's. One that raises
             ``StopIteration``, as scipy's may, ends the sampling; the best trials are then polished.
         show_progress_bar: whether to show progress on a terminal or in a notebook.
@@ -127,13 +131,19 @@ def run_study(
     )  # fmt: skip
     study_name = study_name or f"wpo-{problem.fingerprint[:8]}-{settings.sampler}"
     destination = _checked(settings, study_name, sampler_options)
+    if (settings.objective == "tnmse,metric") != (second is not None):
+        raise InvalidArgument(
+            f"objective = {settings.objective!r}: 'tnmse,metric' and second belong together."
+        )
     # All arguments have been checked: from here on something may be written.
     opened = open_storage(storage) if isinstance(storage, str) else storage
     if destination is not None:
         refuse_file_of(opened, destination.tracking_uri)
     if show_progress_bar and sys.stderr.isatty():
         print("preparing the loss (the first time on a machine it is compiled)", file=sys.stderr)
-    mirror = open_study(problem, opened, study_name, settings, sampler_options, parent_study)
+    mirror = open_study(
+        problem, opened, study_name, settings, sampler_options, parent_study, second
+    )
     study = mirror.study
     with ExitStack() as stack:
         folder = _results_folder(settings, study_name, stack)

@@ -135,9 +135,10 @@ class SearchSettings(Settings):
     sampler: Literal["de", "cmaes", "tpe", "random", "qmc", "nsga2", "nsga3", "gradient"] = setting(
         "de", "how points are proposed; by default nsga2 with two objectives", _SEARCH
     )
-    objective: Literal["tnmse", "tnmse,conductance"] = setting(
-        "tnmse", "what is optimised: the error, or the error and the mean conductance, to which "
-        "read power is proportional", _SEARCH,
+    objective: Literal["tnmse", "tnmse,conductance", "tnmse,metric"] = setting(
+        "tnmse", "what is optimised: the error; beside it the mean conductance, to which read "
+        "power is proportional, or the network's metric, for which model and data are needed",
+        _SEARCH,
     )  # fmt: skip
     n_trials: Whole = setting(1000, "completed trials of the study in total", _SEARCH, "N", ge=1)
     engine: Literal["expected", "montecarlo", "aihwkit"] | None = setting(
@@ -286,14 +287,18 @@ class NetworkSettings(Settings):
     @model_validator(mode="after")
     def _check_network(self) -> Self:
         given = [n for n in ("model", "data", "metric") if getattr(self, n) is not None]
-        is_measured = self.per is not None or self.select_by == "metric"
+        in_search = getattr(self, "objective", "") == "tnmse,metric"
+        is_measured = self.per is not None or self.select_by == "metric" or in_search
         has_all = self.model is not None and self.data is not None
         if given and not (is_measured and has_all):
             raise ValueError(
                 f"{given[0]} = {getattr(self, given[0])!r}: the accuracy is compared along with "
-                "strategies by layer (per layer), or of finalists (select_by metric), and needs "
-                "both model and data; python -m wpo_optuna.evaluate measures it with one strategy"
+                "strategies by layer (per layer), of finalists (select_by metric), or in the "
+                "search (objective tnmse,metric), and needs both model and data; python -m "
+                "wpo_optuna.evaluate measures it with one strategy"
             )
+        if in_search and not has_all:
+            raise ValueError("objective = 'tnmse,metric': needs both model and data")
         if self.select_by == "metric" and (self.per is not None or not has_all):
             raise ValueError(
                 "select_by = 'metric': needs both model and data, and cannot be had together with "

@@ -145,7 +145,9 @@ def _file_lines(result: StudyResult) -> list[str]:
         return []
     lines = [f"strategy         {from_here(result.results / STRATEGY_FILE)}"]
     if result.front:
-        ends = f"{result.front[0].second:.1f} to {result.front[-1].second:.1f} µS a weight"
+        assert result.objective.second is not None
+        name = result.objective.second.name
+        ends = f"{name} {result.front[0].second:.4g} to {result.front[-1].second:.4g}"
         table = from_here(result.results / FRONT_FILE)
         lines.append(f"front            {table}, {len(result.front)} strategies of {ends}")
     if result.page is not None:

@@ -110,6 +110,9 @@ def test_accuracy_inside_the_search_is_the_second_objective(
     [
         (["--objective", "tnmse,conductance", "--sampler", "de"], "for one objective alone"),
         (["--objective", "tnmse,conductance", "--stop-at-margin"], "belongs to studies of one"),
+        (["--max-conductance", "9", "--sampler", "gradient"], "not with max_conductance"),
+        (["--max-conductance", "9", "--no-polish"], "not with max_conductance"),
+        (["--max-conductance", "-1"], "--max-conductance"),
         (["--objective", "tnmse,metric"], "needs both model and data"),
         (["--objective", "tnmse,power"], "objective"),
     ],
@@ -123,6 +126,30 @@ def test_what_two_objectives_cannot_be_had_with_is_refused(
         assert study_command.main(arguments) == 1
     assert said in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_limit_of_the_conductance_is_met_by_the_best_strategy_there_is() -> None:
+    problem = small_problem()
+    options = {"tracking_uri": False, "self_check": False, "finalists": 2, "report": False}
+    free = run_study(problem, "random", 100, "free", "memory", **options)
+    assert free.scores.conductance is not None
+    highest = free.scores.conductance[0]
+    limited = run_study(
+        problem, "random", 100, "limited", "memory", max_conductance=0.7 * highest, **options
+    )
+    engine = make_engine("expected", problem)
+    (conductance,) = engine.conductance_of(limited.converter, 1)
+    # The limit is used, and not exceeded but for the rounding of the strategy's numbers.
+    assert 0.95 * 0.7 * highest < conductance < 1.0001 * 0.7 * highest
+    # Nothing is added to the loss: it is that of the strategy.
+    assert len(limited.study.trials) == 100
+    front = run_study(problem, "random", 160, "front", "memory", **TWO).front
+    on_front = np.interp(conductance, [p.second for p in front], [p.tnmse for p in front])
+    assert engine.tnmse_of(limited.converter, 1)[0] < 1.03 * on_front
+    with pytest.raises(
+        InvalidArgument, match=r"no strategy was found .* the lowest that was found"
+    ):
+        run_study(problem, "random", 60, "none", "memory", max_conductance=1e-6, **options)
 
 
 def test_an_own_study_takes_a_second_objective(problem: WeightProgrammingProblem) -> None:

@@ -46,3 +46,4 @@ PHASE, PHASE_TOTAL, PHASE_INDEX = "phase", "phase_total", "phase_index"
 # Of a trial, in studies with two objectives: its mean conductance in µS per weight.
 CONDUCTANCE = "conductance_us"
 POLISH, GRADIENT_STEP, GRADIENT_START = "polish", "gradient step", "gradient start"
+LIMITED = "polish under a limit"

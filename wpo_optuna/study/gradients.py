@@ -18,6 +18,7 @@ from wpo_optuna.study.attributes import (
     CONDUCTANCE,
     GRADIENT_START,
     GRADIENT_STEP,
+    LIMITED,
     PHASE,
     PHASE_INDEX,
     PHASE_TOTAL,
@@ -41,6 +42,9 @@ _POLISH_ITERATIONS = 60
 # TNMSE.
 _N_FRONT = 16
 _LOWEST_SHARE = 0.25
+
+# Limits of the conductance on the way to the one that is asked for.
+_STEPS_TO_LIMIT = 6
 
 # Trials that descend before the best of them are polished, and for how many steps: with these,
 # four searches of 1000 trials all ended within 0.1 % of the lowest value known.
@@ -123,6 +127,45 @@ def polish_front(mirror: Mirror, *, total: int, how_many: int) -> None:
     x = np.array(front)[distinct(strategies, how_many, tolerance=1e-3)]
     tnmse, _ = engine.value_and_grad(x)
     mirror.record(x, tnmse, [Origin(POLISH, total, number) for number in range(len(x))], total)
+
+
+def polish_under_limit(mirror: Mirror, limit: float, *, total: int) -> None:
+    """Finds the lowest TNMSE under a limit of the mean conductance, and records it.
+
+    Args:
+        mirror: the study, whose engine has gradients.
+        limit: in µS per weight.
+        total: of trials that the study is brought to.
+
+    Raises:
+        InvalidArgument: no strategy conducts so little.
+    """
+    sampled = [trial for trial in mirror.completed() if Origin.of(trial) is None]
+    if not sampled:
+        return
+    engine = _with_gradient(mirror.objective)
+    best, _ = _refined(mirror.objective, sampled, 1)
+    highest = engine.conductance(best)[0]
+    if highest > limit:
+        # A little below the limit, which rounding must not exceed.
+        limits = np.geomspace(highest, limit * (1 - 1e-4), _STEPS_TO_LIMIT + 1)[1:]
+        best = np.array(gradient_search.under_limits(engine, best[0], limits)[-1:])
+    if engine.conductance(best)[0] > limit:
+        _, lowest = gradient_search.polish(_ConductanceAlone(engine), best)
+        raise InvalidArgument(
+            f"max_conductance = {limit:g}: no strategy was found that conducts so little; the "
+            f"lowest that was found conducts {lowest[0]:.4g} µS per weight."
+        )
+    tnmse, _ = engine.value_and_grad(best)
+    earlier = [origin.number for origin in mirror.origins() if origin.phase == LIMITED]
+    mirror.record(best, tnmse, [Origin(LIMITED, total, len(earlier))], total)
+
+
+class _ConductanceAlone:
+    """The mean conductance in place of a loss."""
+
+    def __init__(self, engine: Any) -> None:
+        self.value_and_grad = engine.conductance_and_grad
 
 
 def polish(study: Study, objective: HypercubeObjective) -> None:

@@ -77,7 +77,8 @@ def open_study(
     sampler = _make_sampler(problem, settings, options, study, names)
     # Other engines would judge the trials of a stored study differently.
     engine_name = settings.engine or stored.get(attributes.ENGINE)
-    if engine_name is None and settings.sampler == GRADIENT:
+    needs_gradients = settings.sampler == GRADIENT or settings.max_conductance is not None
+    if engine_name is None and needs_gradients:
         engine_name = "expected"
     is_checked = attributes.SELF_CHECK in stored
     chosen = choose_engine(

@@ -31,6 +31,7 @@ from wpo_optuna.study.gradients import (
     number_polished,
     polish_best,
     polish_front,
+    polish_under_limit,
     search_by_gradient,
 )
 from wpo_optuna.study.mirror import Mirror, default_batch_size, sample
@@ -276,15 +277,19 @@ class _Search:
         mirror, total = self.mirror, self.settings.n_trials
         batch_size = self.settings.batch_size or default_batch_size(mirror)
         how_many = number_polished(mirror, total) if self.settings.polish else 0
+        limit = self.settings.max_conductance
         compiling = Thread(target=compile_gradient, args=(mirror,), daemon=True)
         if how_many:
             compiling.start()
-        sample(mirror, total=total - how_many, batch_size=batch_size, should_stop=self._is_over)
+        set_aside = how_many + (limit is not None)
+        sample(mirror, total=total - set_aside, batch_size=batch_size, should_stop=self._is_over)
         if how_many:
             compiling.join()
             if not self._has_reached_margin():
                 refine = polish_best if mirror.objective.second is None else polish_front
                 refine(mirror, total=total, how_many=how_many)
+        if limit is not None and mirror.n_complete < total:
+            polish_under_limit(mirror, limit, total=total)
         # Fewer results than were set aside may be distinct.
         sample(mirror, total=total, batch_size=batch_size, should_stop=self._is_over)
 
@@ -331,7 +336,9 @@ def _finish(search: _Search, folder: Path | None, account: Account | None) -> St
     """Scores the finalists and writes down the winner."""
     mirror, settings = search.mirror, search.settings
     study, objective = mirror.study, mirror.objective
-    scores = score_finalists(mirror, settings.finalists, search.show_progress)
+    scores = score_finalists(
+        mirror, settings.finalists, search.show_progress, settings.max_conductance
+    )
     told: dict[str, Any] = {} if scores.warning is None else {"warning": scores.warning}
     if account is not None:
         told["analogue"] = [tensor.name for tensor in account.analogue if tensor.is_named]

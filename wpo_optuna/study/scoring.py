@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from aihwkit.inference.noise.base import BaseNoiseModel
 from optuna.trial import FrozenTrial
 from pydantic import TypeAdapter
 
-from wpo_optuna.errors import WeightProgrammingError
+from wpo_optuna.errors import InvalidArgument, WeightProgrammingError
 from wpo_optuna.loss.engine_choice import drawing_engine
 from wpo_optuna.loss.reference import ReferenceEngine
 from wpo_optuna.notebook import image, table
@@ -85,6 +86,7 @@ class Scores:
             None if those were drawn there themselves.
         conductance: the winner's and the baseline's mean conductance in µS per weight, to which the
             read power is proportional; None in scores of earlier versions.
+        max_conductance: the limit of the finalists' in µS per weight; None if there was none.
     """
 
     n_trials: int
@@ -94,6 +96,7 @@ class Scores:
     baseline: Estimate
     on_tile: tuple[Estimate, Estimate] | None = None
     conductance: tuple[float, float] | None = None
+    max_conductance: float | None = None
 
     @property
     def winning_trial(self) -> int:
@@ -229,7 +232,9 @@ class StudyResult:
         }
 
 
-def score_finalists(mirror: Mirror, how_many: int, show_progress: bool) -> Scores:
+def score_finalists(
+    mirror: Mirror, how_many: int, show_progress: bool, max_conductance: float | None = None
+) -> Scores:
     """Scores the best distinct trials and the baseline on fresh noise.
 
     As the lowest of several scores is a little lucky again, the winner's reported score comes from
@@ -240,6 +245,7 @@ def score_finalists(mirror: Mirror, how_many: int, show_progress: bool) -> Score
         mirror: the study.
         how_many: number of finalists.
         show_progress: whether to show the draws on a terminal.
+        max_conductance: of the finalists, in µS per weight; None for no limit.
 
     Returns:
         the scores; those kept with the study, if no trial has been completed since.
@@ -250,11 +256,17 @@ def score_finalists(mirror: Mirror, how_many: int, show_progress: bool) -> Score
     """
     objective, study = mirror.objective, mirror.study
     stored = study.user_attrs.get(SCORES)
-    if stored is not None and (stored["n_trials"], stored["n_wanted"]) == (
-        mirror.n_complete, how_many,
+    wanted = mirror.n_complete, how_many, max_conductance
+    if stored is not None and wanted == (
+        stored["n_trials"], stored["n_wanted"], stored.get("max_conductance"),
     ):  # fmt: skip
         return Scores.from_json(stored)
-    chosen = _best_distinct(mirror, how_many)
+    chosen = _best_distinct(mirror, how_many, max_conductance)
+    if not chosen and max_conductance is not None:
+        raise InvalidArgument(
+            f"max_conductance = {max_conductance:g}: no trial of study {study.study_name!r} "
+            "conducts so little; a larger n_trials finds one that does."
+        )
     if not chosen:
         raise WeightProgrammingError(
             f"study {study.study_name!r} has no completed trial of this problem to be scored."
@@ -300,6 +312,7 @@ def score_finalists(mirror: Mirror, how_many: int, show_progress: bool) -> Score
             baseline=scores[1],
             on_tile=None if on_tile is None else (on_tile[0], on_tile[1]),
             conductance=(winners, baselines),
+            max_conductance=max_conductance,
         )
 
 
@@ -356,8 +369,15 @@ def comparable(
     return strategy.normalised(problem.f_lst)
 
 
-def _best_distinct(mirror: Mirror, how_many: int) -> list[tuple[FrozenTrial, ProgrammingStrategy]]:
-    best, objective = mirror.completed()[:_POOL], mirror.objective
+def _best_distinct(
+    mirror: Mirror, how_many: int, max_conductance: float | None
+) -> list[tuple[FrozenTrial, ProgrammingStrategy]]:
+    best, objective = mirror.completed(), mirror.objective
+    if best and max_conductance is not None:
+        points = np.array([objective.point(trial.params) for trial in best])
+        is_below = objective.engine.conductance(points) <= max_conductance
+        best = list(compress(best, is_below))
+    best = best[:_POOL]
     if not best:
         return []
     strategies = objective.problem.hypercube.decode([objective.point(t.params) for t in best])

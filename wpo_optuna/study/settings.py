@@ -140,6 +140,10 @@ class SearchSettings(Settings):
         "power is proportional, or the network's metric, for which model and data are needed",
         _SEARCH,
     )  # fmt: skip
+    max_conductance: float | None = setting(
+        None, "limit of the winner's mean conductance in µS per weight; needs the expected engine",
+        _SEARCH, "US", gt=0,
+    )  # fmt: skip
     n_trials: Whole = setting(1000, "completed trials of the study in total", _SEARCH, "N", ge=1)
     engine: Literal["expected", "montecarlo", "aihwkit"] | None = setting(
         None, "what evaluates a point; by default the fastest that can be trusted with the problem",
@@ -185,6 +189,18 @@ class SearchSettings(Settings):
             )
         if self.has_two_objectives and self.stop_at_margin:
             raise ValueError("stop_at_margin = True: belongs to studies of one objective")
+        if self.max_conductance is not None:
+            for name, refused in (
+                ("objective", self.has_two_objectives),
+                ("sampler", self.sampler == GRADIENT),
+                ("engine", self.engine not in (None, "expected")),
+                ("polish", not self.polish),
+            ):
+                if refused:
+                    raise ValueError(
+                        f"{name} = {getattr(self, name)!r}: not with max_conductance, which is met "
+                        "by polishing one objective along the expected engine's gradients"
+                    )
         if self.sampler == GRADIENT and self.engine not in (None, "expected"):
             raise ValueError(
                 f"engine = {self.engine!r}: the gradient search needs the expected engine, which "

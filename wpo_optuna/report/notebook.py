@@ -35,7 +35,10 @@ def figures_of(result: StudyResult) -> dict[str, Figure]:
         (figures.explored_factors, record),
         (figures.importance, record),
         (figures.devices, record.measurements),
+        (figures.sensitivity, record.measurements),
     ]
+    if record.has_two_objectives:
+        drawn.append((figures.front, record))
     with style():
         made = {figure_of.__name__: figure_of(subject) for figure_of, subject in drawn}
     return {name: figure for name, figure in made.items() if isinstance(figure, Figure)}

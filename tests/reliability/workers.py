@@ -60,7 +60,8 @@ class Worker:
     """
 
     def __init__(self, function: Callable[..., object], *arguments: Any) -> None:
-        self._process: BaseProcess = _CONTEXT.Process(target=function, args=arguments)
+        # A daemon: where a test fails, nobody waits for it.
+        self._process: BaseProcess = _CONTEXT.Process(target=function, args=arguments, daemon=True)
         self._process.start()
 
     def kill(self) -> None:

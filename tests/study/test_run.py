@@ -463,6 +463,24 @@ def test_options_that_no_json_holds_are_kept_in_words_and_needed_again_or_not(
     assert len(grown.study.trials) == 12
 
 
+class _OnWeights(PCMLikeNoiseModel):
+    """Treats weights as a whole, and says nothing of devices."""
+
+    def apply_programming_noise(self, weights):
+        return weights + 0.01 * torch.randn_like(weights), None
+
+    def apply_drift_noise(self, weights, drift_noise_parameters, t_inference):
+        return 0.9 * weights
+
+
+def test_a_noise_model_of_weights_is_searched_and_scored_without_a_conductance() -> None:
+    problem = small_problem(rpu_config=small_rpu_config(_OnWeights()), baseline_iterations=2)
+    result = run_study(problem, "random", 4, storage="memory", report=False, **QUIET)
+    assert result.objective.engine.name == "aihwkit"
+    assert result.scores.conductance is None
+    assert "winner_conductance_us" not in result.scores.metrics()
+
+
 class _Broken(PCMLikeNoiseModel):
     """Gives no numbers at late times."""
 

@@ -11,7 +11,7 @@ import optuna
 import pytest
 from small_problems import small_problem
 
-from wpo_optuna import HypercubeObjective, ProgrammingStrategy, make_engine, run_study
+from wpo_optuna import HypercubeObjective, ProgrammingStrategy, make_engine, polish, run_study
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 from wpo_optuna.report.page import write_report
@@ -99,8 +99,11 @@ def test_accuracy_inside_the_search_is_the_second_objective(
     study = optuna.load_study(study_name="mine", storage="sqlite:///wpo.db")
     assert [d.name for d in study.directions] == ["MINIMIZE", "MAXIMIZE"]
     assert all(t.user_attrs["accuracy"] == t.values[1] <= 1 for t in study.trials)
-    # The same command goes on, with the same measurements.
+    # The same command goes on, with the same measurements; another metric is another objective.
     arguments[3] = "30"
+    Path("mine.py").write_text("def share(network, data):\n    return 0.5\n")
+    assert study_command.main([*arguments, "--metric", "mine.py:share"]) == 1
+    assert "objective was tnmse,accuracy, now tnmse,share" in capsys.readouterr().err
     assert study_command.main(arguments) == 0
     assert len(optuna.load_study(study_name="mine", storage="sqlite:///wpo.db").trials) == 30
 
@@ -113,6 +116,10 @@ def test_accuracy_inside_the_search_is_the_second_objective(
         (["--max-conductance", "9", "--sampler", "gradient"], "not with max_conductance"),
         (["--max-conductance", "9", "--no-polish"], "not with max_conductance"),
         (["--max-conductance", "-1"], "--max-conductance"),
+        (
+            ["--objective", "tnmse,metric", "--per", "layer", "--model", "a:b", "--data", "c:d"],
+            "together with per layer",
+        ),
         (["--objective", "tnmse,metric"], "needs both model and data"),
         (["--objective", "tnmse,power"], "objective"),
     ],
@@ -161,6 +168,11 @@ def test_an_own_study_takes_a_second_objective(problem: WeightProgrammingProblem
     study.optimize(objective, n_trials=6)
     x = [objective.point(trial.params) for trial in study.trials]
     np.testing.assert_allclose([t.values[1] for t in study.trials], engine.conductance(x))
+    # Polishing adds the lowest error, with both its values.
+    polish(study, objective)
+    added = study.trials[6:]
+    assert min(t.values[0] for t in added) < min(t.values[0] for t in study.trials[:6])
+    assert all(t.values[1] == t.user_attrs[CONDUCTANCE] for t in added)
 
 
 def test_the_gradient_of_the_conductance_is_that_of_finite_differences(

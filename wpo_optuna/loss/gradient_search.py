@@ -66,6 +66,9 @@ def polish(
 class LimitedCost(Differentiable, Protocol):
     """A loss with a gradient, of points that also have a conductance with one."""
 
+    def conductance(self, x: ArrayLike) -> FloatArray:
+        """Mean conductances ``(n,)`` in µS at points ``(n, d)``."""
+
     def conductance_and_grad(self, x: ArrayLike) -> tuple[FloatArray, FloatArray]:
         """Mean conductances ``(n,)`` in µS and gradients ``(n, d)`` at points ``(n, d)``."""
 

@@ -122,6 +122,14 @@ class NoiseModelMode(TorchFunctionMode):
 _POWERS = (torch.pow, torch.Tensor.pow, torch.Tensor.__pow__, torch.Tensor.__rpow__)
 
 
+def step_on_weights(model: BaseNoiseModel) -> str | None:
+    """The method by which a noise model treats weights as a whole, and not each device; or none."""
+    for name in ("apply_programming_noise", "apply_drift_noise"):
+        if getattr(type(model), name) is not getattr(BaseNoiseModel, name):
+            return name
+    return None
+
+
 @torch.no_grad()
 def check_noise_model(
     model: BaseNoiseModel,
@@ -142,9 +150,8 @@ def check_noise_model(
             another way than by ``torch.randn_like``, or fails.
     """
     name = f"rpu_config.noise_model = {type(model).__name__}"
-    for method in ("apply_programming_noise", "apply_drift_noise"):
-        if getattr(type(model), method) is not getattr(BaseNoiseModel, method):
-            raise not_batched(f"{name} overrides {method}")
+    if (method := step_on_weights(model)) is not None:
+        raise not_batched(f"{name} overrides {method}")
     # Conductances over the whole range in no order; the second axis is for times, as in the noise.
     g = torch.linspace(*g_range, 16)[torch.arange(16) * 7 % 16].reshape(2, 1, 2, 2, 2).to(device)
     noise = CommonNoise(0, range(2)).normal((), (2, 2, 2, 2), device)

@@ -37,7 +37,7 @@ def figures_of(result: StudyResult) -> dict[str, Figure]:
         (figures.devices, record.measurements),
         (figures.sensitivity, record.measurements),
     ]
-    if record.has_two_objectives:
+    if record.knows_conductance:
         drawn.append((figures.front, record))
     with style():
         made = {figure_of.__name__: figure_of(subject) for figure_of, subject in drawn}

@@ -89,7 +89,7 @@ def write_report(studies: Sequence[Study], page: str | os.PathLike[str]) -> Repo
         parts.append(StudyPart(record, prefix))
         for of_study in _OF_THE_STUDY:
             draw(of_study, record, prefix)
-        if record.has_two_objectives:
+        if record.knows_conductance:
             draw(figures.front, record, prefix)
         for of_measurements in _OF_MEASUREMENTS:
             draw(of_measurements, record.measurements, prefix)

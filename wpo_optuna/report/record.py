@@ -113,8 +113,8 @@ class StudyRecord:
         return {name: value for name, value in found.items() if value}
 
     @property
-    def has_two_objectives(self) -> bool:
-        """Whether its trials have a mean conductance as well."""
+    def knows_conductance(self) -> bool:
+        """Whether its trials have a mean conductance, as the second objective."""
         return attributes.CONDUCTANCE in self.winner.user_attrs
 
     @property

@@ -13,7 +13,7 @@ from scipy.stats import qmc
 
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.loss import gradient_search
-from wpo_optuna.loss.gradient_search import multi_start
+from wpo_optuna.loss.gradient_search import LimitedCost, multi_start
 from wpo_optuna.study.attributes import (
     CONDUCTANCE,
     GRADIENT_START,
@@ -84,6 +84,17 @@ def compile_gradient(mirror: Mirror) -> None:
     _with_gradient(mirror.objective).value_and_grad(np.full((1, dimension), 0.5))
 
 
+def _sampled(mirror: Mirror) -> list[FrozenTrial]:
+    """The trials that a sampler proposed, the best first."""
+    return [trial for trial in mirror.completed() if Origin.of(trial) is None]
+
+
+def _unpolished(mirror: Mirror, total: int) -> list[FrozenTrial]:
+    """The same; none if the study was polished at this total already."""
+    is_polished = any(o.phase == POLISH and o.total == total for o in mirror.origins())
+    return [] if is_polished else _sampled(mirror)
+
+
 def polish_best(mirror: Mirror, *, total: int, how_many: int) -> None:
     """Refines the best sampled trials along the gradient and records the best distinct results.
 
@@ -96,9 +107,7 @@ def polish_best(mirror: Mirror, *, total: int, how_many: int) -> None:
         total: of trials that the study is brought to.
         how_many: how many results are recorded; fewer if fewer are distinct.
     """
-    if any(o.phase == POLISH and o.total == total for o in mirror.origins()):
-        return
-    sampled = [trial for trial in mirror.completed() if Origin.of(trial) is None]
+    sampled = _unpolished(mirror, total)
     if not sampled:
         return
     x, tnmse = _refined(mirror.objective, sampled, how_many)
@@ -111,9 +120,7 @@ def polish_front(mirror: Mirror, *, total: int, how_many: int) -> None:
     The first one has the lowest TNMSE; each other one the lowest under a limit of the conductance,
     and the limits fall evenly. For the arguments see :func:`polish_best`.
     """
-    if any(o.phase == POLISH and o.total == total for o in mirror.origins()):
-        return
-    sampled = [trial for trial in mirror.completed() if Origin.of(trial) is None]
+    sampled = _unpolished(mirror, total)
     if not sampled:
         return
     objective = mirror.objective
@@ -140,7 +147,7 @@ def polish_under_limit(mirror: Mirror, limit: float, *, total: int) -> None:
     Raises:
         InvalidArgument: no strategy conducts so little.
     """
-    sampled = [trial for trial in mirror.completed() if Origin.of(trial) is None]
+    sampled = _sampled(mirror)
     if not sampled:
         return
     engine = _with_gradient(mirror.objective)
@@ -164,7 +171,7 @@ def polish_under_limit(mirror: Mirror, limit: float, *, total: int) -> None:
 class _ConductanceAlone:
     """The mean conductance in place of a loss."""
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: LimitedCost) -> None:
         self.value_and_grad = engine.conductance_and_grad
 
 
@@ -192,13 +199,13 @@ def polish(study: Study, objective: HypercubeObjective) -> None:
     total = len(sampled)
     if any(origin and origin[:2] == (POLISH, total) for origin in map(Origin.of, own)):
         return
-    sampled.sort(key=lambda trial: (trial.value, trial.number))
+    sampled.sort(key=lambda trial: (trial.values[0], trial.number))
     x, tnmse = _refined(objective, sampled, N_POLISHED)
     for number, evaluation in enumerate(objective.evaluate(x, tnmse=tnmse)):
         origin = {PHASE: POLISH, PHASE_TOTAL: total, PHASE_INDEX: number}
         study.add_trial(
             create_trial(
-                value=evaluation.loss,
+                values=evaluation.values,
                 params=dict(zip(names, x[number].tolist(), strict=True)),
                 distributions=objective.problem.hypercube.distributions(names),
                 user_attrs=evaluation.attributes() | origin,
@@ -283,7 +290,7 @@ def _descent(
     yield from zip(*next(descent), strict=True)
 
 
-def _with_gradient(objective: HypercubeObjective) -> Any:
+def _with_gradient(objective: HypercubeObjective) -> LimitedCost:
     engine: Any = objective.engine
     if not hasattr(engine, "value_and_grad"):
         raise InvalidArgument(

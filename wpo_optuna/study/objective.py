@@ -90,7 +90,8 @@ class Evaluation:
     def attributes(self) -> dict[str, Any]:
         """The trial's user attributes."""
         told = {n: value for n, value in vars(self).items() if n not in ("loss", "second")}
-        return told if self.second is None else told | dict([self.second])
+        # A user's metric may have any name.
+        return told if self.second is None else dict([self.second]) | told
 
 
 class HypercubeObjective:

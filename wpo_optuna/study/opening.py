@@ -71,7 +71,7 @@ def open_study(
         study = optuna.load_study(study_name=study_name, storage=storage)
     stored: Mapping[str, Any] = {} if study is None else study.user_attrs
     if study is not None:
-        _check_same(study, storage, problem, settings, sampler_options)
+        _check_same(study, storage, problem, settings, sampler_options, second)
     options = _options_in_force(settings, stored, sampler_options)
     names = problem.hypercube.names if study is None else names_in(study, problem.hypercube)
     sampler = _make_sampler(problem, settings, options, study, names)
@@ -105,7 +105,7 @@ def open_study(
             study,
             {
                 attributes.SAMPLER: settings.sampler,
-                attributes.OBJECTIVE: settings.objective if settings.has_two_objectives else None,
+                attributes.OBJECTIVE: _objectives(settings, second),
                 attributes.SAMPLER_OPTIONS: _storable(options),
                 attributes.SEED: settings.seed,
                 attributes.DESCRIPTION: problem.description,
@@ -116,7 +116,7 @@ def open_study(
         )
         # Another process may have begun the study at the same time: what was written last counts.
         stored = study.user_attrs
-        _check_same(study, storage, problem, settings, sampler_options)
+        _check_same(study, storage, problem, settings, sampler_options, second)
         objective = HypercubeObjective(problem, chosen.engine, stored[attributes.BASELINE], second)
     assert study is not None
     self_check = None if chosen.self_check is None else chosen.self_check.to_json()
@@ -131,6 +131,7 @@ def _check_same(
     problem: WeightProgrammingProblem,
     settings: RunSettings,
     sampler_options: Mapping[str, Any] | None,
+    second: SecondObjective | None,
 ) -> None:
     """Refuses to go on with a study that was made for something else."""
     name, stored = study.study_name, study.user_attrs
@@ -144,9 +145,9 @@ def _check_same(
     told: list[str] = []
     if stored[attributes.FINGERPRINT] != problem.fingerprint:
         told = differences(stored[attributes.DESCRIPTION], problem.description)
-    objective = stored.get(attributes.OBJECTIVE, "tnmse")
-    if objective != settings.objective:
-        told.append(f"objective was {objective}, now {settings.objective}")
+    objective, wanted = stored.get(attributes.OBJECTIVE, "tnmse"), _objectives(settings, second)
+    if objective != wanted:
+        told.append(f"objective was {objective}, now {wanted}")
     for attribute in (attributes.SAMPLER, attributes.SEED, attributes.ENGINE):
         was, now = stored[attribute], getattr(settings, attribute)
         if now not in (None, was):
@@ -166,6 +167,13 @@ def _check_same(
             "the settings it was started with, or another name, such as "
             f"study_name = {_free_name(name, storage)!r}."
         )
+
+
+def _objectives(settings: RunSettings, second: SecondObjective | None) -> str:
+    """What is optimised, a user's metric by its name."""
+    if settings.objective == "tnmse,metric" and second is not None:
+        return f"tnmse,{second.name}"
+    return settings.objective
 
 
 def _is_begun(stored: Mapping[str, Any]) -> bool:

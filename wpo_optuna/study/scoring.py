@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from aihwkit.inference.noise.base import BaseNoiseModel
 from optuna.trial import FrozenTrial
 from pydantic import TypeAdapter
 
 from wpo_optuna.errors import InvalidArgument, WeightProgrammingError
 from wpo_optuna.loss.engine_choice import drawing_engine
+from wpo_optuna.loss.noise import step_on_weights
 from wpo_optuna.loss.reference import ReferenceEngine
 from wpo_optuna.notebook import image, table
 from wpo_optuna.strategy import ProgrammingStrategy
@@ -85,7 +85,8 @@ class Scores:
         on_tile: the winner's and the baseline's on aihwkit's own tile, which agree with the above;
             None if those were drawn there themselves.
         conductance: the winner's and the baseline's mean conductance in µS per weight, to which the
-            read power is proportional; None in scores of earlier versions.
+            read power is proportional; None where the noise model knows no devices, and in scores
+            of earlier versions.
         max_conductance: the limit of the finalists' in µS per weight; None if there was none.
     """
 
@@ -300,10 +301,13 @@ def score_finalists(
             if not all(map(_agree, scores, on_tile)):
                 scores = [score(tile, converter, seed, bar.update) for converter, seed in pairs]
                 on_tile = None
-        winners, baselines = (
-            float(drawing.conductance_of(converter, _CONDUCTANCES, seed).mean())
-            for converter, seed in pairs
-        )
+        conductance = None
+        if step_on_weights(problem.noise_model) is None:
+            winners, baselines = (
+                float(drawing.conductance_of(converter, _CONDUCTANCES, seed).mean())
+                for converter, seed in pairs
+            )
+            conductance = winners, baselines
         return Scores(
             n_trials=mirror.n_complete,
             n_wanted=how_many,
@@ -311,7 +315,7 @@ def score_finalists(
             winner=scores[0],
             baseline=scores[1],
             on_tile=None if on_tile is None else (on_tile[0], on_tile[1]),
-            conductance=(winners, baselines),
+            conductance=conductance,
             max_conductance=max_conductance,
         )
 
@@ -362,10 +366,8 @@ def comparable(
     strategy: ProgrammingStrategy, problem: WeightProgrammingProblem
 ) -> ProgrammingStrategy:
     """A problem's strategy in the form that equal ones have in common."""
-    model = type(problem.noise_model)
-    for name in ("apply_programming_noise", "apply_drift_noise"):
-        if getattr(model, name) is not getattr(BaseNoiseModel, name):
-            return strategy  # the model sees all pairs at once, and may tell them apart
+    if step_on_weights(problem.noise_model) is not None:
+        return strategy  # the model sees all pairs at once, and may tell them apart
     return strategy.normalised(problem.f_lst)
 
 

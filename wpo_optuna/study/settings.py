@@ -300,28 +300,6 @@ class NetworkSettings(Settings):
         _NETWORK, "N", ge=1,
     )  # fmt: skip
 
-    @model_validator(mode="after")
-    def _check_network(self) -> Self:
-        given = [n for n in ("model", "data", "metric") if getattr(self, n) is not None]
-        in_search = getattr(self, "objective", "") == "tnmse,metric"
-        is_measured = self.per is not None or self.select_by == "metric" or in_search
-        has_all = self.model is not None and self.data is not None
-        if given and not (is_measured and has_all):
-            raise ValueError(
-                f"{given[0]} = {getattr(self, given[0])!r}: the accuracy is compared along with "
-                "strategies by layer (per layer), of finalists (select_by metric), or in the "
-                "search (objective tnmse,metric), and needs both model and data; python -m "
-                "wpo_optuna.evaluate measures it with one strategy"
-            )
-        if in_search and not has_all:
-            raise ValueError("objective = 'tnmse,metric': needs both model and data")
-        if self.select_by == "metric" and (self.per is not None or not has_all):
-            raise ValueError(
-                "select_by = 'metric': needs both model and data, and cannot be had together with "
-                "per layer"
-            )
-        return self
-
 
 class StudySettings(
     RecordSettings,
@@ -334,6 +312,31 @@ class StudySettings(
     """What ``python -m wpo_optuna.study`` takes."""
 
     alternatives: ClassVar[tuple[str, ...]] = ("n_trials", "maxiter")
+
+    @model_validator(mode="after")
+    def _check_network(self) -> Self:
+        given = [n for n in ("model", "data", "metric") if getattr(self, n) is not None]
+        in_search = self.objective == "tnmse,metric"
+        is_measured = self.per is not None or self.select_by == "metric" or in_search
+        has_all = self.model is not None and self.data is not None
+        if given and not (is_measured and has_all):
+            raise ValueError(
+                f"{given[0]} = {getattr(self, given[0])!r}: the accuracy is compared along with "
+                "strategies by layer (per layer), of finalists (select_by metric), or in the "
+                "search (objective tnmse,metric), and needs both model and data; python -m "
+                "wpo_optuna.evaluate measures it with one strategy"
+            )
+        if in_search and (self.per is not None or not has_all):
+            raise ValueError(
+                "objective = 'tnmse,metric': needs both model and data, and cannot be had together "
+                "with per layer"
+            )
+        if self.select_by == "metric" and (self.per is not None or not has_all):
+            raise ValueError(
+                "select_by = 'metric': needs both model and data, and cannot be had together with "
+                "per layer"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_budget(self) -> Self:

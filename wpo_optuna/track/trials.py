@@ -34,12 +34,17 @@ def is_complete(trial: FrozenTrial) -> bool:
 def numbers_of(trial: FrozenTrial) -> dict[str, float]:
     """TNMSE, loss, the baseline's TNMSE, and by how many percent the first is below the last.
 
+    In studies with two objectives the second one as well, the mean conductance by its name.
+
     All are the engine's; NaN where the trial has none.
     """
     tnmse = _number(trial.user_attrs.get("tnmse"))
     baseline = _number(trial.user_attrs.get("baseline"))
-    second = trial.user_attrs.get(CONDUCTANCE)
-    return ({} if second is None else {CONDUCTANCE: _number(second)}) | {
+    second = {}
+    if len(trial.values or ()) == 2:
+        name = CONDUCTANCE if CONDUCTANCE in trial.user_attrs else "second_objective"
+        second[name] = _number(trial.values[1])
+    return second | {
         "tnmse": tnmse,
         "loss": _number(trial.values[0] if trial.values else None),
         "baseline": baseline,

@@ -17,7 +17,6 @@ from aihwkit.inference.converter.conductance import (
     NPairConductanceConverter,
     SinglePairConductanceConverter,
 )
-from aihwkit.inference.noise.base import BaseNoiseModel
 from numpy.typing import ArrayLike, NDArray
 
 from wpo_optuna.errors import InvalidArgument
@@ -34,6 +33,7 @@ from wpo_optuna.loss.expected.evaluation import (
 from wpo_optuna.loss.expected.loss import Kind, Tables
 from wpo_optuna.loss.expected.readout_table import tabulate_readout
 from wpo_optuna.loss.expected.weight_nodes import weight_nodes
+from wpo_optuna.loss.noise import step_on_weights
 from wpo_optuna.loss.readout import AnalogReadout
 from wpo_optuna.loss.reference import widths_of_tiles
 
@@ -236,8 +236,8 @@ def _known_readout(rpu_config: Any) -> AnalogReadout:
     # A subclass might do anything.
     if compensation not in _KINDS:
         raise not_batched(f"rpu_config.drift_compensation = {compensation.__name__}")
-    model = type(rpu_config.noise_model)
-    for name in ("apply_programming_noise", "apply_drift_noise"):
-        if getattr(model, name) is not getattr(BaseNoiseModel, name):
-            raise not_batched(f"rpu_config.noise_model = {model.__name__}, which overrides {name}")
+    model = rpu_config.noise_model
+    if (name := step_on_weights(model)) is not None:
+        told = f"rpu_config.noise_model = {type(model).__name__}, which overrides {name}"
+        raise not_batched(told)
     return AnalogReadout.of_tile(rpu_config)

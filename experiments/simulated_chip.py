@@ -11,7 +11,7 @@ import csv
 import numpy as np
 from aihwkit.inference import PCMLikeNoiseModel
 
-from wpo_optuna.hardware.fitting import simulate
+from wpo_optuna.hardware.device_statistics import simulate
 
 TARGETS_US = np.array([0.0, 2.5, 5.0, 7.5, 10.0, 15.0, 20.0, 25.0])
 TIMES_S = np.array([1.0, 60.0, 3600.0, 86400.0, 30 * 86400.0])

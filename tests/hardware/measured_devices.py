@@ -10,7 +10,7 @@ import numpy as np
 from aihwkit.inference.noise.base import BaseNoiseModel
 from aihwkit.inference.noise.pcm import CustomDriftPCMLikeNoiseModel
 
-from wpo_optuna.hardware.fitting import simulate
+from wpo_optuna.hardware.device_statistics import simulate
 from wpo_optuna.hardware.measurements import Measurements
 
 TARGETS = [0.0, 2.5, 5.0, 10.0, 15.0, 20.0, 25.0]

@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from wpo_optuna.hardware.fitting import FittedModel, FittedParameter, simulate
+from wpo_optuna.hardware.device_statistics import simulate
+from wpo_optuna.hardware.fitting import FittedModel, FittedParameter
 from wpo_optuna.hardware.measurements import Measurements
 from wpo_optuna.report import drawing
 

@@ -14,35 +14,34 @@ without numerical integration", Econometrica 57, 1989.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from aihwkit.inference.converter.conductance import SinglePairConductanceConverter
-from aihwkit.inference.noise.base import BaseNoiseModel
 from aihwkit.inference.noise.pcm import CustomDriftPCMLikeNoiseModel
 from numpy.typing import NDArray
 from scipy.optimize import least_squares, nnls
 from scipy.stats import chi2
 
+from wpo_optuna.hardware.device_statistics import (
+    DeviceStatistics,
+    drift_lines,
+    logarithm_of,
+    programming_errors,
+)
 from wpo_optuna.hardware.measured_model import MeasuredNoiseModel
-from wpo_optuna.hardware.measurements import LEAST_TIMES, Measurements
+from wpo_optuna.hardware.measurements import Measurements
 
 FloatArray = NDArray[np.float64]
 
-#: Draws of the bootstrap, and the share of them within an interval.
-RESAMPLINGS, COVERAGE = 1000, 0.95
-# Devices simulated for each group of targets, and for each measured device, at least.
-_SIMULATED, _COPIES = 2000, 10
-_NUMBERS_AT_ONCE = 2_000_000
+# The share of the bootstrap's draws within an interval.
+_COVERAGE = 0.95
 # A model that fits is rejected as often as this.
 _FALSE_ALARMS = 1e-3
 # The step of finite differences, in units of a parameter's scale.
 _STEP = 0.05
-# Logarithms tell of drift where programming scatters by less than this fraction of the conductance.
-_LARGEST_SCATTER = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def fit(measurements: Measurements, *, t_0: float = 20.0, seed: int = 0) -> Fitt
         t_0: the time in s after programming from which drift counts, as in aihwkit.
         seed: seed of simulation and bootstrap.
     """
-    data = _Data(measurements, t_0, seed)
+    data = DeviceStatistics(measurements, t_0, seed)
     fitted = _fitted(data, _aihwkits_form(data))
     if fitted.p_value >= _FALSE_ALARMS:
         return fitted
@@ -105,181 +104,6 @@ def fit(measurements: Measurements, *, t_0: float = 20.0, seed: int = 0) -> Fitt
         tables.model_class, tables.options, tables.parameters, tables.resampled, fitted.p_value,
         tables.without_drift,
     )  # fmt: skip
-
-
-def simulate(model: BaseNoiseModel, target: FloatArray, t: FloatArray, seed: int) -> FloatArray:
-    """Conductances ``(n, T)`` of devices of a noise model, read at times t.
-
-    Args:
-        model: the noise model.
-        target: what the devices are programmed to in µS ``(n,)``.
-        t: times after programming in s ``(T,)``.
-        seed: seed of torch's generator, which is put back afterwards.
-    """
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        # Copies: noise models change their arguments.
-        g_target = torch.tensor(target, dtype=torch.float32)
-        programmed = model.apply_programming_noise_to_conductance(g_target.clone())
-        nu = model.generate_drift_coefficients(g_target.clone())
-        read = [model.apply_drift_noise_to_conductance(programmed.clone(), nu, s) for s in t]
-        return torch.stack(read, dim=1).double().numpy()
-
-
-# Statistics
-
-
-@dataclass(frozen=True, eq=False)
-class _Block:
-    """Numbers of devices that are drawn together in the bootstrap.
-
-    Attributes:
-        values: of each device ``(n, m)``; NaN where a device has none.
-        spreads: of which columns the logarithm of the standard deviation is a statistic beside the
-            mean ``(m,)``; a logarithm, as its error does not depend on what it happens to be.
-    """
-
-    values: FloatArray
-    spreads: tuple[bool, ...]
-
-    def statistics(self, counts: NDArray[Any] | None = None) -> FloatArray:
-        """Statistics ``(N, k)`` of devices that count so often ``(N, n)``; of each once if None."""
-        is_known = np.isfinite(self.values)
-        centre = np.nanmean(self.values, axis=0)
-        values = np.where(is_known, self.values - centre, 0.0)
-        counts = np.ones((1, len(values))) if counts is None else counts
-        n = counts @ is_known
-        mean = counts @ values / n
-        variance = (counts @ values**2 / n - mean**2) * n / (n - 1)
-        spread = np.log(variance[:, list(self.spreads)].clip(1e-24)) / 2
-        return np.hstack([centre + mean, spread])
-
-    def resampled(self, random: np.random.Generator, n_devices: int) -> FloatArray:
-        """Statistics ``(N, k)`` of so many devices drawn from these, many times."""
-        size = len(self.values)
-        # A few draws at a time, so that millions of devices need no gigabytes.
-        at_once = max(1, min(RESAMPLINGS, _NUMBERS_AT_ONCE // size))
-        draws = (
-            random.multinomial(n_devices, np.full(size, 1 / size), size=at_once)
-            for _ in range(RESAMPLINGS // at_once)
-        )
-        return np.vstack([self.statistics(counts) for counts in draws])
-
-
-class _Data:
-    """Measurements, their statistics, and simulations of the same targets and times."""
-
-    def __init__(self, measurements: Measurements, t_0: float, seed: int) -> None:
-        self.measurements, self.t_0, self.seed = measurements, t_0, seed
-        self.groups = measurements.groups()
-        self.targets = np.array([measurements.target[group].mean() for group in self.groups])
-        # Every device is simulated several times.
-        copies = [max(_COPIES, -(-_SIMULATED // len(group))) for group in self.groups]
-        of_groups = zip(self.groups, copies, strict=True)
-        self._chosen = np.concatenate([np.tile(group, n) for group, n in of_groups])
-        ends = np.cumsum([len(group) * n for group, n in zip(self.groups, copies, strict=True)])
-        self._simulated_groups = np.split(np.arange(ends[-1]), ends[:-1])
-        self.has_drift = np.array([self._tells_drift(group) for group in self.groups])
-        if not self.has_drift.any():
-            self.has_drift[-1] = True
-        blocks = self._blocks(measurements, self.groups)
-        self._sizes = [len(block.values) for block in blocks]
-        self.statistics = np.hstack([block.statistics() for block in blocks])[0]
-        # Those of the simulation scatter as well.
-        self._more_scatter = np.sqrt(1 + 1 / min(copies))
-        self.errors = self._resampled(blocks).std(axis=0) * self._more_scatter + 1e-12
-
-    @property
-    def g_range(self) -> tuple[float, float]:
-        """Lowest and highest target in µS."""
-        target = self.measurements.target
-        return float(target.min()), float(target.max())
-
-    def logarithm_of_time(self) -> FloatArray:
-        """log(t/t_0 + 1) ``(T,)``, by which drift is a straight line."""
-        return np.log1p(self.measurements.t / self.t_0)
-
-    def read_noise_over_time(self, t_read: float = 250e-9) -> FloatArray:
-        """By what aihwkit's read noise grows with time ``(T,)``."""
-        return np.sqrt(np.log((self.measurements.t + self.t_0 + t_read) / (2 * t_read)))
-
-    def simulated(self, model: BaseNoiseModel) -> FloatArray:
-        """Statistics ``(k,)`` of devices of a noise model, with the same noise each time."""
-        return np.hstack([block.statistics() for block in self._simulated_blocks(model)])[0]
-
-    def scatter(self, model: BaseNoiseModel) -> FloatArray:
-        """By what statistics of as many devices as were measured differ by chance ``(N, k)``."""
-        drawn = self._resampled(self._simulated_blocks(model))
-        return (drawn - drawn.mean(axis=0)) * self._more_scatter
-
-    def _resampled(self, blocks: Sequence[_Block]) -> FloatArray:
-        random = np.random.default_rng(self.seed)
-        sizes = zip(blocks, self._sizes, strict=True)
-        return np.hstack([block.resampled(random, size) for block, size in sizes])
-
-    def _simulated_blocks(self, model: BaseNoiseModel) -> list[_Block]:
-        told = self.measurements
-        conductance = simulate(model, told.target[self._chosen], told.t, self.seed)
-        conductance[np.isnan(told.conductance[self._chosen])] = np.nan
-        devices = Measurements(told.target[self._chosen], told.t, conductance, told.are_followed)
-        return self._blocks(devices, self._simulated_groups)
-
-    def _tells_drift(self, group: NDArray[np.intp]) -> bool:
-        readings = self.measurements.conductance[group]
-        is_positive = np.mean(readings[np.isfinite(readings)] > 0) > 0.95
-        scatter, target = np.std(_errors(self.measurements, group)), self.measurements.target[group]
-        return bool(is_positive and scatter < _LARGEST_SCATTER * target.mean())
-
-    def _blocks(self, devices: Measurements, groups: Sequence[NDArray[np.intp]]) -> list[_Block]:
-        blocks = []
-        for group, has_drift in zip(groups, self.has_drift, strict=True):
-            conductance, errors = devices.conductance[group], _errors(devices, group)
-            if not has_drift:
-                blocks.append(_Block(errors[:, None], (True,)))
-            elif devices.are_followed:
-                line = _lines(conductance, self.logarithm_of_time())
-                blocks.append(_Block(np.column_stack([errors, *line]), (True, True, False)))
-            else:
-                blocks += [
-                    _Block(_logarithm(cell[np.isfinite(cell)])[:, None], (True,))
-                    for cell in conductance.T
-                    if np.isfinite(cell).sum() > 1
-                ]
-        return blocks
-
-
-def _errors(devices: Measurements, group: NDArray[np.intp]) -> FloatArray:
-    """How far the earliest readings are from their targets, in µS."""
-    errors = devices.conductance[group] - devices.target[group][:, None]
-    is_known = np.isfinite(errors)
-    if devices.are_followed:
-        return errors[np.arange(len(group)), is_known.argmax(axis=1)]
-    earliest = errors[:, is_known.any(axis=0).argmax()]
-    return earliest[np.isfinite(earliest)]
-
-
-def _logarithm(conductance: FloatArray) -> FloatArray:
-    return np.log(np.where(conductance > 0, conductance, np.nan))
-
-
-def _lines(conductance: FloatArray, x: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Each device's drift coefficient, and the logarithm of what scatters about its line.
-
-    Args:
-        conductance: in µS ``(n, T)``; NaN where a device was not read.
-        x: by which the logarithm of a conductance is a line ``(T,)``.
-    """
-    y = _logarithm(conductance)
-    is_known = np.isfinite(y)
-    n = is_known.sum(axis=1)
-    x, y = np.where(is_known, x, 0.0), np.where(is_known, y, 0.0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        dx = np.where(is_known, x - (x.sum(axis=1) / n)[:, None], 0.0)
-        dy = np.where(is_known, y - (y.sum(axis=1) / n)[:, None], 0.0)
-        slope = (dx * dy).sum(axis=1) / (dx**2).sum(axis=1)
-        rest = ((dy - slope[:, None] * dx) ** 2).sum(axis=1) / (n - 2)
-        is_enough = (n >= LEAST_TIMES) & (rest > 0)
-        return np.where(is_enough, -slope, np.nan), np.where(is_enough, np.log(rest) / 2, np.nan)
 
 
 # Models
@@ -317,7 +141,7 @@ class _Guess:
     read_noise: FloatArray
 
 
-def _aihwkits_form(data: _Data) -> _Form:
+def _aihwkits_form(data: DeviceStatistics) -> _Form:
     """A polynomial for programming, a table for drift, one scale for read noise."""
     guess, g_max = _guess(data), data.g_range[1]
     polynomial = np.polynomial.Polynomial.fit(data.targets / g_max, guess.std, 2, domain=[-1, 1])
@@ -346,7 +170,7 @@ def _aihwkits_form(data: _Data) -> _Form:
     return _Form(CustomDriftPCMLikeNoiseModel, names, start, scale, lowest, options)
 
 
-def _aihwkits_read_noise(data: _Data) -> FloatArray:
+def _aihwkits_read_noise(data: DeviceStatistics) -> FloatArray:
     """The relative read noise of aihwkit's model where the drift is known.
 
     Source: ``PCMLikeNoiseModel.apply_drift_noise_to_conductance``.
@@ -355,7 +179,7 @@ def _aihwkits_read_noise(data: _Data) -> FloatArray:
     return np.minimum(0.0088 / np.maximum(relative**0.65, 1e-3), 0.2)
 
 
-def _tables_form(data: _Data) -> _Form:
+def _tables_form(data: DeviceStatistics) -> _Form:
     """A table for everything."""
     guess = _guess(data)
     n, n_known = len(data.targets), int(data.has_drift.sum())
@@ -393,7 +217,7 @@ def _at(targets: FloatArray) -> list[str]:
     return [f"at {target:.3g} µS" for target in targets]
 
 
-def _table(data: _Data, *of_known: FloatArray) -> list[list[float]]:
+def _table(data: DeviceStatistics, *of_known: FloatArray) -> list[list[float]]:
     """Knots that span the range, and tables at them of what is known at some of the targets."""
     low, high = data.g_range
     knots = np.concatenate([[low], data.targets[1:-1], [high]])
@@ -409,10 +233,10 @@ def _model(
     return model_class(**options, g_converter=converter)
 
 
-def _guess(data: _Data) -> _Guess:
+def _guess(data: DeviceStatistics) -> _Guess:
     """Parameters as if nothing were clipped, folded or rounded."""
     x, growth = data.logarithm_of_time(), data.read_noise_over_time()
-    errors = [_errors(data.measurements, group) for group in data.groups]
+    errors = [programming_errors(data.measurements, group) for group in data.groups]
     of_drift = _guess_of_lines if data.measurements.are_followed else _guess_of_cells
     known = [
         group for group, has_drift in zip(data.groups, data.has_drift, strict=True) if has_drift
@@ -427,7 +251,7 @@ def _guess_of_lines(
     conductance: FloatArray, x: FloatArray, growth: FloatArray
 ) -> tuple[float, float, float]:
     """Mean and spread of the drift coefficient, and relative read noise."""
-    nu, rest = _lines(conductance, x)
+    nu, rest = drift_lines(conductance, x)
     scatter = float(np.exp(np.nanmean(rest)))
     of_noise = scatter**2 / ((x - x.mean()) ** 2).sum()
     variance = float(np.nanvar(nu))
@@ -439,7 +263,7 @@ def _guess_of_cells(
     conductance: FloatArray, x: FloatArray, growth: FloatArray
 ) -> tuple[float, float, float]:
     """The same where no device is followed."""
-    y = _logarithm(conductance)
+    y = logarithm_of(conductance)
     slope, _ = np.polyfit(x, np.nanmean(y, axis=0), 1)
     terms, variance = np.stack([x**2, growth**2, np.ones_like(x)], axis=1), np.nanvar(y, axis=0)
     # Each has a share, from which a fit can start.
@@ -451,7 +275,7 @@ def _guess_of_cells(
 # Fitting
 
 
-def _fitted(data: _Data, form: _Form) -> FittedModel:
+def _fitted(data: DeviceStatistics, form: _Form) -> FittedModel:
     def parameters(z: FloatArray) -> FloatArray:
         return np.maximum(form.start + form.scale * (z - 1), form.lowest)
 
@@ -470,7 +294,7 @@ def _fitted(data: _Data, form: _Form) -> FittedModel:
     scatter = data.scatter(_model(form.model_class, form.options(values))) / data.errors
     steps = scatter @ np.linalg.pinv(found.jac).T
     drawn = np.array([parameters(found.x + step) for step in steps])
-    low, high = np.quantile(drawn, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2], axis=0)
+    low, high = np.quantile(drawn, [(1 - _COVERAGE) / 2, (1 + _COVERAGE) / 2], axis=0)
     intervals = zip(form.names, *(v.tolist() for v in (values, low, high)), strict=True)
     return FittedModel(
         model_class=form.model_class,

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from wpo_optuna.hypercube import Hypercube
 from wpo_optuna.loss.expected.compiled import compiled, on
+from wpo_optuna.loss.expected.conductance import expected_conductance
 from wpo_optuna.loss.expected.decode import Bounds, Layout, decode, described
-from wpo_optuna.loss.expected.loss import Kind, Tables, expected_conductance, expected_tnmse
+from wpo_optuna.loss.expected.loss import Kind, Tables, expected_tnmse
 
 FloatArray = NDArray[np.float64]
 Tree = TypeVar("Tree", bound=tuple[Any, ...])

@@ -30,7 +30,6 @@ from wpo_optuna.loss.expected.weight_nodes import WeightNodes
 
 # Nodes for the weight after programming.
 HERMITE_NODES = 3
-CONDUCTANCE_NODES = 9
 
 # Places in the trapezoidal rule for the largest programmed weight, and how many standard
 # deviations it reaches below and above the extremes.
@@ -133,38 +132,6 @@ def expected_tnmse(a: Array, g: Array, t: Tables, kind: Kind) -> Array:
         for node, share in hermite_rule(1 if kind.compensates else 2)
     )
     return (error + (nodes.shares * nodes.weights**2).sum()) * t.scale
-
-
-def expected_conductance(a: Array, g: Array, t: Tables) -> Array:
-    """Mean over a tile's weights and the times of the sum of a weight's conductances ``(n,)``.
-
-    Args:
-        a, g, t: see :func:`expected_tnmse`; of the tables, the read-out does not matter.
-
-    Returns:
-        the mean in µS, times the tile's ``scale``.
-    """
-    p, span, deviation = programmed_strategies(a, g, t)
-    mean = jnp.zeros_like(span)
-    for node, share in hermite_rule(2):
-        mean += share * conductance_given_span(p, a, span + node * deviation, t)
-    return mean * t.scale
-
-
-def conductance_given_span(p: Programmed, a: Array, span: Array, t: Tables) -> Array:
-    """Mean conductance ``(n,)`` in µS of the weights of a tile, given m' ``(n,)``."""
-    present, _ = conductances_again(p, span, t, CONDUCTANCE_NODES)
-    cells = cells_of(present, t.devices)
-    shares = np.array([share for _, share in hermite_rule(CONDUCTANCE_NODES)])[:, None, None]
-
-    def at_time(factors: tuple[Array, Array]) -> Array:
-        of_target, of_present = factors
-        means = summed_products(of_target[0], of_present[0], p.targets, cells)
-        # Devices without a factor fill up the strategy.
-        of_weights = jnp.where((a != 0)[:, None], (shares * means).sum(1), 0).sum(0)
-        return (t.nodes.shares[:, None] * of_weights).sum(0)
-
-    return jax.lax.map(at_time, (t.devices.target, t.devices.present)).mean(0)
 
 
 def programmed_strategies(a: Array, g: Array, t: Tables) -> tuple[Programmed, Array, Array]:

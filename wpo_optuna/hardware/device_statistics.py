@@ -155,11 +155,9 @@ class DeviceStatistics:
     def _tells_drift(self, group: NDArray[np.intp]) -> bool:
         readings = self.measurements.conductance[group]
         is_positive = np.mean(readings[np.isfinite(readings)] > 0) > 0.95
-        scatter, target = (
-            np.std(programming_errors(self.measurements, group)),
-            self.measurements.target[group],
-        )
-        return bool(is_positive and scatter < _LARGEST_SCATTER * target.mean())
+        scatter = np.std(programming_errors(self.measurements, group))
+        mean_target = self.measurements.target[group].mean()
+        return bool(is_positive and scatter < _LARGEST_SCATTER * mean_target)
 
     def _blocks(self, devices: Measurements, groups: Sequence[NDArray[np.intp]]) -> list[_Block]:
         blocks = []
@@ -190,6 +188,7 @@ def programming_errors(devices: Measurements, group: NDArray[np.intp]) -> FloatA
 
 
 def logarithm_of(conductance: FloatArray) -> FloatArray:
+    """Logarithms of conductances in µS; NaN of those that are not above zero."""
     return np.log(np.where(conductance > 0, conductance, np.nan))
 
 

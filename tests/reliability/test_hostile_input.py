@@ -10,6 +10,7 @@ import json
 import struct
 import tempfile
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,12 @@ CONFIGURATIONS = {
     "nesting": ("nbins: " + "[" * 600, "is not YAML"),
     "5000 digits": ("nbins: " + "9" * 5000, "digits"),
     "infinity": ("g_max: .inf", "finite"),
+    "aliases of aliases": (
+        "a: &a [x, x, x, x, x, x, x, x, x]\n"
+        + "".join(f"{b}: &{b} [{', '.join(9 * ['*' + a])}]\n" for a, b in pairwise("abcdefghij"))
+        + "sampler: *j",
+        "aliases",
+    ),
     "NUL": ("nbins: \0", "is not YAML"),
     "a list": ("- 1", "mapping"),
     "a path": ("study_name: ../elsewhere", "must not lead elsewhere"),
@@ -95,11 +102,20 @@ WEIGHTS = {
     "tensors over each other": safetensors({**tensor(2, 2), "b": tensor(2, 2)["a.weight"]}, b"0"),
     "a list": safetensors([1], bytes(16)),
 }
+TENSOR_NAMES = {"lines": "a\nb.weight", "an escape": "\x1b[2J", "10 kB": "x" * 10_000}
 CASES = [
     *(([f"--study-name={name}"], "", told) for name, told in NAMES.values()),
     *((["--baseline", "file"], text, told) for text, told in STRATEGIES.values()),
     *((["--config", "file"], text, told) for text, told in CONFIGURATIONS.values()),
     *((["--weights", "a.safetensors"], data, "not a complete") for data in WEIGHTS.values()),
+    *(
+        (
+            ["--weights", "a.safetensors"],
+            safetensors({name: tensor(2, 2)["a.weight"]}, bytes(16)),
+            "printable",
+        )
+        for name in TENSOR_NAMES.values()
+    ),
     (["--experiment", "x" * 600], "", "printable characters"),
     (["--experiment", "a\0b"], "", "printable characters"),
 ]
@@ -108,6 +124,7 @@ LABELS = [
     *(f"strategy: {label}" for label in STRATEGIES),
     *(f"configuration: {label}" for label in CONFIGURATIONS),
     *(f"weights: {label}" for label in WEIGHTS),
+    *(f"tensor name: {label}" for label in TENSOR_NAMES),
     "experiment: 600 characters",
     "experiment: a NUL",
 ]

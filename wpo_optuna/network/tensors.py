@@ -18,6 +18,8 @@ from wpo_optuna.network.layers import OTHER, Layer, layers_of
 BLOCK = 2**21
 """Numbers read at once, if a row has no more."""
 
+_LONGEST_NAME = 512
+
 # Where training scripts and frameworks put the state dict among other things.
 _STATE_DICT_KEYS = (
     "state_dict", "model_state_dict", "model", "module", "network", "net", "weights", "params",
@@ -68,6 +70,13 @@ class StoredTensor:
     is_named: bool = True
     storage: object = None
     aliases: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.name.isprintable() or len(self.name) > _LONGEST_NAME:
+            raise InvalidArgument(
+                f"{self.place} has a tensor {self.name[:40]!r}: names of at most {_LONGEST_NAME} "
+                "printable characters are needed."
+            )
 
     @classmethod
     def of(cls, name: str, tensor: Tensor, place: str, known: Known | None = None) -> StoredTensor:

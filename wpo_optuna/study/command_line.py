@@ -311,12 +311,17 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        # A few lines of them would stand for more than memory holds.
+        has_aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
+        document = None if has_aliases else yaml.safe_load(text)
     except OSError as error:
         raise InvalidArgument(f"--config {path}: cannot be read ({error.strerror}).") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise InvalidArgument(f"--config {path}: is not YAML ({reason}).") from error
+    if has_aliases:
+        raise InvalidArgument(f"--config {path}: aliases (*name) are not taken; write them out.")
     if document is None:
         return {}
     if not isinstance(document, dict):

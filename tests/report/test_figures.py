@@ -29,11 +29,6 @@ from wpo_optuna.report.record import StudyRecord, read_study
 from wpo_optuna.study import attributes
 
 DAY = 86400.0
-OF_SEVERAL = (figures.search_progress, figures.sampler_comparison)
-OF_ONE = (figures.conductance_curves, figures.explored_factors, figures.importance)
-OF_MEASUREMENTS = (
-    figures.tnmse_over_time, figures.weight_errors, figures.weight_correlation, figures.devices,
-)  # fmt: skip
 
 CASES: dict[str, dict[str, Any]] = {
     "pcm": {"t_steps": [1.0, 60.0, 3600.0, DAY, 30 * DAY, 360 * DAY]},
@@ -119,12 +114,11 @@ def record() -> StudyRecord:
 @pytest.mark.parametrize("case", CASES)
 def test_texts_do_not_overlap_or_shrink_and_no_axes_are_empty(case: str) -> None:
     record = record_of(case)
-    for subject, figures_of in (
-        ([record], OF_SEVERAL), (record, OF_ONE), (record.measurements, OF_MEASUREMENTS),
-    ):  # fmt: skip
-        for figure_of in figures_of:
-            if case == "pcm" or figure_of.__name__ in WHERE_THERE_IS_LEAST_ROOM[case]:
-                assert_readable(draw(figure_of, subject))
+    if case == "pcm":
+        assert_readable(draw(figures.search_progress, [record]))
+    for figure_of, subject in figures.figures_of_study(record).items():
+        if case == "pcm" or figure_of.__name__ in WHERE_THERE_IS_LEAST_ROOM[case]:
+            assert_readable(draw(figure_of, subject))
 
 
 @pytest.mark.parametrize("t_steps", [(1.0, 3600.0, DAY), (0.0, 1.0, 60.0), (5.0, 5.1, 5.2)])
@@ -138,7 +132,7 @@ def test_accuracy_over_time_can_be_read_as_well(t_steps: tuple[float, ...]) -> N
 def test_any_name_of_a_study_can_be_drawn(record: StudyRecord, tmp_path: Path) -> None:
     names = ["a$b$c_{x", r"\frac{", "<&>\"'", "Größe 中文", " ", "two\nlines", 99 * "long "]
     records = [dataclasses.replace(record, name=name) for name in names]
-    svg = drawing.save(figures.sampler_comparison, records, tmp_path / "drawn")
+    svg = drawing.save(figures.search_progress, records, tmp_path / "drawn")
     assert svg == tmp_path / "drawn.svg"
     texts = "".join(ElementTree.parse(svg).getroot().itertext())
     for name in names[:4]:
@@ -217,22 +211,33 @@ def test_best_so_far_never_rises_and_ends_at_the_studys_best(record: StudyRecord
     assert lines["loss 0: 12.5 % better"][0] == pytest.approx(0.875)
 
 
-def test_studies_of_different_problems_are_compared_relative_to_their_baselines(
-    record: StudyRecord,
-) -> None:
-    other = dataclasses.replace(record, fingerprint="another")
-    assert record.scores is not None
-    for records, expected, label in (
-        ([record, record], record.scores.winner.mean, "TNMSE (%)"),
-        ([record, other], 1 - record.scores.improvement, "TNMSE / baseline"),
-    ):
-        (axes,) = draw(figures.sampler_comparison, records).axes
-        assert axes.get_xlabel() == label
-        assert axes.lines[0].get_xdata()[0] == pytest.approx(expected)
+def test_the_front_names_the_corner_where_it_bends_most(record: StudyRecord) -> None:
+    """The corner of a front that is an L in the figure; trials that are worse in both have none."""
+    front = [(2.0, 0.4), (2.1, 0.2), (2.2, 0.11), (5.0, 0.1), (9.0, 0.09)]
+    points = [*front, (6.0, 0.3), (100.0, 0.12)]
+    template = record.winner
+    trials = tuple(
+        optuna.trial.create_trial(
+            values=[tnmse, cost], params=template.params, distributions=template.distributions,
+            user_attrs=template.user_attrs | {"tnmse": tnmse, attributes.CONDUCTANCE: cost},
+        )
+        for cost, tnmse in points
+    )  # fmt: skip
+    for number, trial in enumerate(trials):
+        trial.number = number
+    figure = draw(figures.front, dataclasses.replace(record, trials=trials))
+    assert_readable(figure)
+    (axes,) = figure.axes
+    lines = {line.get_label(): line for line in axes.lines}
+    assert list(zip(*lines["front"].get_data(), strict=True)) == front
+    corner = lines["corner: trial 2, 0.1100 % at 2.2 µS"]
+    assert (corner.get_xdata()[0], corner.get_ydata()[0]) == front[2]
+    straight = dataclasses.replace(record, trials=(trials[0], trials[4]))
+    (axes,) = draw(figures.front, straight).axes
+    assert not any(str(line.get_label()).startswith("corner") for line in axes.lines)
 
 
-@pytest.mark.parametrize("n", [200, 1300])
-def test_importance_names_the_parameter_that_matters(record: StudyRecord, n: int) -> None:
+def test_importance_names_the_parameter_that_matters(record: StudyRecord) -> None:
     distribution = optuna.distributions.FloatDistribution(0, 1)
     names = ["f_1", "k_w", "g_0_0"]
     trials = tuple(
@@ -240,7 +245,7 @@ def test_importance_names_the_parameter_that_matters(record: StudyRecord, n: int
             value=(x[1] - 0.3) ** 2, params=dict(zip(names, x.tolist(), strict=True)),
             distributions=dict.fromkeys(names, distribution),
         )
-        for x in np.random.default_rng(0).random((n, 3))
+        for x in np.random.default_rng(0).random((1300, 3))
     )  # fmt: skip
     (axes,) = draw(figures.importance, dataclasses.replace(record, trials=trials)).axes
     widths = [bar.get_width() for bar in axes.patches]

@@ -25,22 +25,35 @@ _LARGEST_SCATTER = 1 / 3
 
 
 def simulate(model: BaseNoiseModel, target: FloatArray, t: FloatArray, seed: int) -> FloatArray:
-    """Conductances ``(n, T)`` of devices of a noise model, read at times t.
+    """Conductances ``(n, T)`` of devices as :func:`program_and_read` reads them."""
+    return program_and_read(model, target, t, seed)[1]
+
+
+def program_and_read(
+    model: BaseNoiseModel, target: FloatArray, t: FloatArray, seed: int
+) -> tuple[FloatArray, FloatArray]:
+    """Conductances of devices of a noise model in µS, programmed ``(n,)`` and read ``(n, T)``.
 
     Args:
         model: the noise model.
         target: what the devices are programmed to in µS ``(n,)``.
-        t: times after programming in s ``(T,)``.
+        t: times of reading after programming in s ``(T,)``.
         seed: seed of torch's generator, which is put back afterwards.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
+        # torch.manual_seed would also seed the generators of other devices, for good.
+        torch.default_generator.manual_seed(seed)
         # Copies: noise models change their arguments.
         g_target = torch.tensor(target, dtype=torch.float32)
         programmed = model.apply_programming_noise_to_conductance(g_target.clone())
         nu = model.generate_drift_coefficients(g_target.clone())
-        read = [model.apply_drift_noise_to_conductance(programmed.clone(), nu, s) for s in t]
-        return torch.stack(read, dim=1).double().numpy()
+        read = [
+            model.apply_drift_noise_to_conductance(
+                programmed.clone(), None if nu is None else nu.clone(), seconds
+            )
+            for seconds in t.tolist()
+        ]
+        return programmed.double().numpy(), torch.stack(read, dim=1).double().numpy()
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ Where there is nothing to draw, the function returns a sentence that says why.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -23,9 +23,11 @@ from optuna.trial import create_trial
 from wpo_optuna.report import drawing
 from wpo_optuna.report.drawing import LOOKS, FloatArray, legend_above, panels
 from wpo_optuna.report.measurements import Measurements, WeightErrors, evenly_spread
-from wpo_optuna.report.record import StudyRecord, are_about_one_problem
+from wpo_optuna.report.record import StudyRecord
 from wpo_optuna.strategy import ProgrammingStrategy
 from wpo_optuna.study import attributes
+
+FigureOf = Callable[[Any], Figure | str]
 
 # Few enough that importance takes no time, and that an SVG of single dots stays small.
 MOST_TRIALS, MOST_DOTS = 1000, 500
@@ -44,6 +46,18 @@ _HISTOGRAM_HEIGHT = 0.55
 _SMALLEST_MEAN = 0.02
 
 
+def figures_of_study(record: StudyRecord) -> dict[FigureOf, Any]:
+    """The figures of a study beside its search, and what each is drawn of; None if that is missing.
+
+    The names of these functions are those of the files.
+    """
+    of_record: list[FigureOf] = [conductance_curves, explored_factors, importance]
+    if record.knows_conductance:
+        of_record.append(front)
+    of_measurements = tnmse_over_time, weight_errors, weight_correlation, devices, sensitivity
+    return dict.fromkeys(of_record, record) | dict.fromkeys(of_measurements, record.measurements)
+
+
 def search_progress(records: Sequence[StudyRecord]) -> Figure | str:
     """Every trial, and the best so far, of each study; apart, those near the baseline."""
     ratios = np.concatenate([record.ratio for record in records])
@@ -58,7 +72,7 @@ def search_progress(records: Sequence[StudyRecord]) -> Figure | str:
     for axes, most in zip(all_axes, views, strict=True):
         for record, look in zip(records, cycle(LOOKS), strict=False):
             _plot_trials(axes, record, look, is_one_of_several=len(records) > 1)
-        _scale(axes, ratios, most=most)
+        _scale(axes, ratios, _SHOWN_QUANTILE, most)
         axes.axhline(1, label="baseline", **drawing.REFERENCE)
         # The studies may have different margins; there is no common line then.
         if len(margins) == 1 and 0 < (margin := max(margins)) < 1:
@@ -117,18 +131,19 @@ def explored_factors(record: StudyRecord) -> Figure | str:
         return "All trials have the same significance factors and scale."
     figure, all_axes = panels(len(quantities), 2.3, sharey=True)
     shown = shown[evenly_spread(len(shown), MOST_DOTS)]
+    ratio_of_winner = record.ratio[record.number == record.winner.number]
     for axes, (label, values, of_winner) in zip(all_axes, quantities, strict=True):
         points = axes.scatter(
             values[shown], record.ratio[shown], c=record.number[shown], s=9, alpha=0.6,
             cmap="viridis", linewidths=0,
         )  # fmt: skip
         axes.plot(
-            of_winner, record.winner_ratio, marker="o", markersize=11, markerfacecolor="none",
+            of_winner, ratio_of_winner, marker="o", markersize=11, markerfacecolor="none",
             markeredgecolor=drawing.VERMILION, markeredgewidth=2,
         )  # fmt: skip
         axes.axhline(1, **drawing.REFERENCE)
         axes.set_xlabel(label)
-    _scale(all_axes[0], record.ratio, shown=0.75)
+    _scale(all_axes[0], record.ratio, 0.75)
     figure.supylabel("TNMSE / baseline")
     figure.colorbar(points, ax=all_axes, label="trial", aspect=30, pad=0.02)
     return figure
@@ -174,41 +189,37 @@ def front(record: StudyRecord) -> Figure:
     order = np.lexsort((tnmse, conductance))
     lowest = np.minimum.accumulate(tnmse[order])
     best = order[tnmse[order] < np.concatenate([[np.inf], lowest[:-1]])]
+    # What lies far beyond the front is no choice.
+    ends = np.array([1.6 * conductance[best].max(), 4 * np.median(tnmse[best])])
     dots = order[evenly_spread(len(order), MOST_DOTS)]
     axes.plot(conductance[dots], tnmse[dots], ".", color=drawing.SKY, alpha=0.4, label="trials")
     axes.plot(conductance[best], tnmse[best], "o-", color=drawing.BLUE, markersize=4, label="front")
+    corner = _corner(np.column_stack([conductance[best], tnmse[best]]) / ends)
+    if corner is not None:
+        named = best[corner]
+        label = (f"corner: trial {known[named].number}, {tnmse[named]:.4f} % at "
+                 f"{conductance[named]:.1f} µS")  # fmt: skip
+        axes.plot(conductance[named], tnmse[named], "o", markersize=11, markerfacecolor="none",
+                  markeredgecolor=drawing.BLACK, label=label)  # fmt: skip
     if record.scores is not None and record.scores.conductance is not None:
         axes.plot(record.scores.conductance[1], record.scores.baseline.mean, "D",
                   color=drawing.VERMILION, label="baseline")  # fmt: skip
     axes.set(xlabel="mean conductance (µS per weight)", ylabel="TNMSE (%)")
-    # What lies far beyond the front is no choice.
-    axes.set_ylim(0, 4 * np.median(tnmse[best]))
-    axes.set_xlim(0, 1.6 * conductance[best].max())
+    axes.set(xlim=(0, ends[0]), ylim=(0, ends[1]))
     legend_above(figure, axes)
     return figure
 
 
-def sampler_comparison(records: Sequence[StudyRecord]) -> Figure | str:
-    """The TNMSE that each study reached on fresh noise, with its interval."""
-    scored = [record for record in records if record.scores is not None]
-    if not scored:
-        return "None of the studies has been scored yet."
-    is_relative = not are_about_one_problem(records)
-    figure, (axes,) = panels(1, 0.7 + 0.3 * len(scored))
-    for place, (record, look) in enumerate(zip(scored, cycle(LOOKS), strict=False)):
-        assert record.scores is not None
-        unit = record.scores.baseline.mean if is_relative else 1.0
-        winner = record.scores.winner
-        mean, low, high = (value / unit for value in (winner.mean, winner.low, winner.high))
-        axes.errorbar(
-            mean, -place, xerr=[[mean - low], [high - mean]], color=look["color"],
-            marker=look["marker"], markersize=7, capsize=5,
-        )  # fmt: skip
-    axes.set_yticks(-np.arange(len(scored)), map(_label, scored))
-    axes.set(ylim=(0.6 - len(scored), 0.4), xmargin=0.08)
-    axes.set_xlabel("TNMSE / baseline" if is_relative else "TNMSE (%)")
-    axes.locator_params(axis="x", nbins=4)
-    return figure
+def _corner(points: FloatArray) -> int | None:
+    """Where a front ``(n, 2)`` bends most: farthest below the line between its ends.
+
+    Points beyond 1, which are not in the figure, have no part in it; None if no other is below.
+    """
+    shown = np.flatnonzero((points <= 1).all(axis=1))
+    inner = points[shown]
+    chord = inner[-1] - inner[0]
+    below = chord[1] * (inner[:, 0] - inner[0, 0]) - chord[0] * (inner[:, 1] - inner[0, 1])
+    return int(shown[below.argmax()]) if below.max() > 1e-9 else None
 
 
 def _has_place(ratios: FloatArray) -> NDArray[np.bool_]:
@@ -216,9 +227,7 @@ def _has_place(ratios: FloatArray) -> NDArray[np.bool_]:
     return np.isfinite(ratios) & (ratios > 0)
 
 
-def _scale(
-    axes: Axes, ratios: FloatArray, shown: float = _SHOWN_QUANTILE, most: float = np.inf
-) -> None:
+def _scale(axes: Axes, ratios: FloatArray, shown: float, most: float = np.inf) -> None:
     """A logarithmic axis that shows the baseline, and of the trials the better ones."""
     placed = ratios[_has_place(ratios)]
     low = min(float(placed.min()), 0.9)
@@ -299,7 +308,9 @@ def tnmse_over_time(measured: Measurements) -> Figure:
     """The error at each time, with 95 % intervals."""
     figure, (axes,) = panels(1, 2.9)
     places = drawing.time_axis(axes, measured.t_s.tolist())
-    for (errors, look), marker in zip(_both(measured), "so", strict=True):
+    for errors, look, marker in (
+        (measured.baseline, drawing.BASELINE, "s"), (measured.optimised, drawing.OPTIMISED, "o"),
+    ):  # fmt: skip
         mean, low, high = errors.tnmse.T
         axes.errorbar(
             places, mean, [mean - low, high - mean], marker=marker, markersize=5, capsize=4, **look
@@ -400,8 +411,3 @@ def _times(measured: Measurements) -> list[tuple[str, Any]]:
     # From dark to light, in order also without colours; the lightest are too light on white.
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.88, len(shown)))
     return list(zip(map(drawing.time_name, shown), colours, strict=True))
-
-
-def _both(measured: Measurements) -> tuple[tuple[WeightErrors, dict[str, Any]], ...]:
-    """The errors of baseline and winner, and how each is drawn."""
-    return (measured.baseline, drawing.BASELINE), (measured.optimised, drawing.OPTIMISED)

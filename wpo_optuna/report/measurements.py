@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import PlainSerializer, PlainValidator, TypeAdapter
 
 from wpo_optuna.hardware.device_spread import DeviceFactors, devices_around, with_factors
+from wpo_optuna.hardware.device_statistics import program_and_read
 from wpo_optuna.loss.base import DrawingEngine
 from wpo_optuna.loss.engine_choice import drawing_engine
 from wpo_optuna.loss.monte_carlo import MonteCarloEngine
@@ -30,7 +31,7 @@ DRAWS = 16
 
 _N_CURVE_POINTS = 81
 _N_HISTOGRAM_BINS = 60
-# Draws of these measurements alone: no search and no scoring has their seeds.
+# Draws of these measurements alone, baseline and winner alike: no search or scoring has their seed.
 _SEED_OFFSET = 104_729
 
 # Figures of single weights and devices have a panel or a line for each time, of so many at most.
@@ -61,13 +62,12 @@ Array = Annotated[
 class WeightErrors:
     """Errors of programmed weights, all relative to the largest absolute weight m.
 
-    All but the first are about the S times that are shown.
+    Distributions and bands are about the S times that are shown.
 
     Attributes:
         tnmse: 100 times the mean of ``((α w − W) / m)²`` at each time, and its 95 % interval
             ``(T, 3)``: mean, low, high.
-        standard_deviation: of the errors ``(S,)``.
-        correlation: Pearson's, of acting and target weights ``(S,)``.
+        correlation: Pearson's, of acting and target weights at each time ``(T,)``.
         edges: edges of the bins of the distribution of errors ``(B + 1,)``.
         density: percentage of the errors in each bin, per % of error ``(S, B)``.
         targets: mean target weight of G groups of weights ``(G,)``, ascending.
@@ -75,7 +75,6 @@ class WeightErrors:
     """
 
     tnmse: Array
-    standard_deviation: Array
     correlation: Array
     edges: Array
     density: Array
@@ -176,7 +175,7 @@ class Measurements:
 def measure(
     problem: WeightProgrammingProblem,
     strategy: ProgrammingStrategy,
-    folder: Path,
+    folder: Path | None,
     *,
     winning_trial: int,
 ) -> Measurements:
@@ -185,10 +184,12 @@ def measure(
     Args:
         problem: the problem.
         strategy: the winner's strategy.
-        folder: the study's results folder.
+        folder: the study's results folder; None keeps nothing.
         winning_trial: number of the winner's trial.
     """
-    engine, converter = drawing_engine(problem), problem.g_converter_baseline
+    engine, converter = drawing_engine(problem.on_each_device[0]), problem.g_converter_baseline
+    assert isinstance(engine, DrawingEngine)
+    seed = int(np.random.SeedSequence([problem.seed, _SEED_OFFSET]).generate_state(1)[0])
     weights = problem.test_weights.double().numpy().ravel() / problem.max_abs_weight
     # aihwkit's converters span the matrix at hand, whose largest weight is here m.
     curves, _ = converter.convert_to_conductances(
@@ -201,34 +202,24 @@ def measure(
             draws=DRAWS,
             t_s=np.array(problem.t_steps),
             histogram=np.histogram(weights, _N_HISTOGRAM_BINS, (-1, 1))[0] / weights.size,
-            devices=_devices(problem),
+            devices=_devices(problem, seed),
             baseline_f=np.array(getattr(converter, "f_lst", [1.0]), dtype=np.float64),
             baseline_g_us=np.array([curve.double().numpy() for curve in curves]),
-            baseline=measure_weight_errors(engine, converter, _seed(problem, 0)),
+            baseline=measure_weight_errors(engine, converter, seed),
             trial_number=winning_trial,
-            optimised=measure_weight_errors(
-                engine, strategy.to_converter(), _seed(problem, winning_trial + 1)
-            ),
-            sensitivity=(
-                measure_sensitivity(problem, strategy)
-                if isinstance(engine, MonteCarloEngine)
-                else None
-            ),
+            optimised=measure_weight_errors(engine, strategy.to_converter(), seed),
+            sensitivity=measure_sensitivity(engine, strategy, seed),
         )
-    measured.save(folder)
+    if folder is not None:
+        measured.save(folder)
     return measured
 
 
-def _devices(problem: WeightProgrammingProblem) -> DeviceModel | None:
+def _devices(problem: WeightProgrammingProblem, seed: int) -> DeviceModel | None:
     try:
-        return sample_device_model(problem, _seed(problem, 0))
+        return sample_device_model(problem, seed)
     except Exception:  # a noise model may serve aihwkit's tile only, and fails as it likes
         return None
-
-
-def _seed(problem: WeightProgrammingProblem, what: int) -> int:
-    sequence = np.random.SeedSequence([problem.seed, _SEED_OFFSET, what])
-    return int(sequence.generate_state(1)[0])
 
 
 def evenly_spread(n: int, most: int) -> NDArray[np.int64]:
@@ -252,6 +243,9 @@ def measure_weight_errors(
     errors = acting.transpose(0, 1).numpy() - target  # (T, draws, weights)
     tnmse = 100 * np.square(errors).mean(axis=2, dtype=np.float64)
     estimates = [Estimate.of(at_time) for at_time in tnmse]
+    repeated = np.tile(target, DRAWS)
+    with np.errstate(invalid="ignore", divide="ignore"):  # all weights alike: NaN
+        correlation = [np.corrcoef(repeated, repeated + e.ravel())[0, 1] for e in errors]
     errors = errors[evenly_spread(len(errors), MOST_TIMES)]
     reach = float(np.nanquantile(np.abs(errors), 1 - _OUTSIDE_BINS, axis=(1, 2)).max()) or 1.0
     edges = np.linspace(-reach, reach, _N_ERROR_BINS + 1)
@@ -259,12 +253,8 @@ def measure_weight_errors(
     members = [group == index for index in np.unique(group)]
     quantiles = [np.quantile(errors[:, :, m], _BAND, axis=(1, 2)) for m in members]
     per_percent = 1 / (errors[0].size * (edges[1] - edges[0]))
-    repeated = np.tile(target, DRAWS)
-    with np.errstate(invalid="ignore", divide="ignore"):  # all weights alike: NaN
-        correlation = [np.corrcoef(repeated, repeated + e.ravel())[0, 1] for e in errors]
     return WeightErrors(
         tnmse=np.array([(e.mean, e.low, e.high) for e in estimates]),
-        standard_deviation=errors.std(axis=(1, 2), dtype=np.float64),
         correlation=np.array(correlation),
         edges=edges,
         density=np.array([np.histogram(e, edges)[0] for e in errors]) * per_percent,
@@ -274,23 +264,26 @@ def measure_weight_errors(
 
 
 def measure_sensitivity(
-    problem: WeightProgrammingProblem, strategy: ProgrammingStrategy
-) -> Sensitivity:
+    engine: DrawingEngine, strategy: ProgrammingStrategy, seed: int
+) -> Sensitivity | None:
     """Draws the errors of baseline and winner once on each of several devices around the given one.
 
     Args:
-        problem: the problem, whose hardware the Monte Carlo engine knows.
+        engine: draws the weights; None is returned of others than Monte Carlo.
         strategy: the winner's strategy.
+        seed: seed of the devices and draws.
     """
-    seed = _seed(problem, 0)
+    if not isinstance(engine, MonteCarloEngine):
+        return None
+    problem = engine.problem
     unchanged = DeviceFactors()
     factors = [unchanged, *devices_around(DEVICE_SPREAD, _N_OTHER_DEVICES, seed)]
     converters = problem.g_converter_baseline, strategy.to_converter()
     tnmse = []
     for of_device in factors:
         other = replace(problem, rpu_config=with_factors(problem.rpu_config, of_device))
-        engine = MonteCarloEngine(other)
-        tnmse.append([engine.tnmse_of(converter, 1, seed)[0] for converter in converters])
+        of_other = MonteCarloEngine(other)
+        tnmse.append([of_other.tnmse_of(converter, 1, seed)[0] for converter in converters])
     baseline, optimised = np.array(tnmse).T
     return Sensitivity(np.array([astuple(f) for f in factors]), baseline, optimised)
 
@@ -300,31 +293,20 @@ def sample_device_model(problem: WeightProgrammingProblem, seed: int) -> DeviceM
 
     Args:
         problem: its noise model is sampled from g_min to g_max.
-        seed: seed of the sample; torch's generator stays as it is.
+        seed: seed of the sample.
     """
-    model = problem.noise_model
-    targets = torch.linspace(problem.g_min, problem.g_max, _N_TARGETS)
-    g_target = targets[:, None].repeat(1, _DEVICES_PER_TARGET)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        # torch.manual_seed would also seed the generators of other devices, for good.
-        torch.default_generator.manual_seed(seed)
-        # A model may change what it is given, so everything is handed over as a copy.
-        programmed = model.apply_programming_noise_to_conductance(g_target.clone())
-        nu = model.generate_drift_coefficients(g_target.clone())
-
-        def read(t: float) -> Array:
-            kept = None if nu is None else nu.clone()
-            g = model.apply_drift_noise_to_conductance(programmed.clone(), kept, t)
-            return g.double().cpu().numpy()
-
-        shown = evenly_spread(len(problem.t_steps), MOST_TIMES)
-        # Two reads of the same devices differ by the noise of both.
-        reads = [(read(t), read(t)) for t in np.array(problem.t_steps)[shown].tolist()]
-    g = programmed.double().cpu().numpy()
+    targets = np.linspace(problem.g_min, problem.g_max, _N_TARGETS)
+    shown = np.array(problem.t_steps)[evenly_spread(len(problem.t_steps), MOST_TIMES)]
+    programmed, read = program_and_read(
+        problem.noise_model, np.repeat(targets, _DEVICES_PER_TARGET), np.repeat(shown, 2), seed
+    )
+    programmed = programmed.reshape(_N_TARGETS, _DEVICES_PER_TARGET)
+    # Two reads of the same devices differ by the noise of both.
+    first, second = read.T.reshape(len(shown), 2, *programmed.shape).swapaxes(0, 1)
     return DeviceModel(
-        g_target_us=targets.double().numpy(),
-        programmed_mean_us=np.nanmean(g, axis=1),
-        programmed_std_us=np.nanstd(g, axis=1, ddof=1),
-        mean_us=np.array([np.nanmean(first, axis=1) for first, _ in reads]),
-        read_std_us=np.array([np.nanstd(a - b, axis=1, ddof=1) / np.sqrt(2) for a, b in reads]),
+        g_target_us=targets,
+        programmed_mean_us=programmed.mean(axis=1),
+        programmed_std_us=programmed.std(axis=1, ddof=1),
+        mean_us=first.mean(axis=2),
+        read_std_us=(first - second).std(axis=2, ddof=1) / np.sqrt(2),
     )

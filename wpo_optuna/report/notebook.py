@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
@@ -13,7 +11,7 @@ from wpo_optuna.notebook import image
 from wpo_optuna.report import figures
 from wpo_optuna.report.drawing import style
 from wpo_optuna.report.measurements import measure
-from wpo_optuna.report.record import StudyRecord, read_study
+from wpo_optuna.report.record import read_study
 
 if TYPE_CHECKING:
     from wpo_optuna.strategy import ProgrammingStrategy
@@ -25,34 +23,15 @@ def figures_of(result: StudyResult) -> dict[str, Figure]:
 
     What the study has not measured yet is measured, which takes a few seconds.
     """
-    record = _measured(result)
-    drawn: list[tuple[Any, Any]] = [
-        (figures.conductance_curves, record),
-        (figures.search_progress, [record]),
-        (figures.tnmse_over_time, record.measurements),
-        (figures.weight_errors, record.measurements),
-        (figures.weight_correlation, record.measurements),
-        (figures.explored_factors, record),
-        (figures.importance, record),
-        (figures.devices, record.measurements),
-        (figures.sensitivity, record.measurements),
-    ]
-    if record.knows_conductance:
-        drawn.append((figures.front, record))
-    with style():
-        made = {figure_of.__name__: figure_of(subject) for figure_of, subject in drawn}
-    return {name: figure for name, figure in made.items() if isinstance(figure, Figure)}
-
-
-def _measured(result: StudyResult) -> StudyRecord:
-    """The study, with measurements of the strategy that won."""
     record, winner = read_study(result.study), result.scores.winning_trial
-    if record.measurements is not None and record.measurements.trial_number == winner:
-        return record
-    with TemporaryDirectory(prefix="wpo_measured_") as folder:
-        problem = result.objective.problem
-        measured = measure(problem, result.strategy, Path(folder), winning_trial=winner)
-    return replace(record, measurements=measured)
+    if record.measurements is None or record.measurements.trial_number != winner:
+        measured = measure(result.objective.problem, result.strategy, None, winning_trial=winner)
+        record = replace(record, measurements=measured)
+    with style():
+        made = {figures.search_progress.__name__: figures.search_progress([record])}
+        for figure_of, subject in figures.figures_of_study(record).items():
+            made[figure_of.__name__] = figure_of(subject)
+    return {name: figure for name, figure in made.items() if isinstance(figure, Figure)}
 
 
 def image_of_strategy(strategy: ProgrammingStrategy) -> str:

@@ -6,7 +6,7 @@ import base64
 import os
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,25 +15,15 @@ from wpo_optuna.hardware import format_duration
 from wpo_optuna.report import figures
 from wpo_optuna.report.drawing import save
 from wpo_optuna.report.measurements import DEVICE_SPREAD
-from wpo_optuna.report.record import StudyRecord, are_about_one_problem, read_study
+from wpo_optuna.report.record import read_study
 from wpo_optuna.study.environment import check_directory
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from optuna import Study
 
 REPORT_FILE = "report.html"
 FIGURES = "figures"
 
-# Figures of one study; the names of these functions are those of the files.
-_OF_THE_STUDY = (figures.conductance_curves, figures.explored_factors, figures.importance)
-_OF_MEASUREMENTS = (
-    figures.tnmse_over_time,
-    figures.weight_errors,
-    figures.weight_correlation,
-    figures.devices,
-    figures.sensitivity,
-)
 _NOT_MEASURED = "This is measured when a study has been scored."
 
 
@@ -44,19 +34,13 @@ class ReportFiles(NamedTuple):
     figures: tuple[Path, ...]
 
 
-class StudyPart(NamedTuple):
-    """What the page says of one study, and what the names of its figures begin with."""
-
-    record: StudyRecord
-    prefix: str
-
-
 def write_report(studies: Sequence[Study], page: str | os.PathLike[str]) -> ReportFiles:
     """Writes a report on a study, or on several side by side.
 
     Args:
         studies: the studies, each with at least one completed trial.
-        page: the page's file; figures are written into the directory ``figures`` beside it.
+        page: the page's file, or a directory for it; figures are written into the directory
+            ``figures`` beside it.
 
     Raises:
         InvalidArgument: no study is given, one has no completed trial, or the file cannot be
@@ -66,36 +50,28 @@ def write_report(studies: Sequence[Study], page: str | os.PathLike[str]) -> Repo
         raise InvalidArgument("studies is empty: at least one study is needed.")
     records = [read_study(study) for study in studies]
     page = Path(page)
-    if page.is_dir():
-        raise InvalidArgument(
-            f"output = {str(page)!r}: this is a directory; a file is needed, such as "
-            f"{str(page / REPORT_FILE)!r}."
-        )
+    page = page / REPORT_FILE if page.is_dir() else page
     check_directory(page.parent, "output")  # before the work of drawing is done for nothing
     folder = page.parent / FIGURES
     folder.mkdir(parents=True, exist_ok=True)
-    drawn: dict[str, Path | str] = {}
-
-    def draw(figure_of: Callable[[Any], Figure | str], subject: object, prefix: str = "") -> None:
-        name = prefix + figure_of.__name__
-        drawn[name] = _NOT_MEASURED if subject is None else save(figure_of, subject, folder / name)
-
-    draw(figures.search_progress, records)
-    if len(records) > 1:
-        draw(figures.sampler_comparison, records)
-    parts = []
+    drawn: dict[tuple[str, str], Path | str] = {
+        ("", "search_progress"): save(figures.search_progress, records, folder / "search_progress")
+    }
     for record in records:
         prefix = re.sub(r"[^\w.-]", "_", record.name) + "-" if len(records) > 1 else ""
-        parts.append(StudyPart(record, prefix))
-        for of_study in _OF_THE_STUDY:
-            draw(of_study, record, prefix)
-        if record.knows_conductance:
-            draw(figures.front, record, prefix)
-        for of_measurements in _OF_MEASUREMENTS:
-            draw(of_measurements, record.measurements, prefix)
-    is_one_problem = are_about_one_problem(records)
+        for figure_of, subject in figures.figures_of_study(record).items():
+            name = figure_of.__name__
+            drawn[record.name, name] = (
+                _NOT_MEASURED
+                if subject is None
+                else save(figure_of, subject, folder / f"{prefix}{name}")
+            )
+    problems = {record.fingerprint for record in records}
     text = _template().render(
-        parts=parts, figures=drawn, is_one_problem=is_one_problem, device_spread=DEVICE_SPREAD
+        records=records,
+        figures=drawn,
+        is_one_problem=len(problems) == 1 and None not in problems,
+        device_spread=DEVICE_SPREAD,
     )
     page.write_text(text, encoding="utf-8")
     written = [path for path in drawn.values() if isinstance(path, Path)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC
 from functools import cached_property
@@ -128,11 +128,6 @@ class StudyRecord:
         path = from_here(Path(self.settings.get(attributes.RESULTS, "")) / name)
         return name if path.is_absolute() else str(path)
 
-    @property
-    def winner_ratio(self) -> float:
-        """The winner's TNMSE relative to the baseline, as the engine says."""
-        return float(self.winner.user_attrs["tnmse"]) / float(self.winner.user_attrs["baseline"])
-
     def values(self, name: str) -> NDArray[np.float64]:
         """A user attribute of all trials ``(n, ...)``."""
         return np.array([trial.user_attrs[name] for trial in self.trials], dtype=np.float64)
@@ -183,9 +178,3 @@ def read_study(study: Study) -> StudyRecord:
         scores=scores,
         measurements=measurements,
     )
-
-
-def are_about_one_problem(records: Sequence[StudyRecord]) -> bool:
-    """Whether the studies' TNMSE are comparable, as far as they know."""
-    fingerprints = {record.fingerprint for record in records}
-    return len(fingerprints) == 1 and None not in fingerprints

@@ -137,11 +137,9 @@ def set_up_network(
         rpu_config = "pcm"
     config = None if rpu_config is None else hardware.rpu_config(rpu_config)
     forms = NetworkForms.of(network, config, choice)
-    told = [forms.account.warning()]
-    if forms.is_widened:
-        told.append("The network is of half precision, and is computed in float32.")
-    for message in filter(None, told):
-        warnings.warn(message, NetworkWarning, stacklevel=2)
+    told = forms.account.warning()
+    if told is not None:
+        warnings.warn(told, NetworkWarning, stacklevel=2)
     batches: Any = ()
     if data is not None:
         batches = call_function(load_function(data, "data"), data, "data")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -175,8 +175,8 @@ class Account:
                 missing here, or the other way round.
         """
         pairs = product(
-            _without_prefixes({tensor.name for tensor in self.analogue}),
-            _without_prefixes(set(names)),
+            map(set, without_prefixes([tensor.name for tensor in self.analogue])),
+            map(set, without_prefixes(list(names))),
         )
         here, there = max(pairs, key=lambda pair: len(pair[0] & pair[1]))
         if not there or here == there:
@@ -193,12 +193,14 @@ class Account:
         return f"{self.source}: {'; '.join(told)}."
 
 
-def _without_prefixes(names: set[str]) -> list[set[str]]:
-    """Names as they are, and without what all begin with, such as ``model.`` or ``module.``."""
-    found = [names]
-    while names and all(name.count(".") >= 2 for name in names):
-        if len({name.partition(".")[0] for name in names}) > 1:
-            break
-        names = {name.partition(".")[2] for name in names}
-        found.append(names)
-    return found
+def without_prefixes(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Names as they are, and without what all begin with, such as ``model.`` or ``module.``.
+
+    What is left of each still names a layer and its parameter.
+    """
+    yield names
+    while all(name.count(".") >= 2 for name in names):
+        if len({name.partition(".")[0] for name in names}) != 1:
+            return
+        names = [name.partition(".")[2] for name in names]
+        yield names

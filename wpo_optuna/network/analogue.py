@@ -80,6 +80,11 @@ def account_for(
             weights are packed in a way that cannot be read.
     """
     names = [tensor.name for tensor in tensors]
+    if any(".analog_module." in name for name in names):
+        raise InvalidArgument(
+            f"weights {source!r} is the state of a network that aihwkit converted: give "
+            "path/file.py:function, a function that loads it into the network and returns that."
+        )
     for argument in ("include", "exclude", "transposed"):
         for pattern in getattr(choice, argument) or ():
             _check_pattern(pattern, argument, names, source)

@@ -55,11 +55,6 @@ class AnalogTile:
         """The noise model of its devices; None for a tile made for training."""
         return getattr(self.tile.rpu_config, "noise_model", None)
 
-    @property
-    def has_input_range(self) -> bool:
-        """Whether inputs beyond a range that is set are clipped."""
-        return getattr(self.tile, "input_range", None) is not None
-
     def set_converter(self, converter: BaseConductanceConverter) -> None:
         """Programs the tile through a converter from the next programming on.
 

@@ -11,7 +11,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -30,12 +30,13 @@ from wpo_optuna.network.tensors import (
     tensors_of_network,
 )
 
-_HUGGING_FACE_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+# What a directory in Hugging Face format has; diffusion models and adapters name their only file,
+# or their index, otherwise.
+_FILES = (
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+    "pytorch_model.bin.index.json", "*.safetensors.index.json", "*.bin.index.json",
+    "*.safetensors", "*.bin",
+)  # fmt: skip
 
 # As safetensors and torch name them.
 _TORCH_TYPES = {
@@ -61,13 +62,9 @@ def tensors_of_checkpoint(path: Path) -> tuple[StoredTensor, ...]:
         InvalidArgument: there is no such file, it is of an unknown kind or damaged, or holds
             anything else than tensors.
     """
-    if path.is_dir():
-        path = _file_of_directory(path)
-    if not path.exists():
-        hint = did_you_mean(str(path), map(str, path.parent.glob("*")))
-        raise InvalidArgument(f"there is no such file or directory{hint}.")
-    open_part = lru_cache(maxsize=1)(lambda path, _: state_dict_of(_load_torch_file(path), ""))
+    path = _file_of_directory(path) if path.is_dir() else path
     files = _shards(path) if path.name.endswith(".index.json") else [path]
+    open_part = lru_cache(maxsize=1)(lambda path, _: state_dict_of(_load_torch_file(path), ""))
     return tuple(tensor for file in files for tensor in _tensors_of_file(file, open_part))
 
 
@@ -81,20 +78,22 @@ def model_type(path: Path) -> str:
 
 
 def _tensors_of_file(path: Path, open_part: OpenPart) -> tuple[StoredTensor, ...]:
-    if _is_lfs_pointer(path):
-        raise InvalidArgument(
-            f"{path} is a Git LFS pointer, which stands for a file that was not fetched: run "
-            "`git lfs pull` in its repository."
-        )
+    if not path.is_file():
+        hint = did_you_mean(str(path), map(str, path.parent.glob("*")))
+        raise InvalidArgument(f"there is no such file as {path}{hint}.")
+    with path.open("rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise InvalidArgument(
+                f"{path} is a Git LFS pointer, which stands for a file that was not fetched: run "
+                "`git lfs pull` in its repository."
+            )
     match path.suffix.lower():
         case ".safetensors":
             return _tensors_of_safetensors(path)
         case ".pt" | ".pth" | ".bin" | ".ckpt":
             return _tensors_of_torch_file(path, open_part)
-        case ".npy":
-            return _tensors_of_npy(path)
-        case ".npz":
-            return _tensors_of_npz(path)
+        case ".npy" | ".npz":
+            return _tensors_of_numpy_file(path)
     raise InvalidArgument(
         f"files ending in {path.suffix!r} cannot be read; give .safetensors, .pt, .pth, .bin, "
         ".ckpt, .npy, .npz, a directory in Hugging Face format, package.module:function or "
@@ -102,34 +101,21 @@ def _tensors_of_file(path: Path, open_part: OpenPart) -> tuple[StoredTensor, ...
     )
 
 
-def _is_lfs_pointer(path: Path) -> bool:
-    with suppress(OSError), path.open("rb") as file:
-        return file.read(len(_LFS_POINTER)) == _LFS_POINTER
-    return False
-
-
 def _file_of_directory(directory: Path) -> Path:
-    # Diffusion models and adapters name their only file, or their index, otherwise.
-    kinds = ("*.safetensors.index.json", "*.bin.index.json", "*.safetensors", "*.bin")
-    others = next((found for kind in kinds if (found := sorted(directory.glob(kind)))), [])
-    known = [directory / name for name in _HUGGING_FACE_FILES if (directory / name).is_file()]
-    if known or len(others) == 1:
-        return (known or others)[0]
-    names = ", ".join(other.name for other in others[:5]) or "no .safetensors file"
-    parts = sorted({file.parent.name for file in directory.glob("*/*.safetensors")})
-    if parts:
-        raise InvalidArgument(
-            f"the directory has its networks in folders of their own: give one of "
-            f"{', '.join(str(directory / part) for part in parts)}."
-        )
+    found = next(filter(None, (sorted(directory.glob(name)) for name in _FILES)), [])
+    if len(found) == 1:
+        return found[0]
+    others = found or sorted(directory.glob("*/*.safetensors"))
+    has = ", ".join(str(file.relative_to(directory)) for file in others[:5])
     raise InvalidArgument(
-        f"the directory has none of {', '.join(_HUGGING_FACE_FILES)} (it has {names})."
+        f"the directory has none of {', '.join(_FILES[:4])}: give one of its files, or a folder in "
+        f"it (it has {has or 'no weights'})."
     )
 
 
 def _shards(index: Path) -> list[Path]:
     """The files that a Hugging Face index names."""
-    with _reading(index, "index of shards with a 'weight_map'"):
+    with reading(index, "index of shards with a 'weight_map'"):
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         return [index.parent / name for name in sorted(names)]
 
@@ -147,31 +133,21 @@ def _tensors_of_safetensors(path: Path) -> tuple[StoredTensor, ...]:
             name, tuple(header.get_shape()), type_name, str(path), read, aliases=aliases
         )
 
-    with _reading(path, "safetensors file"), safe_open(path, framework="pt") as opened:
+    with reading(path, "safetensors file"), safe_open(path, framework="pt") as opened:
         metadata = opened.metadata() or {}
         names = opened.offset_keys()
-        found = [stored(name, opened.get_slice(name), metadata) for name in names]
-    if any(".analog_module." in tensor.name for tensor in found):
-        state = {tensor.name: tensor.read(...) for tensor in found}
-        return tensors_of_network(state, str(path))
-    return tuple(found)
+        return tuple(stored(name, opened.get_slice(name), metadata) for name in names)
 
 
 def _tensors_of_torch_file(path: Path, open_part: OpenPart) -> tuple[StoredTensor, ...]:
     network = _load_torch_file(path)
     if isinstance(network, Tensor) or not zipfile.is_zipfile(path):
         return tensors_of_network(network, str(path))
-    n_bytes = 0
 
     def stored(name: str, tensor: Tensor) -> StoredTensor:
-        nonlocal n_bytes
-        first, of_row = n_bytes, tensor.nbytes // max(len(tensor), 1) if tensor.dim() else 0
-        n_bytes += tensor.nbytes
+        part = tensor.data_ptr() // _BYTES_BEFORE_REOPENING
 
         def read(index: Index) -> Tensor:
-            rows = index[0] if isinstance(index, tuple) else index
-            start = rows.start or 0 if isinstance(rows, slice) else 0
-            part = (first + start * of_row) // _BYTES_BEFORE_REOPENING
             return open_part(path, part)[name][index]
 
         # The tensor itself is let go of, and with it this mapping of the file.
@@ -189,14 +165,6 @@ def _load_torch_file(path: Path) -> object:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except Exception as error:  # whatever a damaged pickle makes the unpickler raise
         forbidden = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if forbidden and forbidden[1].startswith("aihwkit"):
-            raise InvalidArgument(
-                f"{path} is the state of a converted aihwkit network, which holds objects of "
-                f"Python beside tensors ({forbidden[1]}), and nothing but tensors is ever "
-                "unpickled: give path/file.py:function, a function that loads the file into the "
-                "network (model.load_state_dict(torch.load(path, weights_only=False))) and "
-                "returns it."
-            ) from error
         reason = f"it holds {forbidden[1]}" if forbidden else "it may be damaged, or a TorchScript"
         raise InvalidArgument(
             f"{path} is not a complete PyTorch file of tensors alone ({reason}), and nothing else "
@@ -205,25 +173,18 @@ def _load_torch_file(path: Path) -> object:
         ) from error
 
 
-def _tensors_of_npy(path: Path) -> tuple[StoredTensor, ...]:
-    def load() -> np.ndarray:
-        with _reading(path, "numpy file of numbers"):
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-
-    return (_stored_array("weights", load, path),)
-
-
-def _tensors_of_npz(path: Path) -> tuple[StoredTensor, ...]:
-    with _reading(path, "numpy archive of numbers"):
-        archive = np.load(path, allow_pickle=False)
-        names = list(archive)
-
-    # A compressed array can only be read whole; the last is kept for the blocks that follow.
-    @lru_cache(maxsize=1)
+def _tensors_of_numpy_file(path: Path) -> tuple[StoredTensor, ...]:
     def load(name: str) -> np.ndarray:
-        with _reading(path, f"numpy archive of numbers at {name!r}"):
-            return archive[name]
+        with reading(path, "numpy file of numbers"):
+            loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+            return loaded if isinstance(loaded, np.ndarray) else loaded[name]
 
+    names = ["weights"]
+    if path.suffix.lower() == ".npz":
+        with reading(path, "numpy archive of numbers"):
+            names = np.load(path, allow_pickle=False).files
+        # A compressed array can only be read whole; the last is kept for the blocks that follow.
+        load = lru_cache(maxsize=1)(load)
     return tuple(_stored_array(name, partial(load, name), path) for name in names)
 
 
@@ -237,7 +198,7 @@ def _stored_array(name: str, load: Callable[[], np.ndarray], path: Path) -> Stor
 
 
 @contextmanager
-def _reading(path: Path, kind: str) -> Iterator[None]:
+def reading(path: Path, kind: str) -> Iterator[None]:
     """Says in one sentence what other libraries raise over a file."""
     try:
         yield

@@ -24,8 +24,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from wpo_optuna.errors import InvalidArgument, did_you_mean, first_line
+from wpo_optuna.errors import InvalidArgument, did_you_mean
 from wpo_optuna.network.apply import analog_tiles, apply_strategy
+from wpo_optuna.network.checkpoints import reading
 from wpo_optuna.strategy import ProgrammingStrategy
 
 FORMAT = "wpo_optuna.conductances/1"
@@ -138,13 +139,9 @@ def read_conductances(path: str | Path, model: nn.Module) -> dict[str, TileCondu
         InvalidArgument: the file cannot be read, is of another layout, or does not fit the network;
             a conductance is negative or no finite number.
     """
-    try:
-        with safe_open(path, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except Exception as error:  # whatever a damaged file makes the library raise
-        reason = first_line(error)
-        raise InvalidArgument(f"{path} is no complete safetensors file: {reason}.") from error
+    with reading(Path(path), "safetensors file"), safe_open(path, framework="pt") as opened:
+        metadata = opened.metadata() or {}
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     if metadata.get("format") != FORMAT:
         raise InvalidArgument(
             f"{path} has format {metadata.get('format')!r}: {FORMAT!r} is needed, with the "
@@ -159,16 +156,11 @@ def read_conductances(path: str | Path, model: nn.Module) -> dict[str, TileCondu
             raise InvalidArgument(f"{path} has no tile {name!r} of the network{hint}.")
         shape = (2 * len(tiles[name]["f_lst"]), *tile.target_weights().shape)
         measured = tensors[devices]
-        if measured.shape != shape:
+        if measured.shape != shape or not bool((measured.isfinite() & (measured >= 0)).all()):
             raise InvalidArgument(
-                f"{path}: {devices!r} has shape {tuple(measured.shape)}; {shape} is needed "
-                "(two for each pair, outputs, inputs)."
-            )
-        n_bad = int((~(torch.isfinite(measured) & (measured >= 0))).sum())
-        if n_bad:
-            raise InvalidArgument(
-                f"{path}: {devices!r} holds {n_bad} values that are negative or no finite number; "
-                "conductances in µS are needed."
+                f"{path}: {devices!r} has shape {tuple(measured.shape)} and values from "
+                f"{float(measured.min()):g} to {float(measured.max()):g}; {shape} is needed (two "
+                "for each pair, outputs, inputs), in µS, finite and not negative."
             )
         scales = tensors.get(f"{name}.output_scales", tile.output_scales())
         found[name] = TileConductances(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from aihwkit.simulator.configs import InferenceRPUConfig
 from torch import nn
 
 from wpo_optuna.errors import InvalidArgument
-from wpo_optuna.network.account import Account
+from wpo_optuna.network.account import Account, NetworkWarning, without_prefixes
 from wpo_optuna.network.analogue import Choice, account_for
 from wpo_optuna.network.apply import analog_tiles
 from wpo_optuna.network.layers import layers_of
@@ -36,7 +37,6 @@ class NetworkForms:
         restated: the digital network with equal layers in place of those that aihwkit cannot
             convert, from which the analog form was made; None if the network came as an analog
             one.
-        is_widened: whether both are in float32 where the user's network has half of that.
     """
 
     digital: nn.Module | None
@@ -44,7 +44,6 @@ class NetworkForms:
     account: Account
     places: Mapping[str, tuple[str, ...]]
     restated: nn.Module | None = None
-    is_widened: bool = False
 
     @classmethod
     def of(
@@ -90,16 +89,11 @@ class NetworkForms:
     ) -> NetworkForms:
         is_widened = any(parameter.dtype in _HALF for parameter in model.parameters())
         if is_widened:
+            told = "The network is of half precision, and is computed in float32."
+            warnings.warn(told, NetworkWarning, stacklevel=4)
             model = copy.deepcopy(model).float()
         name = f"the {type(model).__name__}"
-        try:
-            account, _ = account_for(tensors_of_network(model, name), choice, name)
-        except InvalidArgument as error:
-            if "no tensor that counts as a weight" not in str(error):
-                raise
-            raise InvalidArgument(
-                f"model is a {type(model).__name__} without a layer that can be analog: {error}"
-            ) from error
+        account, _ = account_for(tensors_of_network(model, name), choice, name)
         wanted = {tensor.name for tensor in account.analogue}
         restated, places, digital = _restated(model, wanted)
         analog = convert_to_analog(restated, rpu_config, exclude_modules=digital)
@@ -107,7 +101,7 @@ class NetworkForms:
         if is_widened:
             for form in {model, restated, analog}:
                 form.register_forward_pre_hook(_widen, with_kwargs=True)
-        return cls(model, analog, account, places, restated, is_widened)
+        return cls(model, analog, account, places, restated)
 
     def layers_by_parameter(self, parameters: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """The analog layers that hold the parameters of a checkpoint.
@@ -124,18 +118,15 @@ class NetworkForms:
         Raises:
             InvalidArgument: a parameter belongs to no analog layer.
         """
-        names = list(parameters)
-        while lost := [i for i, name in enumerate(names) if name not in self.places]:
-            prefixes = {name.partition(".")[0] for name in names}
-            # What is left must still name a layer and its parameter.
-            if len(prefixes) != 1 or not all(name.count(".") >= 2 for name in names):
-                raise InvalidArgument(
-                    f"model: no analog layer of the network holds {parameters[lost[0]]!r} of the "
-                    f"checkpoint; it has {', '.join(map(repr, sorted(self.places)))}. Exclude what "
-                    "is not analog, or give the network that the checkpoint belongs to."
-                )
-            names = [name.partition(".")[2] for name in names]
-        return {p: self.places[name] for p, name in zip(parameters, names, strict=True)}
+        for names in without_prefixes(parameters):
+            if self.places.keys() >= set(names):
+                return {p: self.places[name] for p, name in zip(parameters, names, strict=True)}
+        lost = next(name for name in parameters if name not in self.places)
+        raise InvalidArgument(
+            f"model: no analog layer of the network holds {lost!r} of the checkpoint; it has "
+            f"{', '.join(map(repr, sorted(self.places)))}. Exclude what is not analog, or give the "
+            "network that the checkpoint belongs to."
+        )
 
     @contextmanager
     def setting_input_ranges(self) -> Iterator[nn.Module | None]:
@@ -149,7 +140,9 @@ class NetworkForms:
         Yields:
             the digital network to be run; None if there are no ranges to be set.
         """
-        tiles = [t for t in analog_tiles(self.analog) if t.has_input_range]
+        tiles = [
+            t for t in analog_tiles(self.analog) if getattr(t.tile, "input_range", None) is not None
+        ]
         if self.restated is None or not tiles:
             yield None
             return

@@ -157,42 +157,12 @@ def state_dict_of(network: object, place: str) -> dict[str, Tensor]:
     for mapping in (*nested, network):
         tensors = {str(key): value for key, value in mapping.items() if isinstance(value, Tensor)}
         if tensors:
-            return of_digital_layers(tensors)
+            return tensors
     keys = ", ".join(repr(key) for key in list(network)[:5]) or "nothing"
     raise InvalidArgument(
         f"{place} holds a dictionary without named tensors (its keys: {keys}); "
         "a state dict is needed."
     )
-
-
-def of_digital_layers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a network whose analog layers, if it has any, are replaced by digital ones.
-
-    Args:
-        state: tensors by name, in analog layers as aihwkit names them: the weights of each tile
-            with their output scales, and the tile's place among those of its layer.
-    """
-    digital: dict[str, Tensor] = {}
-    tiles: dict[str, dict[tuple[int, int], Tensor]] = {}
-    for name, tensor in state.items():
-        layer, analog, rest = name.partition(".analog_module.")
-        if not analog:
-            digital[name] = tensor
-        elif rest == "bias":
-            digital[f"{layer}.bias"] = tensor
-        elif rest.endswith(("shared_weights", "tile.weight")):
-            prefix = name.removesuffix("shared_weights").removesuffix("tile.weight")
-            for scales in ("mapping_scales", "out_scaling_alpha"):
-                if f"{prefix}{scales}" in state:
-                    tensor = tensor * state[f"{prefix}{scales}"].reshape(-1, 1)
-            _, *place = rest.split(".")[:3] if rest.startswith("array.") else ("", "0", "0")
-            tiles.setdefault(layer, {})[int(place[0]), int(place[1])] = tensor
-            digital[f"{layer}.weight"] = tensor  # for its place in the order
-    for layer, parts in tiles.items():
-        n_columns, n_rows = (max(axis) + 1 for axis in zip(*parts, strict=True))
-        rows = [torch.cat([parts[i, j] for i in range(n_columns)], dim=1) for j in range(n_rows)]
-        digital[f"{layer}.weight"] = torch.cat(rows)
-    return digital
 
 
 def tensors_of_module(module: nn.Module, place: str) -> Iterator[StoredTensor]:

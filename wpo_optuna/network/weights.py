@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count
 from math import isqrt
 from pathlib import Path
@@ -31,26 +32,23 @@ MOST_KEPT = 5_000_000
 Network = str | os.PathLike[str] | Tensor | np.ndarray | Mapping[str, Tensor] | nn.Module
 
 
-@dataclass(frozen=True, eq=False)
 class LayerWeights:
     """One tensor that was taken; read again when asked for its own weights.
 
     Attributes:
         name: its name in the network.
         shape: its shape.
-        is_zero: whether all its weights are zero.
+        count: number of weights.
     """
 
-    name: str
-    shape: tuple[int, ...]
-    is_zero: bool
-    _tensor: StoredTensor
-    _mapping: MappingParameter | None
+    def __init__(self, tensor: StoredTensor, mapping: MappingParameter | None) -> None:
+        self.name, self.shape, self.count = tensor.name, tensor.shape, tensor.count
+        self._tensor, self._mapping = tensor, mapping
 
-    @property
-    def count(self) -> int:
-        """Number of weights."""
-        return self._tensor.count
+    @cached_property
+    def is_zero(self) -> bool:
+        """Whether all its weights are zero."""
+        return not bool(self.weights().any())
 
     def weights(self) -> Tensor:
         """This layer's weights in ascending order, see :class:`CheckpointWeights`.
@@ -58,7 +56,7 @@ class LayerWeights:
         Raises:
             InvalidArgument: a weight is NaN or infinite.
         """
-        return _sample([self._tensor], self._mapping)[0]
+        return _sample([self._tensor], self._mapping)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,14 +110,10 @@ def read_weights(
             pattern matches nothing or no tensor is left; a weight is NaN or infinite; the function
             cannot be found, raises, or returns something else.
     """
-    with _naming(source) as name:
-        account, taken = _account_for(source, name, tuple(include), tuple(exclude), transposed)
-        weights, are_zero = _sample(taken, mapping, show_progress_bar)
-    layers = tuple(
-        LayerWeights(tensor.name, tensor.shape, is_zero, tensor, mapping)
-        for tensor, is_zero in zip(taken, are_zero, strict=True)
-    )
-    return CheckpointWeights(account, layers, weights)
+    account, taken = _account_for(source, include, exclude, transposed)
+    with _naming(source):
+        weights = _sample(taken, mapping, show_progress_bar)
+    return CheckpointWeights(account, tuple(LayerWeights(t, mapping) for t in taken), weights)
 
 
 def account_of(
@@ -129,8 +123,22 @@ def account_of(
     transposed: Sequence[str] | None = None,
 ) -> Account:
     """What becomes of a network's tensors, of which none is read; see :func:`read_weights`."""
+    return _account_for(source, include, exclude, transposed)[0]
+
+
+def _account_for(
+    source: Network,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    transposed: Sequence[str] | None,
+) -> tuple[Account, list[StoredTensor]]:
     with _naming(source) as name:
-        return _account_for(source, name, tuple(include), tuple(exclude), transposed)[0]
+        is_path = isinstance(source, str | os.PathLike)
+        tensors = _tensors_at(name) if is_path else tensors_of_network(source, name)
+        architecture = model_type(Path(name)) if is_path else ""
+        chosen = None if transposed is None else tuple(transposed)
+        choice = Choice(tuple(include), tuple(exclude), chosen, architecture)
+        return account_for(tensors, choice, name)
 
 
 @contextmanager
@@ -146,22 +154,6 @@ def _naming(source: Network) -> Iterator[str]:
         raise InvalidArgument(f"weights {name!r}: {error}") from error
 
 
-def _account_for(
-    source: Network,
-    name: str,
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-    transposed: Sequence[str] | None,
-) -> tuple[Account, list[StoredTensor]]:
-    is_path = isinstance(source, str | os.PathLike)
-    tensors = _tensors_at(name) if is_path else tensors_of_network(source, name)
-    choice = Choice(
-        include, exclude, None if transposed is None else tuple(transposed),
-        model_type(Path(name)) if is_path else "",
-    )  # fmt: skip
-    return account_for(tensors, choice, name)
-
-
 def _tensors_at(place: str) -> Sequence[StoredTensor]:
     if not place:
         raise InvalidArgument("a checkpoint is needed, or a function that returns one.")
@@ -175,36 +167,33 @@ def _sample(
     tensors: Sequence[StoredTensor],
     mapping: MappingParameter | None,
     show_progress_bar: bool = False,
-) -> tuple[Tensor, list[bool]]:
-    """Reads all of some weights, or as many as are kept of more, at even distances in each tensor.
+) -> Tensor:
+    """All of some weights, or as many as are kept of more, at even distances in each tensor.
 
     What is kept of a tensor does not depend on the others: a network gives the same sample in one
     file or in many.
 
     Returns:
-        the weights in ascending order, with the lowest and the highest of all, and whether all are
-        zero of each tensor.
+        the weights in ascending order, with the lowest and the highest of all.
     """
     total = sum(tensor.count for tensor in tensors)
     # A prime step meets all columns of a matrix, whatever its width.
     step = 1 if total <= MOST_KEPT else _prime_from(-(-total // MOST_KEPT))
-    kept, extremes, are_zero = [], [torch.inf, -torch.inf], []
+    kept, extremes = [], [torch.inf, -torch.inf]
     with tqdm(
         total=total, unit="weight", unit_scale=True, disable=None if show_progress_bar else True
     ) as bar:
         for tensor in tensors:
-            start, is_zero = 0, True
+            start = 0
             for block in tensor.blocks() if mapping is None else blocks_on_tiles(tensor, mapping):
                 lowest, highest = _extremes(block, tensor)
                 extremes = [min(extremes[0], lowest), max(extremes[1], highest)]
-                is_zero = is_zero and lowest == highest == 0
                 kept.append(block.flatten()[start::step].clone())
                 start = (start - block.numel()) % step
                 bar.update(block.numel())
-            are_zero.append(is_zero)
     if step > 1:
         kept.append(torch.tensor(extremes))
-    return torch.from_numpy(np.sort(torch.cat(kept).numpy())), are_zero
+    return torch.from_numpy(np.sort(torch.cat(kept).numpy()))
 
 
 def _extremes(block: Tensor, tensor: StoredTensor) -> tuple[float, float]:

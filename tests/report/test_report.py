@@ -137,13 +137,19 @@ def test_the_page_begins_with_what_was_asked_and_found_and_how_it_is_used(
     assert len(rpu_config.noise_model.g_converter.f_lst) == 2
 
 
-def test_a_layers_strategy_is_used_for_that_layer(tmp_path: Path) -> None:
+def test_a_layers_study_is_used_for_that_layer_and_says_what_came_after_its_scoring(
+    tmp_path: Path,
+) -> None:
     study = copy_of(FINISHED)
+    scores = study.user_attrs[attributes.SCORES]
+    winner, other = scores["finalists"]
+    study.set_user_attr(attributes.SCORES, scores | {"n_trials": 50, "finalists": [other, winner]})
     study.set_user_attr(attributes.PARENT_STUDY, "network")
-    study.set_user_attr(attributes.RESULTS, str(tmp_path / FINISHED))
-    text = Page(write_report([study], tmp_path / "report.html").page).text
+    text = Page(write_report([study], tmp_path).page).text
     assert f'apply_strategy(analog_model, {{"{FINISHED}": strategy}})' in text
     assert f"--strategy {FINISHED}=strategy.json" in text
+    assert "10 trials have been completed since the scoring" in text
+    assert f"measured of an earlier winner, trial {winner['trial_number']}" in text
 
 
 def test_studies_side_by_side_are_compared(tmp_path: Path) -> None:
@@ -163,16 +169,6 @@ def test_studies_side_by_side_are_compared(tmp_path: Path) -> None:
                                (UNFINISHED, FIGURES_OF_THE_SEARCH)))
     )  # fmt: skip
     assert f"{UNFINISHED} random montecarlo 8 not scored yet" in page.text
-
-
-def test_a_study_searched_further_since_its_scoring_says_so(tmp_path: Path) -> None:
-    study = copy_of(FINISHED)
-    scores = study.user_attrs[attributes.SCORES]
-    winner, other = scores["finalists"]
-    study.set_user_attr(attributes.SCORES, scores | {"n_trials": 50, "finalists": [other, winner]})
-    text = Page(write_report([study], tmp_path / "report.html").page).text
-    assert "10 trials have been completed since the scoring" in text
-    assert f"measured of an earlier winner, trial {winner['trial_number']}" in text
 
 
 def test_an_unfinished_study_or_one_without_its_folder_says_what_is_missing(
@@ -240,13 +236,9 @@ def test_what_cannot_be_reported_is_refused_in_a_sentence_and_nothing_is_written
     (tmp_path / "file").write_text("")
     message = _refusal(tmp_path, capsys, "--output", str(tmp_path / "file" / "r.html"))
     assert f"--output '{tmp_path / 'file'}'" in message
-
-
-def test_a_study_about_something_else_is_refused(tmp_path: Path) -> None:
     study = optuna.create_study(study_name="other")
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
-    with pytest.raises(InvalidArgument, match="no completed trial of weight programming"):
-        write_report([study], tmp_path / "report.html")
-    with pytest.raises(InvalidArgument, match="studies is empty"):
-        write_report([], tmp_path / "report.html")
-    assert list(tmp_path.iterdir()) == []
+    for studies, told in (([study], "no completed trial of weight"), ([], "studies is empty")):
+        with pytest.raises(InvalidArgument, match=told):
+            write_report(studies, tmp_path / "new" / "report.html")
+    assert not (tmp_path / "new").exists()

@@ -68,7 +68,7 @@ def search_progress(records: Sequence[StudyRecord]) -> Figure | str:
     if 0.05 < np.mean(ratios < _NEAR_BASELINE) < 0.9:
         views.append(_NEAR_BASELINE)
     figure, all_axes = panels(len(views), 3.3 / len(views) ** 0.5, sharex=True)
-    margins = {record.problem.get("loss_margin") or 0.0 for record in records}
+    margins = {record.settings[attributes.PROBLEM].get("loss_margin", 0.0) for record in records}
     for axes, most in zip(all_axes, views, strict=True):
         for record, look in zip(records, cycle(LOOKS), strict=False):
             _plot_trials(axes, record, look, is_one_of_several=len(records) > 1)
@@ -110,7 +110,8 @@ def _plot_trials(
 
 
 def _label(record: StudyRecord) -> str:
-    told = record.name if record.sampler in record.name else f"{record.name} ({record.sampler})"
+    sampler = record.settings[attributes.SAMPLER]
+    told = record.name if sampler in record.name else f"{record.name} ({sampler})"
     name = " ".join(told.split())
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
@@ -248,8 +249,9 @@ def conductance_curves(record: StudyRecord) -> Figure:
     ways = [("optimised ", 2.4, f, curves)]
     if measured is not None:
         ways.append(("baseline ", 0.9, measured.baseline_f, measured.baseline_g_us))
-    g_min = float(record.problem.get("g_min_us", curves.min()))
-    g_max = max(float(record.problem.get("g_max_us", curves.max())), g_min + 1e-9)
+    problem = record.settings[attributes.PROBLEM]
+    g_min = float(problem.get("g_min_us", curves.min()))
+    g_max = max(float(problem.get("g_max_us", curves.max())), g_min + 1e-9)
     return _plot_pairs(ways, g_min, g_max, None if measured is None else measured.histogram)
 
 

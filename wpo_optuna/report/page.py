@@ -16,6 +16,7 @@ from wpo_optuna.report import figures
 from wpo_optuna.report.drawing import save
 from wpo_optuna.report.measurements import DEVICE_SPREAD
 from wpo_optuna.report.record import read_study
+from wpo_optuna.study import attributes
 from wpo_optuna.study.environment import check_directory
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def write_report(studies: Sequence[Study], page: str | os.PathLike[str]) -> Repo
                 if subject is None
                 else save(figure_of, subject, folder / f"{prefix}{name}")
             )
-    problems = {record.fingerprint for record in records}
+    problems = {record.settings[attributes.FINGERPRINT] for record in records}
     text = _template().render(
         records=records,
         figures=drawn,

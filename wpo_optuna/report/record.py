@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from optuna import Study
 
 _ATTRIBUTES = frozenset({"tnmse", "baseline", "f_lst", "g_lst", "k_w"})
+# Of studies that were made with plain Optuna.
+_UNKNOWN: Mapping[str, Any] = {
+    attributes.SAMPLER: "unknown", attributes.ENGINE: "unknown", attributes.PROBLEM: {},
+    attributes.FINGERPRINT: None,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,11 +38,8 @@ class StudyRecord:
 
     Attributes:
         name: its name.
-        settings: the study's user attributes.
-        sampler: name of the sampler.
-        engine: name of the loss engine.
-        problem: the problem's settings in a form to read; empty if the study does not know them.
-        fingerprint: the problem's fingerprint; None if the study does not know it.
+        settings: the study's user attributes, and ``unknown``, nothing or None for what it does
+            not say of sampler, engine, problem and fingerprint.
         trials: its n completed trials, in order of their number.
         winner: the finalist that won; without scores the trial with the lowest loss.
         scores: scores on fresh noise; None if the study was not finished.
@@ -46,10 +48,6 @@ class StudyRecord:
 
     name: str
     settings: Mapping[str, Any]
-    sampler: str
-    engine: str
-    problem: Mapping[str, Any]
-    fingerprint: str | None
     trials: tuple[FrozenTrial, ...]
     winner: FrozenTrial
     scores: Scores | None
@@ -87,7 +85,7 @@ class StudyRecord:
 
     def facts(self) -> dict[str, str]:
         """What was asked and found, as far as the study says it, in a few words each."""
-        asked, about = self.asked, self.problem
+        asked, about = self.asked, self.settings[attributes.PROBLEM]
         hardware = asked.get("rpu_config", "")
         baseline = asked.get("baseline", "")
         if about:
@@ -105,7 +103,8 @@ class StudyRecord:
             "weights": f"{about['n_weights']}{network}" if about else "",
             "baseline": baseline,
             "f of the winner": _listed(self.strategy[0]),
-            "search": f"{self.sampler}, {len(self.trials)} trials by the {self.engine} engine"
+            "search": f"{self.settings[attributes.SAMPLER]}, {len(self.trials)} trials by the "
+            f"{self.settings[attributes.ENGINE]} engine"
             + (f", of which {polished} refine the best by gradient descent" if polished else ""),
             # Optuna's times are naive and local.
             "last trial": f"{max(finished).astimezone(UTC):%Y-%m-%d %H:%M} UTC" if finished else "",
@@ -155,24 +154,19 @@ def read_study(study: Study) -> StudyRecord:
             f"study_name = {study.study_name!r}: it has no completed trial of weight programming; "
             "a report needs at least one."
         )
-    settings = study.user_attrs
+    settings = {**_UNKNOWN, **study.user_attrs}
     stored = settings.get(attributes.SCORES)
     scores = None if stored is None else Scores.from_json(stored)
     winner = min(own, key=lambda trial: (trial.values[0], trial.number))
     if scores is not None:
         winner = next((trial for trial in own if trial.number == scores.winning_trial), winner)
-    fingerprint = settings.get(attributes.FINGERPRINT)
     folder = settings.get(attributes.RESULTS)
     measurements = None if folder is None else Measurements.load(Path(folder))
-    if measurements is not None and measurements.fingerprint != fingerprint:
+    if measurements is not None and measurements.fingerprint != settings[attributes.FINGERPRINT]:
         measurements = None  # of a study that had this folder before
     return StudyRecord(
         name=study.study_name,
         settings=settings,
-        sampler=settings.get(attributes.SAMPLER, "unknown"),
-        engine=settings.get(attributes.ENGINE, "unknown"),
-        problem=settings.get(attributes.PROBLEM) or {},
-        fingerprint=fingerprint,
         trials=tuple(own),
         winner=winner,
         scores=scores,

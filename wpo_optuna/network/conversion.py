@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -184,11 +185,12 @@ def _restated(
         for parameter, paths in layer.matrices.items():
             places[names[parameter]] = tuple(_joined(layer.name, path) for path in paths)
         # A layer that occurs twice has tiles for each place; aihwkit would convert one of them.
-        replacement = layer.replacement
-        if replacement is None and layer.module in seen:
-            replacement = copy.deepcopy(layer.module)
+        make = layer.replacement
+        if make is None and layer.module in seen:
+            make = partial(copy.deepcopy, layer.module)
         seen.add(layer.module)
-        if replacement is not None:
+        if make is not None:
+            replacement = make()
             replacement.train(layer.module.training)
             if not layer.name:
                 return replacement, places, []

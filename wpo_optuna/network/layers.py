@@ -7,8 +7,10 @@ one, which is tried out.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from aihwkit.nn.modules.base import AnalogLayerBase
@@ -52,7 +54,7 @@ class Layer:
         matrices: for each of its parameters that lies on tiles, by name, the paths within the
             layer of those that hold an equal part of its outputs each; ``""`` is the layer itself.
         digital_because: why no parameter lies on tiles; empty if some do.
-        replacement: what aihwkit converts in its stead, with equal outputs; None for itself.
+        replacement: makes what aihwkit converts in its stead, with equal outputs; None for itself.
         is_transposed: whether its weight is stored as (inputs, outputs).
     """
 
@@ -61,7 +63,7 @@ class Layer:
     kind: str
     matrices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     digital_because: str = ""
-    replacement: nn.Module | None = None
+    replacement: Callable[[], nn.Module] | None = None
     is_transposed: bool = False
 
 
@@ -87,12 +89,12 @@ def _layer(name: str, module: nn.Module) -> Layer | None:
     if isinstance(module, AnalogLayerBase) and not module.IS_CONTAINER:
         kind = LINEAR if isinstance(module, nn.Linear) else CONVOLUTION
         return Layer(name, module, kind, {"weight": ("",)})
-    if isinstance(module, nn.RNNBase):
-        return _recurrent(name, module)
-    if isinstance(module, nn.MultiheadAttention):
-        return _attention(name, module)
-    if isinstance(module, Convolution):
-        return _convolution(name, module)
+    for known, (kind, restate) in _RESTATED.items():
+        if isinstance(module, known):
+            if type(module).forward is known.forward:
+                return restate(name, module)
+            reason = f"a {type(module).__name__} acts in a way of its own"
+            return Layer(name, module, kind, digital_because=reason)
     own = dict(module.named_parameters(recurse=False))
     if type(module) is nn.Linear and "weight" in own:
         return Layer(name, module, LINEAR, {"weight": ("",)})
@@ -108,11 +110,8 @@ def _layer(name: str, module: nn.Module) -> Layer | None:
 def _recurrent(name: str, network: nn.RNNBase) -> Layer:
     if network.proj_size:
         return Layer(name, network, RECURRENT, digital_because=WITH_PROJECTIONS)
-    replacement = Recurrence(network)
-    inputs = torch.randn(3, 2, network.input_size, generator=_generator())
-    return _replaced(
-        name, network, RECURRENT, Recurrence.layers_of(network), replacement, (inputs,)
-    )
+    matrices, replacement = Recurrence.layers_of(network), partial(Recurrence, network)
+    return Layer(name, network, RECURRENT, matrices, replacement=replacement)
 
 
 def _attention(name: str, attention: nn.MultiheadAttention) -> Layer:
@@ -121,9 +120,8 @@ def _attention(name: str, attention: nn.MultiheadAttention) -> Layer:
         return Layer(name, attention, ATTENTION, digital_because=reason)
     names = dict(attention.named_parameters())
     matrices = {n: paths for n, paths in SeparateAttention.LAYERS.items() if n in names}
-    widths = (attention.embed_dim, attention.kdim, attention.vdim)
-    inputs = tuple(torch.randn(3, 3, width, generator=_generator()) for width in widths)
-    return _replaced(name, attention, ATTENTION, matrices, SeparateAttention(attention), inputs)
+    replacement = partial(SeparateAttention, attention)
+    return Layer(name, attention, ATTENTION, matrices, replacement=replacement)
 
 
 def _convolution(name: str, convolution: Convolution) -> Layer:
@@ -138,11 +136,19 @@ def _convolution(name: str, convolution: Convolution) -> Layer:
     if is_aihwkits:
         return Layer(name, convolution, CONVOLUTION, {"weight": ("",)})
     matrices = {"weight": tuple(f"groups.{group}" for group in range(convolution.groups))}
-    lengths = zip(convolution.dilation, convolution.kernel_size, strict=True)
-    sizes = [2 * dilation * length + 3 for dilation, length in lengths]
-    inputs = torch.randn(2, convolution.in_channels, *sizes, generator=_generator())
-    replacement = UnfoldedConvolution(convolution)
-    return _replaced(name, convolution, CONVOLUTION, matrices, replacement, (inputs,))
+    replacement = partial(UnfoldedConvolution, convolution)
+    return Layer(name, convolution, CONVOLUTION, matrices, replacement=replacement)
+
+
+_RESTATED: Mapping[type[nn.Module], tuple[str, Callable[[str, Any], Layer]]] = {
+    nn.LSTM: (RECURRENT, _recurrent),
+    nn.GRU: (RECURRENT, _recurrent),
+    nn.RNN: (RECURRENT, _recurrent),
+    nn.MultiheadAttention: (ATTENTION, _attention),
+    nn.Conv1d: (CONVOLUTION, _convolution),
+    nn.Conv2d: (CONVOLUTION, _convolution),
+    nn.Conv3d: (CONVOLUTION, _convolution),
+}
 
 
 def _like_a_linear_layer(name: str, module: nn.Module, own: Mapping[str, Tensor]) -> Layer:
@@ -151,50 +157,27 @@ def _like_a_linear_layer(name: str, module: nn.Module, own: Mapping[str, Tensor]
     weight, bias = own.get("weight", getattr(module, "weight", None)), own.get("bias")
     forms = {False: weight, True: weight.T} if isinstance(weight, Tensor) else {}
     for is_transposed, matrix in forms.items():
-        plain = linear(matrix, bias)
-        inputs = torch.randn(2, 3, matrix.shape[1], generator=_generator())
-        if _agree(module, plain, (inputs,)):
+        if _acts_as(module, linear(matrix, bias)):
             return Layer(
-                name, module, LINEAR, {"weight": ("",)}, replacement=plain,
+                name, module, LINEAR, {"weight": ("",)}, replacement=partial(linear, matrix, bias),
                 is_transposed=is_transposed,
             )  # fmt: skip
     reason = f"a {type(module).__name__} does not act as a linear layer with its weight"
     return Layer(name, module, OTHER, digital_because=reason)
 
 
-def _replaced(
-    name: str,
-    module: nn.Module,
-    kind: str,
-    matrices: Mapping[str, tuple[str, ...]],
-    replacement: nn.Module,
-    inputs: tuple[Tensor, ...],
-) -> Layer:
-    if _agree(module, replacement, inputs):
-        return Layer(name, module, kind, matrices, replacement=replacement)
-    reason = f"a {type(module).__name__} acts in a way of its own"
-    return Layer(name, module, kind, digital_because=reason)
-
-
 @torch.no_grad()
-def _agree(module: nn.Module, replacement: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
-    """Whether two layers have equal outputs in evaluation mode, but for rounding."""
-    parameter = next(module.parameters())
-    twin = copy.deepcopy(module).to("cpu", torch.float32).eval()
-    other = copy.deepcopy(replacement).to("cpu", torch.float32).eval()
-    if parameter.is_meta:
+def _acts_as(module: nn.Module, plain: nn.Linear) -> bool:
+    """Whether a layer has a linear one's outputs in evaluation mode, but for rounding."""
+    if plain.weight.is_meta:
         return False
+    inputs = torch.randn(2, 3, plain.in_features, generator=torch.Generator().manual_seed(0))
     try:
-        outputs, others = twin(*inputs), other(*inputs)
+        expected = plain.to("cpu", torch.float32)(inputs)
+        outputs = copy.deepcopy(module).to("cpu", torch.float32).eval()(inputs)
     except Exception:  # a user's layer may want other inputs, and raises what it likes
         return False
-    if isinstance(outputs, tuple):
-        outputs, others = outputs[0], others[0]
-    if not isinstance(outputs, Tensor) or outputs.shape != others.shape:
+    if not isinstance(outputs, Tensor) or outputs.shape != expected.shape:
         return False
-    scale = float(outputs.abs().max()) or 1.0
-    return bool(torch.allclose(outputs, others, rtol=0.0, atol=_TOLERANCE * scale))
-
-
-def _generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
+    scale = float(expected.abs().max()) or 1.0
+    return bool(torch.allclose(outputs, expected, rtol=0.0, atol=_TOLERANCE * scale))

@@ -7,6 +7,7 @@ of ``nn.Linear``, which ``convert_to_analog`` finds.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -120,19 +121,17 @@ class Recurrence(nn.Module):
         self.batch_first, self.dropout = network.batch_first, network.dropout
         self.hidden_size = network.hidden_size
         self.directions = ("", "_reverse") if network.bidirectional else ("",)
-        parameters = dict(network.named_parameters())
-        matrices = {name: parameters[name] for name in parameters if name.startswith("weight")}
-        self.matrices = nn.ModuleDict(
-            {
-                name: linear(weight, parameters.get(name.replace("weight", "bias")))
-                for name, weight in matrices.items()
-            }
-        )
+        self.matrices = nn.ModuleDict()
+        for name in self.layers_of(network):
+            bias = getattr(network, name.replace("weight", "bias"), None)
+            self.matrices[name] = linear(getattr(network, name), bias)
 
     @staticmethod
     def layers_of(network: nn.RNNBase) -> dict[str, tuple[str, ...]]:
         """The new layer that holds each of the network's matrices."""
-        names = [name for name, _ in network.named_parameters() if name.startswith("weight")]
+        directions = ("", "_reverse") if network.bidirectional else ("",)
+        parts = product(("ih", "hh"), range(network.num_layers), directions)
+        names = [f"weight_{kind}_l{layer}{direction}" for kind, layer, direction in parts]
         return {name: (f"matrices.{name}",) for name in names}
 
     def forward(self, inputs: Any, states: Any = None) -> tuple[Any, Any]:

@@ -86,21 +86,21 @@ class NetworkSetup:
             raise InvalidArgument(self._told(network, error)) from error
 
     def _told(self, network: nn.Module, error: Exception) -> str:
-        layer, digital = _layer_of(error, network), self.network.digital
+        layer = _layer_of(error, network)
         if layer is None:
             return f"metric {self.metric_name!r} raised {raised(error)}."
         where = f"layer {layer!r}" if layer else "its forward pass"
         if network is not self.network.analog:
             return f"model: the digital network fails on the data, in {where}: {raised(error)}."
-        analog = f"model: the network on analogue tiles fails in {where} ({raised(error)})"
-        if digital is None:
-            return f"{analog}; it has no digital form to compare with."
-        try:
-            self.metric(digital.eval(), self.data)
-        except Exception as other:  # as above
-            return f"{analog}, and the digital one fails on the data as well: {raised(other)}."
+        # The digital network, where there is one, is measured before.
+        beside = ""
+        if self.network.digital is not None:
+            beside = ", while the digital one runs on the same data"
         remedy = f"; exclude {layer + '*'!r} leaves the layer digital" if layer else ""
-        return f"{analog}, while the digital one runs on the same data{remedy}."
+        return (
+            f"model: the network on analogue tiles fails in {where} ({raised(error)}){beside}"
+            f"{remedy}."
+        )
 
 
 def _layer_of(error: Exception, network: nn.Module) -> str | None:
@@ -276,7 +276,12 @@ def accuracy(network: nn.Module, batches: Iterable[Any]) -> float:
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     n_right = n_all = 0
     for batch in batches:
-        inputs, classes = _pair(batch)
+        is_sequence = isinstance(batch, Sequence)
+        held = [type(part).__name__ for part in batch] if is_sequence else []
+        if len(held) != 2 or not all(isinstance(part, torch.Tensor) for part in batch):
+            what = f"[{', '.join(held)}]" if is_sequence else type(batch).__name__
+            raise InvalidArgument(f"data: a batch is {what}; {_NEEDED}.")
+        inputs, classes = batch
         scores = network(inputs.to(device))
         if scores.dim() < 2 or scores.shape[:1] + scores.shape[2:] != classes.shape:
             raise InvalidArgument(
@@ -289,14 +294,3 @@ def accuracy(network: nn.Module, batches: Iterable[Any]) -> float:
     if n_all == 0:
         raise InvalidArgument("data: there are no inputs; at least one batch is needed.")
     return n_right / n_all
-
-
-def _pair(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    try:
-        inputs, classes = batch
-    except (TypeError, ValueError) as error:
-        raise InvalidArgument(f"data: a batch is no pair ({raised(error)}); {_NEEDED}.") from error
-    for part in (inputs, classes):
-        if not isinstance(part, torch.Tensor):
-            raise InvalidArgument(f"data: a batch holds a {type(part).__name__}; {_NEEDED}.")
-    return inputs, classes

@@ -14,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from aihwkit.inference.converter.conductance import CustomPairConductanceConverter
-from aihwkit.inference.noise.base import BaseNoiseModel
 from torch import Tensor, nn
 
 from wpo_optuna.errors import InvalidArgument
@@ -87,10 +86,8 @@ class Chip:
     def __init__(
         self, tiles: Sequence[AnalogTile], t_steps: Sequence[float], kept: Sequence[str]
     ) -> None:
-        self._tiles = tiles
-        self._t_steps = t_steps
-        self._kept = kept
-        self._is_known: dict[type[BaseNoiseModel], bool] = {}
+        self._tiles, self._kept = tiles, kept
+        self._in_threads = [tile for tile in tiles if _is_for_threads(tile, t_steps)]
 
     @property
     def engine(self) -> str:
@@ -104,7 +101,7 @@ class Chip:
 
     def program(self, *seed: int) -> None:
         """Programs all devices anew."""
-        for tile in filter(self._is_for_threads, self._tiles):
+        for tile in self._in_threads:
             _evaluate_curves_fast(tile)
         self._all(lambda tile: tile.tile.program_weights(), seed)
 
@@ -116,41 +113,32 @@ class Chip:
         """A step of each tile, with random numbers that follow from the seed."""
         # A metric may draw numbers as well; the noise should not depend on how many.
         torch.manual_seed(_seed(*seed))
-        side_by_side = []
         for number, tile in enumerate(self._tiles):
             simulator = tile.tile.tile
             if isinstance(simulator, TorchTile):
                 simulator.generator.manual_seed(_seed(*seed, number))
-            if self._is_for_threads(tile):
-                side_by_side.append(tile)
-            else:
+            if tile not in self._in_threads:
                 step(tile)
 
         def drawing(tile: AnalogTile) -> None:
             with torch.no_grad(), _Drawing(tile.tile.tile.generator):
                 step(tile)
 
-        in_threads(drawing, side_by_side)
+        in_threads(drawing, self._in_threads)
 
-    def _is_for_threads(self, tile: AnalogTile) -> bool:
-        is_large = tile.tile.in_size * tile.tile.out_size >= _LARGE
-        in_torch = isinstance(tile.tile.tile, TorchTile)
-        return is_large and in_torch and self._knows(tile.noise_model)
 
-    def _knows(self, model: BaseNoiseModel | None) -> bool:
-        """Whether a noise model draws its numbers in the way that is known here."""
-        if model is None:
-            return False
-        kind = type(model)
-        if kind not in self._is_known:
-            converter = model.g_converter
-            try:
-                g_range = (converter.g_min, converter.g_max)
-                check_noise_model(model, self._t_steps, g_range, torch.device("cpu"))
-                self._is_known[kind] = True
-            except (InvalidArgument, AttributeError):
-                self._is_known[kind] = False
-        return self._is_known[kind]
+def _is_for_threads(tile: AnalogTile, t_steps: Sequence[float]) -> bool:
+    """Whether a tile is large, and its noise model draws its numbers in a way that is known."""
+    model = tile.noise_model
+    is_small = tile.tile.in_size * tile.tile.out_size < _LARGE
+    if is_small or model is None or not isinstance(tile.tile.tile, TorchTile):
+        return False
+    try:
+        g_range = (model.g_converter.g_min, model.g_converter.g_max)
+        check_noise_model(model, t_steps, g_range, torch.device("cpu"))
+    except (InvalidArgument, AttributeError):
+        return False
+    return True
 
 
 class _Drawing(NoiseModelMode):

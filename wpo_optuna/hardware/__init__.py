@@ -13,6 +13,8 @@ from wpo_optuna.hardware.descriptions import (
     parse_converter,
     parse_durations,
     rpu_config,
+    rpu_configs,
+    split_sources,
 )
 
 __all__ = [
@@ -28,4 +30,6 @@ __all__ = [
     "parse_converter",
     "parse_durations",
     "rpu_config",
+    "rpu_configs",
+    "split_sources",
 ]

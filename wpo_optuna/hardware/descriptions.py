@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wpo_optuna.errors import InvalidArgument, did_you_mean
 from wpo_optuna.network.references import call_function, is_reference, load_function
@@ -164,23 +164,63 @@ def rpu_config(source: str) -> InferenceRPUConfig:
         InvalidArgument: the name or the function cannot be found, the function raises, or what it
             returns is not an ``InferenceRPUConfig`` with a noise model.
     """
-    if not is_reference(source):
-        return named_rpu_config(source).build()
+    configs = rpu_configs(source)
+    if len(configs) > 1:
+        raise InvalidArgument(
+            f"rpu_config {source!r} stands for {len(configs)} configurations; one is needed here."
+        )
+    return configs[0]
+
+
+def rpu_configs(sources: str) -> list[InferenceRPUConfig]:
+    """New RPU configurations, such as of ``pcm,hermes``.
+
+    Args:
+        sources: sources as :func:`rpu_config` takes them, separated by commas; a function may
+            also return or yield several configurations.
+
+    Raises:
+        InvalidArgument: as for :func:`rpu_config`.
+    """
+    configs: list[InferenceRPUConfig] = []
+    for source in split_sources(sources):
+        if is_reference(source):
+            configs += _configs_of_function(source)
+        else:
+            configs.append(named_rpu_config(source).build())
+    return configs
+
+
+def split_sources(sources: str) -> list[str]:
+    """The parts of a list of sources such as ``pcm,hermes``."""
+    return [source.strip() for source in sources.split(",")]
+
+
+def _configs_of_function(source: str) -> list[InferenceRPUConfig]:
     from aihwkit.inference.noise.base import BaseNoiseModel
     from aihwkit.simulator.configs import InferenceRPUConfig
 
-    config = call_function(load_function(source, argument="rpu_config"), source, "rpu_config")
-    if not isinstance(config, InferenceRPUConfig):
-        raise InvalidArgument(
-            f"rpu_config {source!r} returned {type(config).__name__}; "
-            "an aihwkit InferenceRPUConfig is needed."
-        )
-    if not isinstance(config.noise_model, BaseNoiseModel):
-        raise InvalidArgument(
-            f"rpu_config {source!r} returned a configuration whose noise_model is "
-            f"{type(config.noise_model).__name__}; an aihwkit noise model is needed."
-        )
-    return config
+    function = load_function(source, argument="rpu_config")
+
+    def made() -> list[Any]:
+        returned = function()
+        return list(returned) if isinstance(returned, Iterable) else [returned]
+
+    configs = call_function(made, source, "rpu_config")
+    if not configs:
+        raise InvalidArgument(f"rpu_config {source!r} returned no configuration.")
+    for config in configs:
+        if not isinstance(config, InferenceRPUConfig):
+            raise InvalidArgument(
+                f"rpu_config {source!r} returned {type(config).__name__}; "
+                "an aihwkit InferenceRPUConfig is needed."
+            )
+        if not isinstance(config.noise_model, BaseNoiseModel):
+            raise InvalidArgument(
+                f"rpu_config {source!r} returned a configuration whose noise_model is "
+                f"{type(config.noise_model).__name__}; an aihwkit noise model is needed."
+            )
+    return configs
 
 
 def named_rpu_config(name: str) -> NamedRPUConfig:

@@ -65,6 +65,10 @@ class ScaledNoiseModel(BaseNoiseModel):
             raise AttributeError(name)
         return getattr(self.noise_model, name)
 
+    def __str__(self) -> str:
+        factors = ", ".join(f"{name} x {f:.2f}" for name, f in vars(self.factors).items())
+        return f"{type(self.noise_model).__name__} with {factors}"
+
     @torch.no_grad()
     def apply_programming_noise_to_conductance(self, g_target: Tensor) -> Tensor:
         """See the class."""

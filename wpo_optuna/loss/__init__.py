@@ -38,4 +38,10 @@ def make_engine(name: str, problem: WeightProgrammingProblem, **options: Any) ->
     check_choice("engine", name, ENGINE_NAMES)
     engine_class = resolve_name(_CLASSES[name])
     check_options(engine_class, options, f"engine {name!r}")
-    return engine_class(problem, **options)
+    if not problem.other_rpu_configs:
+        return engine_class(problem, **options)
+    from wpo_optuna.loss.over_devices import EngineOverDevices, ExpectedEngineOverDevices
+
+    over_devices = ExpectedEngineOverDevices if name == "expected" else EngineOverDevices
+    engines = [engine_class(alone, **options) for alone in problem.on_each_device]
+    return over_devices(problem, engines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -34,9 +34,14 @@ class LossEngine(ABC):
         problem: the problem whose strategies are evaluated.
     """
 
-    name: ClassVar[str]
+    name: str
 
     def __init__(self, problem: WeightProgrammingProblem) -> None:
+        if problem.other_rpu_configs:
+            raise InvalidArgument(
+                f"problem has {len(problem.other_rpu_configs)} other_rpu_configs: make_engine "
+                f"makes what evaluates it; a {type(self).__name__} alone knows one device."
+            )
         self.problem = problem
 
     @abstractmethod

@@ -17,8 +17,8 @@ from scipy.stats import qmc
 
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.loss import LossEngine, make_engine
-from wpo_optuna.loss.base import DrawingEngine
-from wpo_optuna.loss.monte_carlo import MonteCarloEngine, checked_device
+from wpo_optuna.loss.monte_carlo import checked_device
+from wpo_optuna.loss.over_devices import EngineOverDevices
 from wpo_optuna.loss.reference import ReferenceEngine
 
 if TYPE_CHECKING:
@@ -102,16 +102,33 @@ class ChosenEngine(NamedTuple):
     self_check: SelfCheck | None
 
 
-def drawing_engine(problem: WeightProgrammingProblem) -> DrawingEngine:
+def drawing_engine(problem: WeightProgrammingProblem, like: LossEngine | None = None) -> LossEngine:
     """The fastest engine that draws the problem's noise: Monte Carlo if it can, or aihwkit's tile.
+
+    For a problem of one device it is a :class:`~wpo_optuna.loss.base.DrawingEngine`.
+
+    Args:
+        problem: the problem.
+        like: an engine whose weighting of several devices is taken over.
 
     Raises:
         InvalidArgument: aihwkit's tile cannot simulate the problem's hardware.
     """
     try:
-        return MonteCarloEngine(problem)
+        return _weighing_like(like, make_engine("montecarlo", problem))
     except InvalidArgument:
-        return ReferenceEngine(problem)
+        return tile_engine(problem, like)
+
+
+def tile_engine(problem: WeightProgrammingProblem, like: LossEngine | None = None) -> LossEngine:
+    """The engine on aihwkit's tile; see :func:`drawing_engine`."""
+    return _weighing_like(like, make_engine("aihwkit", problem))
+
+
+def _weighing_like(other: LossEngine | None, engine: LossEngine) -> LossEngine:
+    if isinstance(engine, EngineOverDevices) and isinstance(other, EngineOverDevices):
+        engine.baselines = other.baselines
+    return engine
 
 
 def choose_engine(
@@ -142,7 +159,7 @@ def choose_engine(
     names = _FASTEST_FIRST if name is None else (name,)
     engine, self_check = _first_possible(problem, names, device, n_trials), None
     if check and engine.name == "expected":
-        self_check = check_engine(engine, drawing_engine(problem))
+        self_check = check_engine(engine, drawing_engine(problem, engine))
         if not self_check.is_conclusive:
             _warn(
                 "The self-check of the expected engine stayed inconclusive: the noise is so strong "
@@ -187,10 +204,12 @@ def _first_possible(
 
 def _cost_on_tile(problem: WeightProgrammingProblem, n_trials: int) -> str:
     """What a search on aihwkit's tile takes, by the time of one strategy at one time."""
-    of_one_time = ReferenceEngine(replace(problem, t_steps=problem.t_steps[:1]))
+    alone = problem.on_each_device[0]
+    of_one_time = ReferenceEngine(replace(alone, t_steps=problem.t_steps[:1]))
     started = perf_counter()
     of_one_time.tnmse_of(problem.g_converter_baseline, 1)
-    seconds = (perf_counter() - started) * len(problem.t_steps)
+    n_evaluations = len(problem.t_steps) * len(problem.on_each_device)
+    seconds = (perf_counter() - started) * n_evaluations
     total = seconds * (n_trials + problem.baseline_iterations)
     return (
         f" It is used, and takes {_spoken(seconds)} for a strategy, about {_spoken(total)} for "
@@ -229,6 +248,7 @@ def check_engine(engine: LossEngine, reference: LossEngine) -> SelfCheck:
     strategies = problem.hypercube.decode(points)
     assert isinstance(strategies, list)
     n_weights = problem.test_weights.numel() * len(problem.t_steps) + _WEIGHTS_OF_A_DRAW
+    n_weights *= len(problem.on_each_device)
     draws = max(_FEWEST_DRAWS, _AFFORDABLE_WEIGHTS[reference.name] // n_weights)
     # Every strategy meets noise of its own, so that chance does not shift all deviations alike.
     seeds = np.random.SeedSequence(_SEED).generate_state(len(strategies))

@@ -63,8 +63,8 @@ class ParallelEngine(LossEngine):
     """
 
     def __init__(self, engine: LossEngine, workers: int) -> None:
-        super().__init__(engine.problem)
-        self.name = engine.name  # type: ignore[misc]
+        self.problem = engine.problem
+        self.name = engine.name
         self._engine = engine
         self._workers = workers if workers > 0 else os.cpu_count() or 1
         # A forked copy of torch's thread pools can hang.

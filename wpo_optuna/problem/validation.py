@@ -65,6 +65,8 @@ def check_options(problem: WeightProgrammingProblem) -> None:
         _need(_is_finite(value), f"{name} = {value!r}", "a finite number")
     _need(g_err >= 0, f"g_err = {g_err!r}", "a number of at least 0")
     _need(0 < f_min < f_max, f"f_min = {f_min!r}, f_max = {f_max!r}", "0 < f_min < f_max")
+    is_known = problem.over in ("mean", "worst")
+    _need(is_known, f"over = {problem.over!r}", "'mean' or 'worst'")
     for name in ("symmetric", "use_max_kw"):
         value = getattr(problem, name)
         _need(isinstance(value, bool), f"{name} = {value!r}", "True or False")

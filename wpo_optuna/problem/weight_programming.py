@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -63,6 +63,9 @@ class WeightProgrammingProblem:
         loss_margin: by how much (relative) the baseline is to be beaten for a loss below zero.
         baseline_iterations: draws of the baseline that are averaged.
         seed: seed of the shuffle of the test matrix, and of the search unless it has its own.
+        other_rpu_configs: further hardware that the same strategy is to serve.
+        over: what counts of the errors on several devices relative to the baseline's there:
+            ``"mean"`` or ``"worst"``.
 
     Raises:
         InvalidArgument: an argument cannot be used.
@@ -83,6 +86,8 @@ class WeightProgrammingProblem:
     loss_margin: float = 0.125
     baseline_iterations: int = 100
     seed: int = 100
+    other_rpu_configs: Sequence[InferenceRPUConfig] = ()
+    over: Literal["mean", "worst"] = "mean"
 
     def __post_init__(self) -> None:
         validation.check_weights(self.weights)
@@ -102,6 +107,8 @@ class WeightProgrammingProblem:
             )
         # The matrix is made now, so that training the network further does not change it.
         validation.try_baseline(self.g_converter_baseline, self.test_weights)
+        self._set("other_rpu_configs", tuple(map(deepcopy, self.other_rpu_configs)))
+        _ = self.on_each_device  # each is checked
 
     def __repr__(self) -> str:
         told = [f"{name} {value}" for name, value in self._facts().items()]
@@ -116,10 +123,12 @@ class WeightProgrammingProblem:
 
         factors = ", ".join("None" if f is None else f"{f:.4g}" for f in self.f_lst)
         devices = type(self.noise_model).__name__
+        n_others = len(self.other_rpu_configs)
+        others = f" and {n_others} others, {self.over} of all" if n_others else ""
         return {
             "weights": f"{self.weights.numel():,}",
             "f_lst": f"[{factors}]",
-            "devices": f"{devices}, {self.g_min:.4g} to {self.g_max:.4g} µS",
+            "devices": f"{devices}, {self.g_min:.4g} to {self.g_max:.4g} µS{others}",
             "times": " ".join(map(format_duration, self.t_steps)),
             "baseline": type(self.g_converter_baseline).__name__,
             "dimensions": str(self.hypercube.dimension),
@@ -175,6 +184,21 @@ class WeightProgrammingProblem:
             use_max_kw=self.use_max_kw,
         )
 
+    @cached_property
+    def on_each_device(self) -> tuple[WeightProgrammingProblem, ...]:
+        """The problem of each hardware alone, the first one's first."""
+        if not self.other_rpu_configs:
+            return (self,)
+        problems = []
+        for rpu_config in (self.rpu_config, *self.other_rpu_configs):
+            validation.check_hardware(rpu_config)
+            is_alike = rpu_config.mapping.max_input_size == self.rpu_config.mapping.max_input_size
+            # A test matrix represents itself, and sorting all weights may take seconds.
+            weights = self.test_weights if is_alike else self.weights
+            alone = replace(self, weights=weights, rpu_config=rpu_config, other_rpu_configs=())
+            problems.append(alone)
+        return tuple(problems)
+
     def evaluation_rpu_config(self) -> InferenceRPUConfig:
         """A new copy of the RPU configuration, without the scaling of outputs.
 
@@ -205,12 +229,18 @@ class WeightProgrammingProblem:
             described |= describe(getattr(self, name), name)
         described |= describe(self.g_converter_baseline, "g_converter_baseline")
 
+        described |= self._describe_hardware("rpu_config")
+        for number, problem in enumerate(self.on_each_device[1:]):
+            described |= problem._describe_hardware(f"other_rpu_configs.{number}")
+            described |= describe(self.over, "over")
+        return described
+
+    def _describe_hardware(self, path: str) -> Description:
         rpu_config = self.evaluation_rpu_config()
         rpu_config.noise_model.g_converter = None  # each strategy brings its own
+        described = describe(rpu_config.runtime.data_type, f"{path}.runtime.data_type")
         for part in _ACTING_PARTS:
-            described |= describe(getattr(rpu_config, part, None), f"rpu_config.{part}")
-        data_type = rpu_config.runtime.data_type
-        described |= describe(data_type, "rpu_config.runtime.data_type")
+            described |= describe(getattr(rpu_config, part, None), f"{path}.{part}")
         return described
 
     @cached_property

@@ -110,7 +110,7 @@ def polish_best(mirror: Mirror, *, total: int, how_many: int) -> None:
     sampled = _unpolished(mirror, total)
     if not sampled:
         return
-    x, tnmse = _refined(mirror.objective, sampled, how_many)
+    x, tnmse = refined(mirror.objective, _points(mirror.objective, sampled), how_many)
     mirror.record(x, tnmse, [Origin(POLISH, total, number) for number in range(len(x))], total)
 
 
@@ -125,7 +125,7 @@ def polish_front(mirror: Mirror, *, total: int, how_many: int) -> None:
         return
     objective = mirror.objective
     engine = _with_gradient(objective)
-    best, _ = _refined(objective, sampled, 1)
+    best, _ = refined(objective, _points(objective, sampled), 1)
     highest = engine.conductance(best)[0]
     limits = np.linspace(highest, _LOWEST_SHARE * highest, how_many)[1:]
     front = [best[0], *gradient_search.under_limits(engine, best[0], limits)]
@@ -151,7 +151,7 @@ def polish_under_limit(mirror: Mirror, limit: float, *, total: int) -> None:
     if not sampled:
         return
     engine = _with_gradient(mirror.objective)
-    best, _ = _refined(mirror.objective, sampled, 1)
+    best, _ = refined(mirror.objective, _points(mirror.objective, sampled), 1)
     highest = engine.conductance(best)[0]
     if highest > limit:
         # A little below the limit, which rounding must not exceed.
@@ -200,7 +200,7 @@ def polish(study: Study, objective: HypercubeObjective) -> None:
     if any(origin and origin[:2] == (POLISH, total) for origin in map(Origin.of, own)):
         return
     sampled.sort(key=lambda trial: (trial.values[0], trial.number))
-    x, tnmse = _refined(objective, sampled, N_POLISHED)
+    x, tnmse = refined(objective, _points(objective, sampled), N_POLISHED)
     for number, evaluation in enumerate(objective.evaluate(x, tnmse=tnmse)):
         origin = {PHASE: POLISH, PHASE_TOTAL: total, PHASE_INDEX: number}
         study.add_trial(
@@ -213,13 +213,26 @@ def polish(study: Study, objective: HypercubeObjective) -> None:
         )
 
 
-def _refined(
-    objective: HypercubeObjective, trials: Sequence[FrozenTrial], how_many: int
+def _points(objective: HypercubeObjective, trials: Sequence[FrozenTrial]) -> NDArray[np.float64]:
+    """The points ``(n, d)`` of the first trials, from which one descends."""
+    return np.array([objective.point(trial.params) for trial in trials[:_N_DESCENDING]])
+
+
+def refined(
+    objective: HypercubeObjective, x: NDArray[np.float64], how_many: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The best distinct points ``(n, d)`` down the gradient from trials, best first, and TNMSE."""
+    """The best distinct points down the gradient from others, and their TNMSE.
+
+    Args:
+        objective: its engine has gradients.
+        x: points ``(n, d)``, the best first; the first 32 are used.
+        how_many: most points that are wanted.
+
+    Returns:
+        points ``(k, d)`` and TNMSE ``(k,)``.
+    """
     engine = _with_gradient(objective)
-    starts = np.array([objective.point(trial.params) for trial in trials[:_N_DESCENDING]])
-    *_, (x, tnmse) = multi_start(engine, starts, _DESCENT_STEPS)
+    *_, (x, tnmse) = multi_start(engine, x[:_N_DESCENDING], _DESCENT_STEPS)
     x = x[np.argsort(tnmse, kind="stable")]
     strategies = objective.problem.hypercube.decode(x)
     assert isinstance(strategies, list)

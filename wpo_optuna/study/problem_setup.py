@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,10 @@ from wpo_optuna.hardware import (
     named_rpu_config,
     parse_converter,
     parse_durations,
-    rpu_config,
+    rpu_configs,
+    split_sources,
 )
+from wpo_optuna.hardware.device_spread import devices_around, with_factors
 from wpo_optuna.network.references import is_reference
 from wpo_optuna.study.environment import check_directory, directory_of_study
 from wpo_optuna.study.settings import ProblemOptions
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
     from wpo_optuna.network.weights import CheckpointWeights
     from wpo_optuna.problem import WeightProgrammingProblem
     from wpo_optuna.study.settings import StudySettings
+
+# Devices around the given one; Sobol's points fill the space evenly by powers of two.
+_N_AROUND = 8
 
 EXAMPLE = "digits"
 EXAMPLE_FILE = Path(__file__).parents[1] / "network" / "data" / "digits_mlp.safetensors"
@@ -64,8 +69,9 @@ def refuse_at_once(settings: StudySettings) -> None:
     parse_factors(settings.f_lst)
     if settings.t_steps is not None:
         parse_durations(settings.t_steps, "t_steps")
-    if not is_reference(settings.rpu_config):
-        named_rpu_config(settings.rpu_config)
+    for source in split_sources(settings.rpu_config):
+        if not is_reference(source):
+            named_rpu_config(source)
     weights = settings.weights
     if weights is not None and not is_reference(weights) and not Path(weights).exists():
         hint = did_you_mean(weights, map(str, Path(weights).parent.glob("*")))
@@ -89,24 +95,25 @@ def set_up_problem(settings: StudySettings, show_progress_bar: bool = False) -> 
     from wpo_optuna.network.weights import read_weights
     from wpo_optuna.problem import WeightProgrammingProblem
 
-    named = NAMED_RPU_CONFIGS.get(settings.rpu_config)
-    hardware = rpu_config(settings.rpu_config)
-    g_min, g_max = _conductances(settings, hardware)
-    t_steps = named.t_steps if named else SECOND_TO_YEAR
+    devices = _devices(settings)
+    g_min, g_max = _conductances(settings, devices)
+    t_steps = _sensible_times(settings.rpu_config)
     if settings.t_steps is not None:
         t_steps = parse_durations(settings.t_steps, "t_steps")
     # All this is told at once, before a checkpoint is read that takes minutes.
     make_problem: Callable[[Tensor], WeightProgrammingProblem] = partial(
         WeightProgrammingProblem,
         f_lst=parse_factors(settings.f_lst),
-        rpu_config=hardware,
+        rpu_config=devices[0],
+        other_rpu_configs=devices[1:],
+        over=settings.over,
         t_steps=t_steps,
         g_converter_baseline=parse_converter(settings.baseline, g_min, g_max, "baseline"),
         symmetric=settings.symmetric,
         **{name: getattr(settings, name) for name in ProblemOptions.model_fields},
         seed=settings.seed,
     )
-    mapping = hardware.mapping if settings.tile_scaling else None
+    mapping = devices[0].mapping if settings.tile_scaling else None
     checkpoint = read_weights(
         settings.weights or EXAMPLE_FILE, settings.include, settings.exclude, mapping,
         show_progress_bar, settings.transposed,
@@ -116,29 +123,57 @@ def set_up_problem(settings: StudySettings, show_progress_bar: bool = False) -> 
         checkpoint = replace(checkpoint, account=account)
     network = EXAMPLE if settings.weights is None else _label(settings.weights)
     study_name = settings.study_name or "-".join(
-        (network, _label(settings.rpu_config), settings.sampler)
+        (network, *map(_label, split_sources(settings.rpu_config)), settings.sampler)
     )
     return ProblemSetup(study_name, make_problem, checkpoint, make_problem(checkpoint.weights))
 
 
-def _conductances(settings: StudySettings, hardware: InferenceRPUConfig) -> tuple[float, float]:
-    """Lowest and highest conductance in µS: as set, or as the hardware's noise model says."""
-    named = NAMED_RPU_CONFIGS.get(settings.rpu_config)
-    model = type(hardware.noise_model).__name__
-    lowest, highest = conductance_range(hardware.noise_model)
-    g_min, g_max = (named.g_min, named.g_max) if named else (lowest, highest)
+def _devices(settings: StudySettings) -> list[InferenceRPUConfig]:
+    """The hardware that was given, or the given one and those around it."""
+    given = rpu_configs(settings.rpu_config)
+    spread = settings.device_spread
+    if spread is None:
+        return given
+    if len(given) > 1:
+        raise InvalidArgument(
+            f"device_spread = {spread}: devices around one rpu_config; "
+            f"{settings.rpu_config!r} stands for {len(given)}."
+        )
+    around = devices_around(spread, _N_AROUND, settings.seed)
+    return [*given, *(with_factors(given[0], factors) for factors in around)]
+
+
+def _sensible_times(sources: str) -> tuple[float, ...]:
+    """The times in s that fit named hardware, or those that the choosiest of several knows."""
+    named = [NAMED_RPU_CONFIGS[s] for s in split_sources(sources) if s in NAMED_RPU_CONFIGS]
+    of_choosy = [config.t_steps for config in named if config.only_these_times]
+    return [*of_choosy, *(config.t_steps for config in named), SECOND_TO_YEAR][0]
+
+
+def _conductances(
+    settings: StudySettings, devices: Sequence[InferenceRPUConfig]
+) -> tuple[float, float]:
+    """Lowest and highest conductance in µS: as set, or what all noise models describe."""
+    models = " and the ".join(
+        dict.fromkeys(type(config.noise_model).__name__ for config in devices)
+    )
+    known = [conductance_range(config.noise_model) for config in devices]
+    lowest, highest = max(low for low, _ in known), min(high for _, high in known)
+    named = [NAMED_RPU_CONFIGS.get(source) for source in split_sources(settings.rpu_config)]
+    g_min = max(lowest, *(config.g_min for config in named if config), 0.0)
+    g_max = min(highest, *(config.g_max for config in named if config), math.inf)
     g_min = g_min if settings.g_min is None else settings.g_min
     g_max = g_max if settings.g_max is None else settings.g_max
     if math.isinf(g_max):
         raise InvalidArgument(
-            f"g_max: the {model} does not say which conductances it describes; give the highest "
+            f"g_max: which conductances are described, the {models} does not say; give the highest "
             "in µS."
         )
     slack = 1e-6 * g_max
     if not lowest - slack <= g_min < g_max <= highest + slack:
         raise InvalidArgument(
-            f"g_min = {g_min:g}, g_max = {g_max:g}: a range is needed, g_min < g_max, and the "
-            f"{model} describes devices of {lowest:g} to {highest:g} µS."
+            f"g_min = {g_min:g}, g_max = {g_max:g}: a range is needed, g_min < g_max, within the "
+            f"{lowest:g} to {highest:g} µS that are known to the {models}."
         )
     return g_min, g_max
 
@@ -180,10 +215,11 @@ def effective_settings(
         setup: the problem they stand for.
         engine_name: the engine that was chosen.
     """
-    references = ("weights", "rpu_config", "baseline", "model", "data", "metric")
+    references = ("weights", "baseline", "model", "data", "metric")
     return settings.model_copy(
         update={name: _absolute(getattr(settings, name)) for name in references}
         | {
+            "rpu_config": ",".join(map(str, map(_absolute, split_sources(settings.rpu_config)))),
             "t_steps": ",".join(map(format_duration, setup.problem.t_steps)),
             "g_min": setup.problem.g_min,
             "g_max": setup.problem.g_max,

@@ -24,6 +24,7 @@ from wpo_optuna.samplers import DESampler, make_sampler
 from wpo_optuna.storage import open_storage
 from wpo_optuna.study import attributes
 from wpo_optuna.study.description import keep
+from wpo_optuna.study.devices import write_devices
 from wpo_optuna.study.environment import check_directory, directory_of_study, versions
 from wpo_optuna.study.front import front_of, write_front
 from wpo_optuna.study.gradients import (
@@ -377,6 +378,8 @@ def _finish(search: _Search, folder: Path | None, account: Account | None) -> St
     strategy.save(folder / STRATEGY_FILE)
     if objective.second is not None:
         write_front(front, objective.second.name, folder)
+    if scores.devices:
+        write_devices(scores.devices, folder)
     page = _report(result, folder) if settings.report else None
     # What was written for MLflow alone will be gone.
     return result if settings.output is None else replace(result, results=folder, page=page)

@@ -15,12 +15,12 @@ from optuna.trial import FrozenTrial
 from pydantic import TypeAdapter
 
 from wpo_optuna.errors import InvalidArgument, WeightProgrammingError
-from wpo_optuna.loss.engine_choice import drawing_engine
+from wpo_optuna.loss.engine_choice import drawing_engine, tile_engine
 from wpo_optuna.loss.noise import step_on_weights
-from wpo_optuna.loss.reference import ReferenceEngine
 from wpo_optuna.notebook import image, table
 from wpo_optuna.strategy import ProgrammingStrategy
 from wpo_optuna.study.attributes import SCORES
+from wpo_optuna.study.devices import DeviceScore, score_devices
 from wpo_optuna.study.estimate import Estimate, distinct, score
 from wpo_optuna.study.progress import progress_bar
 
@@ -88,6 +88,7 @@ class Scores:
             read power is proportional; None where the noise model knows no devices, and in scores
             of earlier versions.
         max_conductance: the limit of the finalists' in µS per weight; None if there was none.
+        devices: the winner on each of several devices; empty if there is one.
     """
 
     n_trials: int
@@ -98,6 +99,7 @@ class Scores:
     on_tile: tuple[Estimate, Estimate] | None = None
     conductance: tuple[float, float] | None = None
     max_conductance: float | None = None
+    devices: tuple[DeviceScore, ...] = ()
 
     @property
     def winning_trial(self) -> int:
@@ -137,6 +139,11 @@ class Scores:
             values[f"{name}_draws"] = float(estimate.draws)
         if self.conductance is not None:
             values["winner_conductance_us"], values["baseline_conductance_us"] = self.conductance
+        if self.devices:
+            least = min(device.improvement for device in self.devices)
+            values["improvement_percent_worst_device"] = 100 * least
+            lost = [device.lost for device in self.devices]
+            values["lost_percent_mean_device"] = 100 * float(np.mean(lost))
         return values
 
     def to_json(self) -> dict[str, Any]:
@@ -273,10 +280,11 @@ def score_finalists(
             f"study {study.study_name!r} has no completed trial of this problem to be scored."
         )
     problem = objective.problem
-    drawing, tile = drawing_engine(problem), ReferenceEngine(problem)
+    drawing = drawing_engine(problem, objective.engine)
+    tile = tile_engine(problem, objective.engine)
     # Seeds of this scoring alone: neither the search nor an earlier scoring used them.
     sequence = np.random.SeedSequence([problem.seed, mirror.n_complete])
-    seeds = [int(seed) for seed in sequence.generate_state(len(chosen) + 2)]
+    seeds = [int(seed) for seed in sequence.generate_state(len(chosen) + 3)]
     with progress_bar(show_progress, desc="scoring on fresh noise", unit="draw") as bar:
         finalists = [
             Finalist(
@@ -284,7 +292,7 @@ def score_finalists(
                 float(trial.user_attrs["tnmse"]),
                 score(drawing, strategy.to_converter(), seed, bar.update),
             )
-            for (trial, strategy), seed in zip(chosen, seeds[2:], strict=True)
+            for (trial, strategy), seed in zip(chosen, seeds[2:-1], strict=True)
         ]
         best = winner_among(finalists, engine_has_noise=objective.engine.name != "expected")
         winner = finalists.pop(best)
@@ -292,7 +300,7 @@ def score_finalists(
         pairs = tuple(zip(converters, seeds[:2], strict=True))
         scores = [score(drawing, converter, seed, bar.update) for converter, seed in pairs]
         on_tile = None
-        if not isinstance(drawing, ReferenceEngine):
+        if drawing.name != tile.name:
             on_tile = [
                 Estimate.of(tile.tnmse_of(converter, repeats=_CONFIRMING, seed=seed))
                 for converter, seed in pairs
@@ -302,7 +310,7 @@ def score_finalists(
                 scores = [score(tile, converter, seed, bar.update) for converter, seed in pairs]
                 on_tile = None
         conductance = None
-        if step_on_weights(problem.noise_model) is None:
+        if _act_on_devices(problem):
             winners, baselines = (
                 float(drawing.conductance_of(converter, _CONDUCTANCES, seed).mean())
                 for converter, seed in pairs
@@ -317,6 +325,7 @@ def score_finalists(
             on_tile=None if on_tile is None else (on_tile[0], on_tile[1]),
             conductance=conductance,
             max_conductance=max_conductance,
+            devices=score_devices(mirror, chosen[best][1], seeds[-1], bar.update),
         )
 
 
@@ -366,9 +375,14 @@ def comparable(
     strategy: ProgrammingStrategy, problem: WeightProgrammingProblem
 ) -> ProgrammingStrategy:
     """A problem's strategy in the form that equal ones have in common."""
-    if step_on_weights(problem.noise_model) is not None:
+    if not _act_on_devices(problem):
         return strategy  # the model sees all pairs at once, and may tell them apart
     return strategy.normalised(problem.f_lst)
+
+
+def _act_on_devices(problem: WeightProgrammingProblem) -> bool:
+    """Whether all noise models act on single devices, rather than on weights as a whole."""
+    return all(step_on_weights(alone.noise_model) is None for alone in problem.on_each_device)
 
 
 def _best_distinct(

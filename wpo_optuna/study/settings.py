@@ -104,7 +104,17 @@ class ProblemSettings(Settings):
     )  # fmt: skip
     rpu_config: str = setting(
         "pcm", "hardware: a name (see --list-rpu-configs), package.module:function or "
-        "path/file.py:function", _PROBLEM, "NAME",
+        "path/file.py:function; several by commas, or a function that returns several, for a "
+        "strategy that serves them all", _PROBLEM, "NAME",
+    )  # fmt: skip
+    device_spread: float | None = setting(
+        None, "for a strategy that also serves eight devices around the given one: by what "
+        "fraction they differ in programming error, drift and read noise, e.g. 0.2", _PROBLEM,
+        "X", gt=0, le=1,
+    )  # fmt: skip
+    over: Literal["mean", "worst"] = setting(
+        "mean", "what counts of the errors on several devices, each relative to the baseline's",
+        _PROBLEM,
     )  # fmt: skip
     f_lst: Text = setting(
         "1,none", "significance factor of each pair of conductances; none where it is to be "

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from wpo_optuna.storage import masked_url
 from wpo_optuna.study.command_line import command_for_shell
+from wpo_optuna.study.devices import DEVICES_FILE
 from wpo_optuna.study.environment import from_here
 from wpo_optuna.study.estimate import RELATIVE_WIDTH
 from wpo_optuna.study.front import FRONT_FILE
@@ -43,6 +44,7 @@ def describe(
         *_on_tile(scores),
         f"improvement      {100 * scores.improvement:.1f} %",
         *_conductance(scores),
+        *_devices(scores, settings.over),
         f"f_lst            [{factors}]",
         f"engine           {result.objective.engine.name}, {100 * scores.engine_bias:+.2f} % "
         "from the fresh draws at the best",
@@ -104,6 +106,19 @@ def _conductance(scores: Scores) -> list[str]:
     return [f"conductance      {winner:.1f} µS a weight, {beside}"]
 
 
+def _devices(scores: Scores, over: str) -> list[str]:
+    if not scores.devices:
+        return []
+    n = len(scores.devices)
+    better = [f"{100 * end(d.improvement for d in scores.devices):.1f}" for end in (min, max)]
+    lost = [f"{100 * end(d.lost for d in scores.devices):.1f}" for end in (min, max)]
+    return [
+        f"devices          {n}, of which the above is the {over}; improvement on each "
+        f"{' to '.join(better)} %,",
+        f"{'':16} TNMSE {' to '.join(lost)} % higher than with a strategy of its own",
+    ]
+
+
 def _remarks(settings: StudySettings, scores: Scores, n_trials: int) -> list[str]:
     told = []
     if scores.n_trials < n_trials:
@@ -150,6 +165,8 @@ def _file_lines(result: StudyResult) -> list[str]:
         ends = f"{name} {result.front[0].second:.4g} to {result.front[-1].second:.4g}"
         table = from_here(result.results / FRONT_FILE)
         lines.append(f"front            {table}, {len(result.front)} strategies of {ends}")
+    if result.scores.devices:
+        lines.append(f"each device      {from_here(result.results / DEVICES_FILE)}")
     if result.page is not None:
         lines.append(f"report           {from_here(result.page)}")
     return lines

@@ -34,6 +34,7 @@ from wpo_optuna.loss.expected.loss import Kind, Tables
 from wpo_optuna.loss.expected.readout_table import tabulate_readout
 from wpo_optuna.loss.expected.weight_nodes import weight_nodes
 from wpo_optuna.loss.noise import step_on_weights
+from wpo_optuna.loss.parallel import one_thread
 from wpo_optuna.loss.readout import AnalogReadout
 from wpo_optuna.loss.reference import widths_of_tiles
 
@@ -174,7 +175,8 @@ class ExpectedEngine(LossEngine):
 
     def _device_moments(self, g_low: float, g_high: float) -> DeviceMoments:
         problem = self.problem
-        return tabulate_device_moments(problem.noise_model, problem.t_steps, g_low, g_high)
+        with one_thread():
+            return tabulate_device_moments(problem.noise_model, problem.t_steps, g_low, g_high)
 
     def _tables(self, knots: FloatArray, devices: DeviceMoments) -> list[Tables]:
         """Tables of each tile, for curves with these knots."""

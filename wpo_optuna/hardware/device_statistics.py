@@ -140,10 +140,6 @@ class DeviceStatistics:
         """log(t/t_0 + 1) ``(T,)``, by which drift is a straight line."""
         return np.log1p(self.measurements.t / self.t_0)
 
-    def read_noise_over_time(self, t_read: float = 250e-9) -> FloatArray:
-        """By what aihwkit's read noise grows with time ``(T,)``."""
-        return np.sqrt(np.log((self.measurements.t + self.t_0 + t_read) / (2 * t_read)))
-
     def simulated(self, model: BaseNoiseModel) -> FloatArray:
         """Statistics ``(k,)`` of devices of a noise model, with the same noise each time."""
         return np.hstack([block.statistics() for block in self._simulated_blocks(model)])[0]

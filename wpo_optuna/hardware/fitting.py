@@ -22,12 +22,11 @@ import numpy as np
 from aihwkit.inference.converter.conductance import SinglePairConductanceConverter
 from aihwkit.inference.noise.pcm import CustomDriftPCMLikeNoiseModel
 from numpy.typing import NDArray
-from scipy.optimize import least_squares, nnls
+from scipy.optimize import least_squares
 from scipy.stats import chi2
 
 from wpo_optuna.hardware.device_statistics import (
     DeviceStatistics,
-    drift_lines,
     logarithm_of,
     programming_errors,
 )
@@ -130,25 +129,16 @@ class _Form:
     options: Callable[[FloatArray], dict[str, Any]] = field(repr=False)
 
 
-@dataclass(frozen=True, eq=False)
-class _Guess:
-    """First guesses: of programming at all targets, of the rest at those that tell of it."""
-
-    bias: FloatArray
-    std: FloatArray
-    nu_mean: FloatArray
-    nu_std: FloatArray
-    read_noise: FloatArray
-
-
 def _aihwkits_form(data: DeviceStatistics) -> _Form:
     """A polynomial for programming, a table for drift, one scale for read noise."""
-    guess, g_max = _guess(data), data.g_range[1]
-    polynomial = np.polynomial.Polynomial.fit(data.targets / g_max, guess.std, 2, domain=[-1, 1])
-    relative = guess.read_noise / _aihwkits_read_noise(data)
-    read_noise = np.median(relative, keepdims=True)[: data.measurements.are_followed]
-    start = np.concatenate([polynomial.coef, guess.nu_mean, guess.nu_std, read_noise])
-    scale = np.concatenate([np.full(3, guess.std.max()), *_scales_of_drift(guess), read_noise])
+    g_max = data.g_range[1]
+    _, error = _guess_of_programming(data)
+    nu = _guess_of_drift(data)
+    polynomial = np.polynomial.Polynomial.fit(data.targets / g_max, error, 2, domain=[-1, 1])
+    # Without devices to follow, read noise cannot be told from an error of programming.
+    read_noise = np.ones(int(data.measurements.are_followed))
+    start = np.concatenate([polynomial.coef, nu, nu / 3, read_noise])
+    scale = np.concatenate([np.full(3, error.max()), nu, nu, read_noise])
     places, n_known = _at(data.targets[data.has_drift]), int(data.has_drift.sum())
     names = (
         "programming c0 (µS)", "programming c1 (µS)", "programming c2 (µS)",
@@ -181,12 +171,12 @@ def _aihwkits_read_noise(data: DeviceStatistics) -> FloatArray:
 
 def _tables_form(data: DeviceStatistics) -> _Form:
     """A table for everything."""
-    guess = _guess(data)
-    n, n_known = len(data.targets), int(data.has_drift.sum())
-    # Without devices to follow, read noise cannot be told from an error of programming.
-    read_noise = guess.read_noise[: n_known * data.measurements.are_followed]
-    start = np.concatenate([guess.bias, guess.std, guess.nu_mean, guess.nu_std, read_noise])
-    scale = np.concatenate([guess.std, guess.std, *_scales_of_drift(guess), read_noise])
+    bias, error = _guess_of_programming(data)
+    nu = _guess_of_drift(data)
+    n, n_known = len(data.targets), len(nu)
+    read_noise = _aihwkits_read_noise(data)[: n_known * data.measurements.are_followed]
+    start = np.concatenate([bias, error, nu, nu / 3, read_noise])
+    scale = np.concatenate([error, error, nu, nu, read_noise])
     every, known = _at(data.targets), _at(data.targets[data.has_drift])
     names = (
         *(f"programming bias {place} (µS)" for place in every),
@@ -206,11 +196,6 @@ def _tables_form(data: DeviceStatistics) -> _Form:
 
     lowest = np.concatenate([np.full(n, -np.inf), np.zeros(len(start) - n)])
     return _Form(MeasuredNoiseModel, names, start, scale, lowest, options)
-
-
-def _scales_of_drift(guess: _Guess) -> tuple[FloatArray, FloatArray]:
-    scale = np.maximum(guess.nu_mean, guess.nu_std) + 1e-4
-    return scale, scale
 
 
 def _at(targets: FloatArray) -> list[str]:
@@ -233,43 +218,21 @@ def _model(
     return model_class(**options, g_converter=converter)
 
 
-def _guess(data: DeviceStatistics) -> _Guess:
-    """Parameters as if nothing were clipped, folded or rounded."""
-    x, growth = data.logarithm_of_time(), data.read_noise_over_time()
+def _guess_of_programming(data: DeviceStatistics) -> tuple[FloatArray, FloatArray]:
+    """Mean and standard deviation in µS of the errors of programming at each target ``(G,)``."""
     errors = [programming_errors(data.measurements, group) for group in data.groups]
-    of_drift = _guess_of_lines if data.measurements.are_followed else _guess_of_cells
-    known = [
-        group for group, has_drift in zip(data.groups, data.has_drift, strict=True) if has_drift
-    ]
-    drifts = [of_drift(data.measurements.conductance[group], x, growth) for group in known]
-    nu_mean, nu_std, read_noise = np.array(drifts).T
-    bias, std = np.array([(np.mean(e), np.std(e) + 1e-6) for e in errors]).T
-    return _Guess(bias, std, nu_mean, nu_std, read_noise)
+    return np.array([e.mean() for e in errors]), np.array([e.std() + 1e-6 for e in errors])
 
 
-def _guess_of_lines(
-    conductance: FloatArray, x: FloatArray, growth: FloatArray
-) -> tuple[float, float, float]:
-    """Mean and spread of the drift coefficient, and relative read noise."""
-    nu, rest = drift_lines(conductance, x)
-    scatter = float(np.exp(np.nanmean(rest)))
-    of_noise = scatter**2 / ((x - x.mean()) ** 2).sum()
-    variance = float(np.nanvar(nu))
-    spread = max(variance - of_noise, 0.04 * variance) ** 0.5
-    return max(float(np.nanmean(nu)), 1e-4), spread + 1e-6, scatter / float(growth.mean()) + 1e-6
-
-
-def _guess_of_cells(
-    conductance: FloatArray, x: FloatArray, growth: FloatArray
-) -> tuple[float, float, float]:
-    """The same where no device is followed."""
-    y = logarithm_of(conductance)
-    slope, _ = np.polyfit(x, np.nanmean(y, axis=0), 1)
-    terms, variance = np.stack([x**2, growth**2, np.ones_like(x)], axis=1), np.nanvar(y, axis=0)
-    # Each has a share, from which a fit can start.
-    least = 0.1 * variance.mean() / terms.mean(axis=0)
-    of_nu, of_noise, _ = np.maximum(nnls(terms, variance)[0], least)
-    return max(-float(slope), 1e-4), float(of_nu**0.5) + 1e-6, float(of_noise**0.5) + 1e-6
+def _guess_of_drift(data: DeviceStatistics) -> FloatArray:
+    """The drift coefficient at each target that tells of it, by one line through all readings."""
+    slopes = []
+    for group, has_drift in zip(data.groups, data.has_drift, strict=True):
+        if has_drift:
+            y = logarithm_of(data.measurements.conductance[group])
+            x = np.broadcast_to(data.logarithm_of_time(), y.shape)
+            slopes.append(np.polyfit(x[np.isfinite(y)], y[np.isfinite(y)], 1)[0])
+    return np.maximum(-np.array(slopes), 1e-3)
 
 
 # Fitting

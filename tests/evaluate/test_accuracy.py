@@ -251,8 +251,8 @@ def test_accuracy_is_the_share_of_right_classes_over_all_batches() -> None:
     ("batches", "message"),
     [
         ([], "there are no inputs"),
-        ([{"input": torch.zeros(2, 3)}], "a batch is no pair"),
-        ([(torch.zeros(2, 3), [0, 1])], "a batch holds a list"),
+        ([{"input": torch.zeros(2, 3)}], "a batch is dict"),
+        ([(torch.zeros(2, 3), [0, 1])], r"a batch is \[Tensor, list\]"),
         ([(torch.zeros(4), torch.zeros(4))], r"scores have shape \(4,\)"),
         ([(torch.zeros(2, 3), torch.zeros(2, 3))], r"shape \(2, 3\) and the targets \(2, 3\)"),
     ],

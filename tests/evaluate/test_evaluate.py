@@ -308,7 +308,7 @@ def test_mlflow_being_away_costs_a_warning_and_no_results(
         ({"model": "blobs.py:three"}, "model is a int: a torch module is needed"),
         (
             {"model": "blobs.py:normalisation"},
-            "model is a LayerNorm without a layer that can be analog",
+            "'the LayerNorm' has no tensor that counts as a weight",
         ),
         ({"data": "blobs.py:three"}, "data 'blobs.py:three' returned int"),
         (
@@ -325,7 +325,7 @@ def test_mlflow_being_away_costs_a_warning_and_no_results(
         ({"rpu_config": "pcm", "model": "blobs.py:analog_network"}, "settled already"),
         ({"repeats": "0"}, "--repeats '0' cannot be used"),
         ({"import": "strategy.json", "read_at": "1s,1d"}, "one time is needed"),
-        ({"import": "strategy.json"}, "is no complete safetensors file"),
+        ({"import": "strategy.json"}, "is not a complete safetensors file"),
         ({"seed": "-1"}, "--seed '-1' cannot be used"),
         ({"engine": "torch", "rpu_config": "standard-hwa"}, "has ir_drop = 1.0"),
         ({"device": "gpu"}, "'gpu' cannot be used"),

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from aihwkit.inference.converter.base import BaseConductanceConverter
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from wpo_optuna.evaluate.accuracy import NetworkSetup, Programming
 from wpo_optuna.evaluate.chip import Engine, chip_of
 from wpo_optuna.hardware import format_duration
 from wpo_optuna.network.apply import analog_tiles, apply_converter, apply_strategy
-from wpo_optuna.network.conductances import TileConductances, set_measured
+from wpo_optuna.network.conductances import set_measured
 from wpo_optuna.study.estimate import Estimate
 
 
@@ -83,7 +83,7 @@ def compare_measured(
     setup: NetworkSetup,
     programming: Programming,
     baseline: BaseConductanceConverter,
-    measured: Mapping[str, TileConductances],
+    measured: Mapping[str, Tensor],
     t: float,
     *,
     repeats: int = 10,
@@ -98,7 +98,7 @@ def compare_measured(
         setup: the network, and how its quality is measured.
         programming: the strategy that the targets were exported for, or strategies by layer.
         baseline: converter of layers without one.
-        measured: the measured conductances of all tiles.
+        measured: the weights of all tiles that the measured conductances stand for.
         t: when they were read, in s after programming.
         repeats: number of programmings that are drawn, at least 2.
         seed: seed of the noise.

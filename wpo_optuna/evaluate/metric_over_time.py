@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 import re
 import time
 import warnings
@@ -198,8 +197,6 @@ class MetricOverTime:
         Returns:
             the run's id; None if MLflow did not take it.
         """
-        for name, value in store.REQUEST_SETTINGS.items():
-            os.environ.setdefault(name, value)
         all_tags = {store.KIND_TAG: "accuracy", **(tags or {})}
         all_tags |= {f"version.{name}": version for name, version in versions().items()}
         texts = {name: str(value)[: store.MAX_PARAM_LENGTH] for name, value in parameters.items()}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-ANALOGUE, DIGITAL, NOT_READABLE = "analogue", "digital", "not readable"
+ANALOGUE, DIGITAL = "analogue", "digital"
 
 # Below this share of the weights in matrices, a network is hardly an analogue one.
 _MOST = 0.5
@@ -31,8 +31,8 @@ class AccountedTensor:
         tile_shape: its inputs and outputs on a tile, before tiles are limited in size; none for
             what is no matrix.
         blocks: how many matrices of that shape it holds, each of a layer of its own.
-        count: number of weights; estimated where they cannot be read.
-        becomes: ``analogue``, ``digital`` or ``not readable``.
+        count: number of weights.
+        becomes: ``analogue`` or ``digital``.
         because: the reason, or a remark; may be empty if analogue.
         counts: whether it holds weights that count; of tied tensors the first one does.
         is_named: whether the name is that of a parameter, and not what somebody called an array.

@@ -16,11 +16,10 @@ from wpo_optuna.network import layers
 from wpo_optuna.network.account import (
     ANALOGUE,
     DIGITAL,
-    NOT_READABLE,
     Account,
     AccountedTensor,
 )
-from wpo_optuna.network.quantised import dequantised, packed_count
+from wpo_optuna.network.quantised import dequantised, is_packed
 from wpo_optuna.network.tensors import Known, StoredTensor
 
 _REAL_TYPES = (
@@ -107,8 +106,7 @@ def account_for(
             remark = "square: taken as outputs × inputs unless --transposed names it"
         entries.append(_entry(tensor, known, reason, remark))
     account = Account(source, tuple(_count_tied_once(entries, ties)))
-    _refuse_packed(account)
-    taken = {e.name for e in account.analogue if e.counts}
+    taken = {entry.name for entry in account.analogue if entry.counts}
     if not taken:
         has = _some([f"{entry.name} ({entry.because})" for entry in account.tensors])
         raise InvalidArgument(
@@ -125,6 +123,12 @@ def _reason_to_skip(tensor: StoredTensor, known: Known, choice: Choice, n_tensor
     if choice.include and not any(fnmatchcase(tensor.name, p) for p in choice.include):
         return "no pattern includes it"
     if tensor.type_name not in _REAL_TYPES:
+        if is_packed(tensor):
+            raise InvalidArgument(
+                f"weights {tensor.name!r} of {tensor.place} are packed as {tensor.type_name}, in a "
+                "way that cannot be read: give the checkpoint as it was before quantisation, or "
+                "exclude these."
+            )
         return f"its type is {tensor.type_name}"
     if tensor.count == 0 or not tensor.shape:
         return "it is 0-d" if tensor.count else "it is empty"
@@ -136,18 +140,14 @@ def _reason_to_skip(tensor: StoredTensor, known: Known, choice: Choice, n_tensor
 
 
 def _entry(tensor: StoredTensor, known: Known, reason: str, remark: str) -> AccountedTensor:
-    becomes, count = DIGITAL if reason else ANALOGUE, tensor.count
-    if tensor.type_name not in _REAL_TYPES and packed_count(tensor):
-        becomes, count = NOT_READABLE, packed_count(tensor)
-        reason = f"it is packed as {tensor.type_name}"
+    becomes = DIGITAL if reason else ANALOGUE
     tile_shape = None
     if becomes == ANALOGUE and len(tensor.shape) >= 2:
         n_outputs = tensor.shape[0] // known.blocks
         tile_shape = (tensor.count // tensor.shape[0], n_outputs)
     return AccountedTensor(
-        tensor.name, known.kind, tensor.shape, tile_shape, known.blocks, count, becomes,
-        reason or remark, counts=becomes == NOT_READABLE or tensor.type_name in _REAL_TYPES,
-        is_named=tensor.is_named,
+        tensor.name, known.kind, tensor.shape, tile_shape, known.blocks, tensor.count, becomes,
+        reason or remark, counts=tensor.type_name in _REAL_TYPES, is_named=tensor.is_named,
     )  # fmt: skip
 
 
@@ -248,19 +248,6 @@ def _is_doubtful(tensor: StoredTensor) -> bool:
     path, _, name = tensor.name.rpartition(".")
     is_square = name == "weight" and len(tensor.shape) == 2 and len(set(tensor.shape)) == 1
     return is_square and bool(_GPT2_NAME.fullmatch(path.rpartition(".")[2]))
-
-
-def _refuse_packed(account: Account) -> None:
-    packed = [entry for entry in account.tensors if entry.becomes == NOT_READABLE]
-    n_packed = sum(entry.count for entry in packed)
-    if 2 * n_packed <= account.count(in_matrices=True):
-        return
-    share = n_packed / account.count(in_matrices=True)
-    has = _some([f"{entry.name}, {entry.because}" for entry in packed])
-    raise InvalidArgument(
-        f"weights {account.source!r}: {share:.0%} of the weights in matrices are packed in a way "
-        f"that cannot be read ({has}); give the checkpoint as it was before quantisation."
-    )
 
 
 def _check_pattern(pattern: str, argument: str, names: Sequence[str], source: str) -> None:

@@ -13,8 +13,7 @@ and the first output of the layer that lie on it, the significance factors ``f_l
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -25,42 +24,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from wpo_optuna.errors import InvalidArgument, did_you_mean
-from wpo_optuna.network.apply import analog_tiles, apply_strategy
+from wpo_optuna.network.apply import AnalogTile, analog_tiles, apply_strategy
 from wpo_optuna.network.checkpoints import reading
 from wpo_optuna.strategy import ProgrammingStrategy
 
 FORMAT = "wpo_optuna.conductances/1"
-
-
-@dataclass(frozen=True, eq=False)
-class TileConductances:
-    """The conductances of a tile's devices.
-
-    Attributes:
-        tile: the tile's path in the network.
-        layer: that of the layer it belongs to.
-        first_input: number of the layer's first input on this tile.
-        first_output: number of the layer's first output on this tile.
-        f_lst: significance factor of each of the P pairs.
-        k_w: scale from unitless weights to µS.
-        conductances: ``(2P, outputs, inputs)`` in µS, g+ and g- of each pair.
-        output_scales: ``(outputs,)``, by which the tile's outputs are multiplied.
-    """
-
-    tile: str
-    layer: str
-    first_input: int
-    first_output: int
-    f_lst: tuple[float, ...]
-    k_w: float
-    conductances: Tensor
-    output_scales: Tensor
-
-    def weights(self) -> Tensor:
-        """The weights ``(outputs, inputs)`` that the conductances stand for, unitless."""
-        factors = torch.tensor(self.f_lst, dtype=torch.float64)[:, None, None]
-        devices = self.conductances.to(torch.float64)
-        return ((factors * (devices[::2] - devices[1::2])).sum(dim=0) / self.k_w).float()
 
 
 def export_targets(
@@ -84,13 +52,17 @@ def export_targets(
         InvalidArgument: the strategy does not fit the network.
     """
     apply_strategy(model, strategy)
-    tensors, tiles = {}, {}
-    for target in target_conductances(model):
-        tensors[f"{target.tile}.conductances"] = target.conductances.contiguous()
-        tensors[f"{target.tile}.output_scales"] = target.output_scales.contiguous()
-        tiles[target.tile] = {
-            "layer": target.layer, "first_input": target.first_input,
-            "first_output": target.first_output, "f_lst": target.f_lst, "k_w": target.k_w,
+    places = _places(model)
+    tensors: dict[str, Tensor] = {}
+    tiles: dict[str, dict[str, object]] = {}
+    for tile in analog_tiles(model):
+        conductances, f_lst, k_w = _targets(tile)
+        tensors[f"{tile.name}.conductances"] = conductances
+        tensors[f"{tile.name}.output_scales"] = tile.output_scales().contiguous()
+        first_input, first_output = places[tile.name]
+        tiles[tile.name] = {
+            "layer": tile.layer, "first_input": first_input, "first_output": first_output,
+            "f_lst": f_lst, "k_w": k_w,
         }  # fmt: skip
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,34 +70,26 @@ def export_targets(
     return path
 
 
-def target_conductances(model: nn.Module) -> Iterator[TileConductances]:
-    """What the devices of a network's tiles are programmed to, by their present converters.
-
-    Raises:
-        InvalidArgument: a converter does not split weights over pairs of devices.
-    """
-    places = _places(model)
-    for tile in analog_tiles(model):
-        if tile.noise_model is None:
-            raise InvalidArgument(f"model: tile {tile.name!r} is not made for inference.")
-        converter, weights = tile.noise_model.g_converter, tile.target_weights()
-        conductances, parameters = converter.convert_to_conductances(weights)
-        factors = parameters.get("f_lst", [1.0])
-        target = TileConductances(
-            tile.name, tile.layer, *places[tile.name], tuple(map(float, factors)),
-            float(parameters["scale_ratio"]), torch.stack(list(conductances)).float(),
-            tile.output_scales(),
-        )  # fmt: skip
-        is_pairs = len(target.conductances) == 2 * len(factors)
-        if not is_pairs or not torch.allclose(target.weights(), weights, rtol=0.0, atol=1e-4):
-            raise InvalidArgument(
-                f"model: tile {tile.name!r} is programmed by a {type(converter).__name__}, which "
-                "does not split a weight over pairs of devices."
-            )
-        yield target
+def _targets(tile: AnalogTile) -> tuple[Tensor, list[float], float]:
+    """A tile's conductances (2P, outputs, inputs) in µS, f_lst and k_w, see this module."""
+    if tile.noise_model is None:
+        raise InvalidArgument(f"model: tile {tile.name!r} is not made for inference.")
+    converter, weights = tile.noise_model.g_converter, tile.target_weights()
+    devices, parameters = converter.convert_to_conductances(weights)
+    conductances = torch.stack(list(devices)).float()
+    f_lst = list(map(float, parameters.get("f_lst", [1.0])))
+    k_w = float(parameters["scale_ratio"])
+    if len(conductances) == 2 * len(f_lst):
+        represented = _weights(conductances, f_lst, k_w)
+        if torch.allclose(represented, weights, rtol=0.0, atol=1e-4):
+            return conductances, f_lst, k_w
+    raise InvalidArgument(
+        f"model: tile {tile.name!r} is programmed by a {type(converter).__name__}, which does not "
+        "split a weight over pairs of devices."
+    )
 
 
-def read_conductances(path: str | Path, model: nn.Module) -> dict[str, TileConductances]:
+def read_conductances(path: str | Path, model: nn.Module) -> dict[str, Tensor]:
     """Reads conductances in the layout of :func:`export_targets`, such as were measured.
 
     Args:
@@ -133,7 +97,7 @@ def read_conductances(path: str | Path, model: nn.Module) -> dict[str, TileCondu
         model: the network they belong to, with analog layers.
 
     Returns:
-        those of each tile, by name.
+        the weights ``(outputs, inputs)`` that they stand for, unitless, by the tile's name.
 
     Raises:
         InvalidArgument: the file cannot be read, is of another layout, or does not fit the network;
@@ -162,10 +126,7 @@ def read_conductances(path: str | Path, model: nn.Module) -> dict[str, TileCondu
                 f"{float(measured.min()):g} to {float(measured.max()):g}; {shape} is needed (two "
                 "for each pair, outputs, inputs), in µS, finite and not negative."
             )
-        scales = tensors.get(f"{name}.output_scales", tile.output_scales())
-        found[name] = TileConductances(
-            name, conductances=measured, output_scales=scales, **tiles[name]
-        )
+        found[name] = _weights(measured, tiles[name]["f_lst"], tiles[name]["k_w"])
     return found
 
 
@@ -193,19 +154,26 @@ class MeasuredDevices(BaseNoiseModel):
         return self._weights
 
 
-def set_measured(model: nn.Module, measured: Mapping[str, TileConductances]) -> None:
+def set_measured(model: nn.Module, measured: Mapping[str, Tensor]) -> None:
     """Gives the tiles of a network the weights of measured conductances.
 
     They are compensated for drift as the network's hardware says, with the targets as reference.
 
     Args:
         model: a network with analog layers.
-        measured: conductances of all its tiles, see :func:`read_conductances`.
+        measured: those of all its tiles, see :func:`read_conductances`.
     """
     for tile in analog_tiles(model):
-        tile.set_noise_model(MeasuredDevices(measured[tile.name].weights()))
+        tile.set_noise_model(MeasuredDevices(measured[tile.name]))
         tile.tile.program_weights()
         tile.tile.drift_weights(1.0)  # the time does not matter to them
+
+
+def _weights(conductances: Tensor, f_lst: Sequence[float], k_w: float) -> Tensor:
+    """The weights (outputs, inputs) that conductances (2P, outputs, inputs) stand for, unitless."""
+    factors = torch.tensor(f_lst, dtype=torch.float64)[:, None, None]
+    devices = conductances.to(torch.float64)
+    return ((factors * (devices[::2] - devices[1::2])).sum(dim=0) / k_w).float()
 
 
 def _places(model: nn.Module) -> dict[str, tuple[int, int]]:

@@ -14,9 +14,6 @@ _QUANTISED = ("int8", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8
 # Side of the square blocks that share a scale, unless they divide the matrix evenly otherwise
 # (DeepSeek-V3's checkpoints).
 _BLOCK = 128
-# Weights in one number of a packed tensor: of four bits each, as GPTQ, AWQ, bitsandbytes and the
-# FP4 formats have them.
-_PACKED = {"int32": 8, "uint8": 2, "int64": 16, "int16": 4, "int8": 1}
 
 
 def dequantised(tensors: Sequence[StoredTensor]) -> tuple[list[StoredTensor], dict[str, str]]:
@@ -46,13 +43,13 @@ def dequantised(tensors: Sequence[StoredTensor]) -> tuple[list[StoredTensor], di
     return found, belongs
 
 
-def packed_count(tensor: StoredTensor) -> int:
-    """About how many weights a tensor holds that cannot be read; 0 if it holds none."""
-    *_, name = tensor.name.rpartition(".")
-    is_weight = name.endswith(("weight", "weight_packed", "_blocks", "_proj"))
-    if not is_weight or len(tensor.shape) < 2:
-        return 0
-    return tensor.count * _PACKED.get(tensor.type_name, 0)
+def is_packed(tensor: StoredTensor) -> bool:
+    """Whether a tensor seems to hold weights in integers, of whose meaning nothing is known.
+
+    GPTQ, AWQ, bitsandbytes and the FP4 formats pack several of four bits each into one.
+    """
+    is_weight = tensor.name.endswith(("weight", "weight_packed", "_blocks", "_proj"))
+    return is_weight and len(tensor.shape) >= 2 and "int" in tensor.type_name
 
 
 def _scale_of(tensor: StoredTensor, by_name: Mapping[str, StoredTensor]) -> StoredTensor | None:

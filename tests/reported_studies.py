@@ -70,7 +70,7 @@ def search(
         attributes.VERSIONS: {"optuna": optuna.__version__},
     }.items():
         study.set_user_attr(attribute, value)
-    FinishedTrials(study).append(found.trials, None, lambda trial: None)
+    FinishedTrials(study).append(found.trials)
     return study
 
 

@@ -7,13 +7,10 @@ the study is still being run, this does no harm.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
 from wpo_optuna.study.command_line import CommandParser, program, run_command
-
-TRIAL_RUNS = ("auto", "all", "best", "none")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,10 +46,8 @@ def _run(options: argparse.Namespace) -> int:
     from wpo_optuna.storage import load_study
     from wpo_optuna.track.delivery import Delivered, deliver
     from wpo_optuna.track.destination import Destination
-    from wpo_optuna.track.store import REQUEST_SETTINGS, reason_of
+    from wpo_optuna.track.store import reason_of
 
-    for name, value in REQUEST_SETTINGS.items():
-        os.environ.setdefault(name, value)
     study = load_study(options.storage, options.study_name)
     destination = Destination.of_study(
         study, options.tracking_uri, options.experiment, options.trial_runs
@@ -102,7 +97,7 @@ def _parser() -> CommandParser:
         help="MLflow experiment; by default the one the study was recorded in, or wpo",
     )  # fmt: skip
     parser.add_argument(
-        "--trial-runs", choices=TRIAL_RUNS,
+        "--trial-runs", metavar="auto|all|best|none",
         help="trials with an MLflow run of their own; by default as the study was recorded, or "
         "auto: all of at most 1000 trials, else those that improved the best",
     )  # fmt: skip

@@ -21,7 +21,7 @@ import optuna
 from wpo_optuna.storage import FinishedTrials
 from wpo_optuna.study import attributes as names
 from wpo_optuna.track.destination import Destination, refuse_file_of
-from wpo_optuna.track.store import connect, find_or_create_experiment, is_database, settle, turn
+from wpo_optuna.track.store import connect, find_or_create_experiment, is_database, turn
 from wpo_optuna.track.study_run import PARAMETERS_FILE, PARQUET_FILE, StudyRun
 from wpo_optuna.track.trials import (
     ATTRIBUTES,
@@ -116,7 +116,7 @@ class Delivery:
         self._study = study
         self._destination = destination
         self._on_progress = on_progress
-        self._reader = FinishedTrials(study, ATTRIBUTES, reads_only=True)
+        self._reader = FinishedTrials(study, ATTRIBUTES)
         self._trials: list[FrozenTrial] = []  # numbers ascend
         self._attributes: dict[str, Any] = {}
         self._writer = uuid.uuid4().hex
@@ -186,7 +186,6 @@ class Delivery:
         status = self._attributes.get(names.STATUS, names.FINISHED)
         # One that still says it is running was killed.
         run.set_status(names.KILLED if status == names.RUNNING else status, ended_ms)
-        settle(self._destination.uri)
 
     def _delivered(self, run: StudyRun, n_lacking: int) -> Delivered:
         n_finished = len(self._trials)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import entry_points
@@ -136,17 +135,9 @@ def _check_tracking_uri(uri: str, named: str) -> None:
     scheme = urlsplit(uri).scheme.partition("+")[0]
     plugins = {plugin.name for plugin in entry_points(group="mlflow.tracking_store")}
     if (scheme or uri) not in {*DATABASES, *_SERVERS, *plugins}:
-        migrated = ""
-        if scheme in ("", "file"):
-            source = shlex.quote(urlsplit(uri).path)
-            migrated = (
-                " MLflow keeps runs in files no more; those of a directory are taken along with: "
-                f"mlflow migrate-filestore --source {source} --target {DEFAULT_URI}"
-            )
         raise InvalidArgument(
             f"{named}: accepted is a database such as {DEFAULT_URI}, or a server such as "
             f"http://127.0.0.1:5000; the kinds are {', '.join((*_SERVERS[:2], *DATABASES))}."
-            f"{migrated}"
         )
     if scheme in DATABASES:
         try:

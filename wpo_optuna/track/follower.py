@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import gc
 import os
 import shutil
 import subprocess
@@ -32,17 +31,12 @@ from typing import TYPE_CHECKING
 import optuna
 from tqdm import tqdm
 
-from wpo_optuna.storage import (
-    FinishedTrials,
-    load_study,
-    open_storage,
-    storage_url,
-)
+from wpo_optuna.storage import FinishedTrials, load_study, open_storage, storage_url
 from wpo_optuna.study.attributes import ENDED, FAILED, KILLED, RUNNING, STARTED, STATUS
 from wpo_optuna.study.command_line import command_for_shell
 from wpo_optuna.track.delivery import Delivered, Delivery, identity_of, storage_of
 from wpo_optuna.track.destination import Destination, refuse_file_of, without_password
-from wpo_optuna.track.store import REQUEST_SETTINGS, reason_of
+from wpo_optuna.track.store import reason_of
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -104,7 +98,7 @@ class Follower(AbstractContextManager["Follower"]):
         identity_of(study)
         if STARTED not in study.user_attrs:
             study.set_user_attr(STARTED, _now_ms())
-        _set_status(study, RUNNING)
+        study.set_user_attr(STATUS, RUNNING)
         url = storage_url(storage_of(study))
         self._copy = None if url is not None else _MemoryCopy(study)
         self._url = url if self._copy is None else self._copy.url
@@ -116,7 +110,6 @@ class Follower(AbstractContextManager["Follower"]):
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 env={
-                    **REQUEST_SETTINGS,
                     **os.environ,
                     "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
                     "OMP_NUM_THREADS": "1",  # the study's loop needs the cores
@@ -143,7 +136,7 @@ class Follower(AbstractContextManager["Follower"]):
             return
         self._is_over = True
         if status is not None:
-            _set_status(self.study, status)
+            self.study.set_user_attr(STATUS, status)
         with contextlib.suppress(Exception):  # a storage that fails ends the study with its message
             self.study.set_user_attr(ENDED, _now_ms())
         if self._copy is not None:
@@ -254,7 +247,7 @@ class _MemoryCopy:
             storage=open_storage(self.url),
             directions=study.directions,
         )
-        self._stored = FinishedTrials(self._copy, reads_only=True)
+        self._stored = FinishedTrials(self._copy)
         self._n_copied = 0
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._work, name="wpo-copy", daemon=True)
@@ -280,13 +273,8 @@ class _MemoryCopy:
         if not is_last:
             new = list(takewhile(lambda trial: trial.state.is_finished(), new))
         # At last also those that will never finish: they keep their numbers all the same.
-        self._stored.append(new, None, lambda trial: None)
+        self._stored.append(new)
         self._n_copied += len(new)
-
-
-def _set_status(study: Study, status: str) -> None:
-    if study.user_attrs.get(STATUS) != status:
-        study.set_user_attr(STATUS, status)
 
 
 def _now_ms() -> int:
@@ -320,9 +308,6 @@ def follow() -> int:
             return False
         return True
 
-    import mlflow  # noqa: F401
-
-    gc.freeze()  # what was imported stays, and need not be looked through again and again
     wait = 0.0
     # A forked copy of the study's process may hold the pipe open after its death.
     while not channel.poll(wait) and os.getppid() == parent:

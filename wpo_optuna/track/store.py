@@ -6,19 +6,18 @@ import hashlib
 import math
 import os
 import socket
-import sqlite3
 import sys
 import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from sqlalchemy import create_engine, inspect
 from sqlalchemy.pool import NullPool
 
-from wpo_optuna.storage import masked_url, network_file_system
+from wpo_optuna.storage import masked_url
 from wpo_optuna.track.destination import DATABASES, file_of, without_password
 
 if TYPE_CHECKING:
@@ -51,9 +50,7 @@ _EXPERIMENT_NOTE = (
 # What the messages of MLflow's exceptions contain, and what it means.
 _REQUEST_FAILURES = {
     "Connection refused": "cannot be reached: connection refused",
-    "timeout": "does not answer in time",
     "timed out": "does not answer in time",
-    "error responses": "answers with server errors",
     "Max retries exceeded": "cannot be reached",
 }
 _MOST_CHARACTERS_OF_A_REASON = 300
@@ -64,30 +61,21 @@ _Item = TypeVar("_Item")
 def connect(tracking_uri: str) -> MlflowClient:
     """Opens a store; an SQLite database is created if there is none.
 
-    A new database on a local disk gets a write-ahead log: a delivery waits for the disk less often,
-    and whoever looks at the runs in MLflow's UI does not keep them from being written.
-
     Args:
         tracking_uri: MLflow's tracking URI.
 
     Raises:
         SQLAlchemyError: there is no such database, or it does not answer.
     """
-    path = file_of(tracking_uri)
-    if path is None:
-        return _connect(tracking_uri)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with turn(str(path)):  # MLflow creates its tables as if it were alone
-        if not path.exists() and network_file_system(path.parent) is None:
-            with closing(sqlite3.connect(path)) as database:
-                database.execute("PRAGMA journal_mode = WAL")
-        # MLflow keeps a connection for each URI, and a relative one means another file elsewhere.
-        return _connect(tracking_uri.replace(tracking_uri.partition(":///")[2], str(path)))
-
-
-def _connect(tracking_uri: str) -> MlflowClient:
+    for name, value in REQUEST_SETTINGS.items():
+        os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
+    path = file_of(tracking_uri)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # MLflow keeps a connection for each URI, and a relative one means another file elsewhere.
+        tracking_uri = tracking_uri.replace(tracking_uri.partition(":///")[2], str(path))
     if is_database(tracking_uri):
         # MLflow would try for two minutes before it says that a database does not answer.
         inspect(create_engine(tracking_uri, poolclass=NullPool)).get_table_names()
@@ -109,14 +97,6 @@ def turn(name: str) -> Iterator[None]:
             except OSError:
                 time.sleep(_POLL_S)
         yield
-
-
-def settle(tracking_uri: str) -> None:
-    """Puts what a write-ahead log has into the database, whose file alone is then whole."""
-    path = file_of(tracking_uri)
-    if path is not None:
-        with closing(sqlite3.connect(path)) as database:
-            database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def is_database(tracking_uri: str) -> bool:

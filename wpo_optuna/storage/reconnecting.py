@@ -8,6 +8,7 @@ repeated.
 from __future__ import annotations
 
 import functools
+import re
 import time
 import warnings
 from collections.abc import Callable
@@ -15,12 +16,16 @@ from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 
 from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
 from sqlalchemy import Engine, event
 
 from wpo_optuna.errors import WeightProgrammingError, first_line
 
 _PATIENCE_S, _PAUSE_S = 120.0, 1.0
 _TIMES = 5
+_KEPT = "what was stored is kept, and the same command goes on from there"
+# What a server says that is stopped or started, or its client of one that has just gone.
+_RESTARTS = re.compile("the database system is|terminating connection|server closed the connection")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,6 +43,45 @@ class StorageWarning(UserWarning):
     """The storage keeps its user waiting."""
 
 
+class Patience:
+    """Waits for a database server, says so once, and gives up after two minutes.
+
+    Args:
+        shown_url: the storage's URL for people to read.
+    """
+
+    def __init__(self, shown_url: str) -> None:
+        self._shown_url = shown_url
+        self._started, self._is_told = time.monotonic(), False
+
+    def wait(self, error: BaseException) -> None:
+        """Waits a moment before the server is tried again, which failed with this error.
+
+        Raises:
+            StorageError: it has been tried for long enough.
+        """
+        reason = first_line(error)
+        if time.monotonic() - self._started >= _PATIENCE_S:
+            raise StorageError(
+                f"storage {self._shown_url!r}: the database server went away and has not come "
+                f"back in {_PATIENCE_S:.0f} s ({reason}); {_KEPT} when it is back."
+            ) from error
+        if not self._is_told:
+            self._is_told = True
+            warnings.warn(
+                f"storage {self._shown_url!r}: the database server went away ({reason}); waiting "
+                f"for it up to {_PATIENCE_S:.0f} s (Ctrl-C ends that).",
+                StorageWarning,
+                stacklevel=2,
+            )
+        time.sleep(_PAUSE_S)
+
+
+def is_restart(message: str) -> bool:
+    """Whether a server's or its client's message tells of one that is being restarted."""
+    return _RESTARTS.search(message) is not None
+
+
 def outlast_restarts(engine: Engine, shown_url: str) -> None:
     """Makes new connections of an engine wait for a server that does not answer.
 
@@ -45,37 +89,22 @@ def outlast_restarts(engine: Engine, shown_url: str) -> None:
         engine: has reached its server before, so that it is not its address that is wrong.
         shown_url: its URL for people to read.
     """
-    kept = "what was stored is kept, and the same command goes on from there"
 
     @event.listens_for(engine, "do_connect")
     def connect(dialect: Any, record: Any, arguments: Any, options: Any) -> Any:
-        started, is_told = time.monotonic(), False
+        patience = Patience(shown_url)
         while True:
             try:
                 return dialect.connect(*arguments, **options)
             except dialect.loaded_dbapi.OperationalError as error:
-                reason = first_line(error)
-                if time.monotonic() - started >= _PATIENCE_S:
-                    raise StorageError(
-                        f"storage {shown_url!r}: the database server went away and has not come "
-                        f"back in {_PATIENCE_S:.0f} s ({reason}); {kept} when it is back."
-                    ) from error
-            if not is_told:
-                is_told = True
-                warnings.warn(
-                    f"storage {shown_url!r}: the database server went away ({reason}); waiting "
-                    f"for it up to {_PATIENCE_S:.0f} s (Ctrl-C ends that).",
-                    StorageWarning,
-                    stacklevel=2,
-                )
-            time.sleep(_PAUSE_S)
+                patience.wait(error)
 
     @event.listens_for(engine, "handle_error")
     def tell(context: Any) -> None:
         if context.is_disconnect and not context.is_pre_ping:
             reason = first_line(context.original_exception)
             raise ServerAway(
-                f"storage {shown_url!r}: the database server went away ({reason}); {kept}."
+                f"storage {shown_url!r}: the database server went away ({reason}); {_KEPT}."
             )
 
 
@@ -90,3 +119,24 @@ def repeated_if_away(function: Callable[P, R]) -> Callable[P, R]:
         return function(*arguments, **options)
 
     return repeated
+
+
+class ServerStorage(RDBStorage):
+    """An ``RDBStorage`` whose calls about studies are repeated if a restart cut them off.
+
+    Calls about trials are not: one may have been created unheard.
+    """
+
+
+for _name in (
+    "create_new_study",
+    "get_all_studies",
+    "get_study_directions",
+    "get_study_id_from_name",
+    "get_study_name_from_id",
+    "get_study_system_attrs",
+    "get_study_user_attrs",
+    "set_study_system_attr",
+    "set_study_user_attr",
+):
+    setattr(ServerStorage, _name, repeated_if_away(getattr(RDBStorage, _name)))

@@ -26,7 +26,14 @@ from sqlalchemy import Connection, make_url
 from sqlalchemy.exc import OperationalError
 
 from wpo_optuna.errors import InvalidArgument, did_you_mean, first_line
-from wpo_optuna.storage.reconnecting import StorageWarning, outlast_restarts
+from wpo_optuna.storage.reconnecting import (
+    Patience,
+    ServerStorage,
+    StorageError,
+    StorageWarning,
+    is_restart,
+    outlast_restarts,
+)
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -38,6 +45,9 @@ ACCEPTED = (
 
 _GRPC_TIMEOUT_S = 10.0
 _ATTEMPTS = 8
+# Processes that create the tables of one new database get into each other's way; and a server that
+# is restarted refuses connections for a moment.
+_PASSING = re.compile("(?i)already exists|unique|connection refused|PGSQL.* No such file")
 _ASKED_EVERY_MS, _TOLD_AFTER_S = 500, 5.0
 
 _NETWORK_FILE_SYSTEM = re.compile(
@@ -196,6 +206,8 @@ def _open(url: str, busy_timeout: float, *, may_create: bool) -> BaseStorage:
     check_kind(url)
     try:
         return _opened(url, busy_timeout, may_create)
+    except StorageError:
+        raise
     except Exception as error:
         cause = error.__cause__ or error
         reason = f"{type(cause).__name__}: {first_line(getattr(cause, 'orig', None) or cause)}"
@@ -271,16 +283,19 @@ def _open_journal(path: Path, may_create: bool) -> JournalStorage:
 
 
 def _open_database(url: str, options: dict[str, Any], may_create: bool) -> RDBStorage:
-    for n_left in reversed(range(_ATTEMPTS)):
+    n_left, patience = _ATTEMPTS, Patience(masked_url(url))
+    while True:
         try:
-            return RDBStorage(url, dict(options), skip_table_creation=not may_create)
+            return ServerStorage(url, dict(options), skip_table_creation=not may_create)
         except Exception as error:
-            # Processes that create the tables of one new database get into each other's way.
             told = f"{error} {error.__cause__}"
-            if not (may_create and n_left and re.search("(?i)already exists|unique", told)):
+            if is_restart(told):
+                patience.wait(getattr(error.__cause__ or error, "orig", None) or error)
+                continue
+            n_left -= 1
+            if not (n_left and _PASSING.search(told)):
                 raise
-            time.sleep(random.uniform(0.05, 0.2))
-    raise AssertionError
+            time.sleep(random.uniform(0.1, 0.4))
 
 
 def _optuna_tables(path: Path) -> set[str]:

@@ -56,6 +56,7 @@ class Weather:
         sampler: its sampler.
         n_trials: the total it was to be brought to.
         happened: how often what happened.
+        sentences: with which workers gave up.
         faults: what is not as it should be.
         seconds: how long it took.
     """
@@ -63,6 +64,7 @@ class Weather:
     sampler: str
     n_trials: int
     happened: Counter[str] = field(default_factory=Counter)
+    sentences: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -90,26 +92,27 @@ class Fleet:
     Args:
         words: the study's options.
         directory: where they run, each in a directory of its own.
-        happened: counts what happens.
+        weather: takes down what happens.
     """
 
-    def __init__(self, words: Sequence[str], directory: Path, happened: Counter[str]) -> None:
+    def __init__(self, words: Sequence[str], directory: Path, weather: Weather) -> None:
         self.mark = uuid.uuid4().hex
-        self._words, self._directory, self._happened = words, directory, happened
-        self._workers: list[subprocess.Popen] = []
+        self._words, self._directory, self._weather = words, directory, weather
+        # Where each of those that run, or ended well, does so.
+        self._workers: dict[subprocess.Popen, Path] = {}
         for _ in range(N_WORKERS):
             self._start()
 
     def _start(self) -> None:
-        place = self._directory / f"{self.mark}-{self._happened['started']}"
+        place = self._directory / f"{self.mark}-{self._weather.happened['started']}"
         place.mkdir()
-        self._happened["started"] += 1
+        self._weather.happened["started"] += 1
         with (place / "told").open("w") as told:
             worker = subprocess.Popen(
                 [sys.executable, "-m", "wpo_optuna.study", *self._words],
                 cwd=place, env=environment() | {_MARK: self.mark}, stdout=told, stderr=told,
             )  # fmt: skip
-        self._workers.append(worker)
+        self._workers[worker] = place
 
     def send(self, name: str) -> None:
         """Sends a signal to one of the workers, and starts another one in its place."""
@@ -118,15 +121,16 @@ class Fleet:
             worker = random.choice(running)
             worker.send_signal(signal.Signals[name])
             worker.wait()
-            self._workers.remove(worker)
-            self._happened[name] += 1
+            del self._workers[worker]
+            self._weather.happened[name] += 1
             self._start()
 
     def is_at_work(self) -> bool:
         """Whether a worker runs; one that gave up is replaced, which its user would do."""
         for worker in [w for w in self._workers if w.poll() not in (None, 0)]:
-            self._workers.remove(worker)
-            self._happened["gave up"] += 1
+            told = (self._workers.pop(worker) / "told").read_text().splitlines()
+            self._weather.happened["gave up"] += 1
+            self._weather.sentences += told[-1:] or [f"nothing, with status {worker.returncode}"]
             self._start()
         return any(worker.poll() is None for worker in self._workers)
 
@@ -161,7 +165,7 @@ def soak(
         "--quiet", "--study-name", name, "--trial-runs", "best",
     )  # fmt: skip
     records = ("--storage", url, "--tracking-uri", mlflow.uri)
-    fleet = Fleet((*search, *records), directory, weather.happened)
+    fleet = Fleet((*search, *records), directory, weather)
 
     def restart_database() -> None:
         database.restart(random.choice(["fast", "immediate"]))
@@ -287,6 +291,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for sampler in itertools.cycle(options.samplers):
                 weather = soak(sampler, TRIALS[sampler], database, mlflow, Path(folder))
                 print(weather.row(), flush=True)
+                print(
+                    "".join(f"gave up: {told}\n" for told in weather.sentences),
+                    end="",
+                    file=sys.stderr,
+                )
                 n_faults += len(weather.faults)
                 if time.monotonic() > ends:
                     return int(n_faults > 0)

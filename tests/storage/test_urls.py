@@ -59,7 +59,7 @@ def test_each_url_opens_its_storage_where_it_says_and_opens_it_again(
 ) -> None:
     url = url.format(working_directory)
     storage = open_storage(url)
-    assert type(storage) is kind
+    assert isinstance(storage, kind)
     _run_a_study(storage)
     names = {path.name for path in working_directory.iterdir()}
     if file is None:

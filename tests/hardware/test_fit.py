@@ -106,14 +106,14 @@ ENOUGH = "".join(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "has no column 'target_us'"),
+        ("", "is no table of text"),
         ("target_us,time_s,g_us\n1,1,1\n", "has no column 't_s'"),
         (HEAD + "5,1,much,a\n", "line 2: g_us = 'much'; a number of at least 0 is needed"),
         (HEAD + "5,1,-1,a\n", "line 2: g_us = '-1'"),
         (HEAD + "5,nan,1,a\n", "line 2: t_s = 'nan'"),
-        (HEAD + "5,1\n", "line 2: g_us = None"),
-        (HEAD + "5,1,4,a\n6,2,4,a\n", "device 'a' has the targets 5 and 6 µS"),
-        (HEAD + "5,1,4,a\n5,1,4,a\n", "device 'a' was read twice at 1 s"),
+        (HEAD + "5,1\n", "line 2: g_us = ''"),
+        (HEAD + "5,1,4,a\n6,2,4,a\n", "device 'a' has several targets"),
+        (HEAD + "5,1,4,a\n5,1,4,a\n", "device 'a' was read twice"),
         (HEAD + "5,1,4,a\n", "there are 1 different targets; at least 3 are needed"),
         (HEAD + ENOUGH + "15,1,14,x\n", "0 devices near 15 µS are enough for no fit"),
         (HEAD + "".join(f"5,{t},4,a\n" for t in range(60)), "has 60 times"),

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from wpo_optuna.errors import InvalidArgument, did_you_mean
+from wpo_optuna.errors import InvalidArgument, did_you_mean, first_line
 
 FloatArray = NDArray[np.float64]
 
@@ -63,90 +61,74 @@ def read_measurements(path: str | Path) -> Measurements:
         InvalidArgument: the file cannot be read, lacks a column, holds an impossible value, or
             holds too little to fit a model to.
     """
-    rows = list(_rows(Path(path)))
-    values = np.array([row[:3] for row in rows], np.float64).reshape(-1, 3)
-    t, of_time = np.unique([float(f"{time:.3g}") for time in values[:, 1]], return_inverse=True)
-    if len(t) > _MOST_TIMES:
-        raise InvalidArgument(
-            f"measurements {str(path)!r} has {len(t)} times that differ in three digits: at most "
-            f"{_MOST_TIMES} are taken; round t_s to the times that were meant."
-        )
-    are_followed = any(row[3] for row in rows)
-    numbers: dict[str, int] = {}
-    of_device = np.array(
-        [
-            numbers.setdefault(row[3] or f"line {line}", len(numbers))
-            for line, row in enumerate(rows)
-        ]
-    )
-    conductance = np.full((len(numbers), len(t)), np.nan)
-    target = np.full(len(numbers), np.nan)
-    for (wanted, time, g), device, column, row in zip(
-        values, of_device, of_time, rows, strict=True
+    place = f"measurements {str(path)!r}"
+    readings, are_followed = _readings(Path(path), place)
+    by_device = readings.groupby(DEVICE)["target_us"]
+    for is_wrong, what in (
+        (by_device.transform("nunique") > 1, "has several targets"),
+        (readings.duplicated([DEVICE, "t_s"]), "was read twice at one time"),
     ):
-        if target[device] not in (wanted,) and not math.isnan(target[device]):
+        if is_wrong.any():
             raise InvalidArgument(
-                f"measurements {str(path)!r}: device {row[3]!r} has the targets "
-                f"{target[device]:g} and {wanted:g} µS; one is needed, or device ids that tell "
-                "its programmings apart."
+                f"{place}: device {readings[DEVICE][is_wrong.idxmax()]!r} {what}; one is needed, "
+                "or device ids that tell its programmings apart."
             )
-        if not math.isnan(conductance[device, column]):
-            raise InvalidArgument(
-                f"measurements {str(path)!r}: device {row[3]!r} was read twice at {time:g} s; "
-                "one reading is needed, or device ids that tell its programmings apart."
-            )
-        target[device], conductance[device, column] = wanted, g
-    measurements = Measurements(target, t, conductance, are_followed)
-    _check_amount(measurements, path)
+    conductance = readings.pivot(index=DEVICE, columns="t_s", values="g_us")
+    measurements = Measurements(
+        target=by_device.first().to_numpy(),
+        t=conductance.columns.to_numpy(),
+        conductance=conductance.to_numpy(),
+        are_followed=are_followed,
+    )
+    _check_amount(measurements, place)
     return measurements
 
 
-def _rows(path: Path) -> Iterator[tuple[float, float, float, str]]:
-    """Target, time, conductance and device of each line."""
+def _readings(path: Path, place: str) -> tuple[pd.DataFrame, bool]:
+    """The table's numbers, each line with its device or a name of its own; whether any has one."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            names = reader.fieldnames or ()
-            for name in COLUMNS:
-                if name not in names:
-                    raise InvalidArgument(
-                        f"measurements {str(path)!r} has no column {name!r}"
-                        f"{did_you_mean(name, names)}: {', '.join(COLUMNS)} and, if known, "
-                        f"{DEVICE} are needed in its first line."
-                    )
-            for row in reader:
-                place = f"measurements {str(path)!r}, line {reader.line_num}"
-                target, t, g = (_number(row[name], name, place) for name in COLUMNS)
-                yield target, t, g, (row.get(DEVICE) or "").strip()
+        text = pd.read_csv(
+            path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig"
+        )
     except OSError as error:
+        raise InvalidArgument(f"{place} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
         raise InvalidArgument(
-            f"measurements {str(path)!r} cannot be read: {error.strerror}."
+            f"{place} is no table of text in CSV: {first_line(error)}."
         ) from error
-    except (UnicodeDecodeError, csv.Error) as error:
+    for name in COLUMNS:
+        if name not in text:
+            raise InvalidArgument(
+                f"{place} has no column {name!r}{did_you_mean(name, text.columns)}: "
+                f"{', '.join(COLUMNS)} and, if known, {DEVICE} are needed in its first line."
+            )
+    readings = text[[*COLUMNS]].apply(pd.to_numeric, errors="coerce")
+    for name in COLUMNS:
+        is_wrong = ~readings[name].between(0, np.inf, inclusive="left")
+        if is_wrong.any():
+            row = is_wrong.idxmax()
+            raise InvalidArgument(
+                f"{place}, line {row + 2}: {name} = {text[name][row]!r}; a number of at least 0 "
+                "is needed."
+            )
+    readings["t_s"] = readings["t_s"].map(lambda t: float(f"{t:.3g}"))
+    n_times = readings["t_s"].nunique()
+    if n_times > _MOST_TIMES:
         raise InvalidArgument(
-            f"measurements {str(path)!r} is no table of text in CSV: {error}."
-        ) from error
+            f"{place} has {n_times} times that differ in three digits: at most {_MOST_TIMES} are "
+            "taken; round t_s to the times that were meant."
+        )
+    named = text[DEVICE].str.strip() if DEVICE in text else pd.Series("", text.index)
+    readings[DEVICE] = named.where(named != "", "line " + text.index.astype(str))
+    return readings, bool((named != "").any())
 
 
-def _number(text: str | None, name: str, place: str) -> float:
-    try:
-        value = float(text or "")
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise InvalidArgument(f"{place}: {name} = {text!r}; a number of at least 0 is needed.")
-    return value
-
-
-def _check_amount(measurements: Measurements, path: str | Path) -> None:
-    def too_little(what: str) -> InvalidArgument:
-        return InvalidArgument(f"measurements {str(path)!r}: {what}.")
-
+def _check_amount(measurements: Measurements, place: str) -> None:
     n_targets = len(np.unique(measurements.target))
     if n_targets < LEAST_TARGETS:
-        raise too_little(
-            f"there are {n_targets} different targets; at least {LEAST_TARGETS} are needed, from "
-            "the lowest to the highest conductance in use"
+        raise InvalidArgument(
+            f"{place}: there are {n_targets} different targets; at least {LEAST_TARGETS} are "
+            "needed, from the lowest to the highest conductance in use."
         )
     n_times = LEAST_TIMES if measurements.are_followed else LEAST_TIMES + 1
     was_read = np.isfinite(measurements.conductance)
@@ -163,4 +145,6 @@ def _check_amount(measurements: Measurements, path: str | Path) -> None:
                 "readings are of one device"
             )
         if found < LEAST_DEVICES:
-            raise too_little(f"{found} devices near {target:g} µS are enough for no fit: {needed}")
+            raise InvalidArgument(
+                f"{place}: {found} devices near {target:g} µS are enough for no fit: {needed}."
+            )

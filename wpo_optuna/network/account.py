@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from pathlib import Path
 
 ANALOGUE, DIGITAL = "analogue", "digital"
@@ -28,10 +29,7 @@ class AccountedTensor:
         name: its name in the network, such as ``encoder.0.fc1.weight``.
         kind: the kind of layer that it belongs to.
         shape: as it is stored.
-        tile_shape: its inputs and outputs on a tile, before tiles are limited in size; none for
-            what is no matrix.
         blocks: how many matrices of that shape it holds, each of a layer of its own.
-        count: number of weights.
         becomes: ``analogue`` or ``digital``.
         because: the reason, or a remark; may be empty if analogue.
         counts: whether it holds weights that count; of tied tensors the first one does.
@@ -41,13 +39,23 @@ class AccountedTensor:
     name: str
     kind: str
     shape: tuple[int, ...]
-    tile_shape: tuple[int, int] | None
     blocks: int
-    count: int
     becomes: str
     because: str
     counts: bool = True
     is_named: bool = True
+
+    @property
+    def count(self) -> int:
+        """Number of weights."""
+        return prod(self.shape)
+
+    @property
+    def tile_shape(self) -> tuple[int, int] | None:
+        """Inputs and outputs on a tile, before tiles are limited in size; None if it is on none."""
+        if self.becomes != ANALOGUE or not self.is_matrix:
+            return None
+        return self.count // self.shape[0], self.shape[0] // self.blocks
 
     @property
     def layer(self) -> str:

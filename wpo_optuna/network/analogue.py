@@ -75,8 +75,8 @@ def account_for(
         the account, and the tensors to be taken, as (outputs, inputs, ...).
 
     Raises:
-        InvalidArgument: a pattern matches no name, no tensor is left, or most of the network's
-            weights are packed in a way that cannot be read.
+        InvalidArgument: a pattern matches no name, no tensor is left, or weights are packed in a
+            way that cannot be read.
     """
     names = [tensor.name for tensor in tensors]
     if any(".analog_module." in name for name in names):
@@ -96,7 +96,7 @@ def account_for(
         is_doubtful = tensor.known is None and _is_doubtful(tensor)
         tensor = replace(tensor.transposed() if tensor.name in turned else tensor, known=known)
         decided.append(tensor)
-        reason = _reason_to_skip(tensor, known, choice, len(tensors))
+        reason = _reason_to_skip(tensor, known, choice, is_alone=len(tensors) == 1)
         if tensor.name in scales:
             reason = f"it scales {scales[tensor.name]}"
         elif not reason and not choice.include and ties.get(tensor.name):
@@ -104,7 +104,12 @@ def account_for(
         remark = turned.get(tensor.name, "")
         if is_doubtful and not remark:
             remark = "square: taken as outputs × inputs unless --transposed names it"
-        entries.append(_entry(tensor, known, reason, remark))
+        entry = AccountedTensor(
+            tensor.name, known.kind, tensor.shape, known.blocks,
+            DIGITAL if reason else ANALOGUE, reason or remark,
+            counts=tensor.type_name in _REAL_TYPES, is_named=tensor.is_named,
+        )  # fmt: skip
+        entries.append(entry)
     account = Account(source, tuple(_count_tied_once(entries, ties)))
     taken = {entry.name for entry in account.analogue if entry.counts}
     if not taken:
@@ -116,7 +121,7 @@ def account_for(
     return account, [tensor for tensor in decided if tensor.name in taken]
 
 
-def _reason_to_skip(tensor: StoredTensor, known: Known, choice: Choice, n_tensors: int) -> str:
+def _reason_to_skip(tensor: StoredTensor, known: Known, choice: Choice, *, is_alone: bool) -> str:
     """Why a tensor is not taken; empty if it is."""
     if any(fnmatchcase(tensor.name, pattern) for pattern in choice.exclude):
         return "it is excluded"
@@ -132,23 +137,11 @@ def _reason_to_skip(tensor: StoredTensor, known: Known, choice: Choice, n_tensor
         return f"its type is {tensor.type_name}"
     if tensor.count == 0 or not tensor.shape:
         return "it is 0-d" if tensor.count else "it is empty"
-    if choice.include or (n_tensors == 1 and not tensor.is_named):
+    if choice.include or (is_alone and not tensor.is_named):
         return ""
     if not 2 <= len(tensor.shape) <= 5:
         return f"it is {len(tensor.shape)}-d"
     return known.digital_because
-
-
-def _entry(tensor: StoredTensor, known: Known, reason: str, remark: str) -> AccountedTensor:
-    becomes = DIGITAL if reason else ANALOGUE
-    tile_shape = None
-    if becomes == ANALOGUE and len(tensor.shape) >= 2:
-        n_outputs = tensor.shape[0] // known.blocks
-        tile_shape = (tensor.count // tensor.shape[0], n_outputs)
-    return AccountedTensor(
-        tensor.name, known.kind, tensor.shape, tile_shape, known.blocks, tensor.count, becomes,
-        reason or remark, counts=tensor.type_name in _REAL_TYPES, is_named=tensor.is_named,
-    )  # fmt: skip
 
 
 def _known_by_name(tensor: StoredTensor, tensors: Sequence[StoredTensor]) -> Known:

@@ -89,7 +89,7 @@ def appending(stored: FinishedTrials, n_trials: int, n_batches: int, first: int)
     """The cost of a trial once a study has so many; it is brought to that number first."""
 
     def append(trials: list[FrozenTrial]) -> int:
-        return stored.append(trials, None, _candidate).n_complete
+        return stored.append(trials).n_complete
 
     seed, n_complete = first, append([])
     costs: list[Cost] = []
@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         url = options.storage or f"sqlite:///{Path(folder) / 'new.db'}"
         study = optuna.create_study(storage=open_storage(url), study_name=STUDY)
-        stored = FinishedTrials(study)
+        stored = FinishedTrials(study, identity=_candidate)
         print(f"{masked_url(url)}: ms per trial of 20 parameters and 5 attributes")
         seed = 0
         for size in [*options.sizes, *([100_000] if options.full else [])]:

@@ -112,7 +112,7 @@ def expected_params(n_trials: int) -> list[dict[str, float]]:
 def times_completed(study: optuna.Study) -> Counter[int]:
     """How often each candidate was completed, by its place in scipy's order; all are scipy's."""
     trials = [(candidate_of(trial), trial) for trial in completed(study)]
-    places = [(claim[-2] * SIZE + claim[-1], trial) for claim, trial in trials if claim]
+    places = [(claim.generation * SIZE + claim.index, trial) for claim, trial in trials if claim]
     expected = expected_params(max(place for place, _ in places) + 1)
     assert all(trial.params == expected[place] for place, trial in places)
     return Counter(place for place, _ in places)

@@ -54,7 +54,7 @@ def params_of(study: optuna.Study) -> list[dict[str, Any]]:
 def candidates_of(study: optuna.Study) -> list[tuple[int, int]]:
     """Generation and index of each candidate that is or was evaluated, in the trials' order."""
     candidates = [candidate_of(trial) for trial in study.trials]
-    return [candidate[-2:] for candidate in candidates if candidate]
+    return [(c.generation, c.index) for c in candidates if c]
 
 
 def reference(n_trials: int, **options: Any) -> list[dict[str, Any]]:
@@ -343,7 +343,7 @@ def test_without_a_seed_the_seed_of_the_study_is_taken_over() -> None:
     for _ in range(4):
         s = sampler(seed=None)
         evolve(optuna.load_study(storage=storage, study_name="one", sampler=s), 5)
-    seeds = {candidate_of(trial)[0] for trial in study.trials}
+    seeds = {candidate_of(trial).seed for trial in study.trials}
     assert len(seeds) == 1
     assert params_of(study) == reference(27, seed=seeds.pop())
 

@@ -35,7 +35,6 @@ from postgresql_server import PostgresqlServer
 
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.storage import (
-    Appended,
     FinishedTrials,
     StorageError,
     StorageWarning,
@@ -95,10 +94,8 @@ def new_study(url: str, **options: Any) -> optuna.Study:
     return optuna.create_study(storage=open_storage(url), study_name="one", **options)
 
 
-def append(
-    stored: FinishedTrials, trials: Sequence[FrozenTrial], total: int | None = None
-) -> Appended:
-    return stored.append(trials, total, candidate)
+def finished_trials(study: optuna.Study) -> FinishedTrials:
+    return FinishedTrials(study, identity=candidate)
 
 
 def contents(trials: Sequence[FrozenTrial], *, with_number: bool = True) -> list[str]:
@@ -133,7 +130,7 @@ def start(function: Callable[..., None], *arguments: Any) -> BaseProcess:
 
 def test_appended_trials_are_to_optuna_what_its_own_are(url: str) -> None:
     study, trials = new_study(url), rich_trials()
-    stored = append(FinishedTrials(study), trials).stored
+    stored = FinishedTrials(study).append(trials).stored
     by_optuna = optuna.load_study(study_name="one", storage=url)
     assert contents(by_optuna.trials) == contents(stored)
     assert contents(by_optuna.trials, with_number=False) == contents(trials, with_number=False)
@@ -170,27 +167,26 @@ def test_trials_of_optunas_own_storage_are_read_as_it_reads_them(url: str) -> No
 
 def test_several_objectives_keep_their_values(url: str) -> None:
     study = new_study(url, directions=["minimize", "maximize"])
-    append(FinishedTrials(study), [trial_of(0, value=None, values=[1.0, math.inf])])
+    FinishedTrials(study).append([trial_of(0, value=None, values=[1.0, math.inf])])
     assert FinishedTrials(study).read_new()[0].values == [1.0, math.inf]
     assert study.trials[0].values == [1.0, math.inf]
 
 
 def test_only_the_wanted_attributes_are_read(url: str) -> None:
     study = new_study(url)
-    append(FinishedTrials(study), [trial_of(0)])
+    FinishedTrials(study).append([trial_of(0)])
     (trial,) = FinishedTrials(study, ["tnmse", "none of these"]).read_new()
     assert trial.user_attrs == {"tnmse": 0.0}
     assert trial.system_attrs == {"candidate": 0}
 
 
-def test_copies_share_distributions_and_nothing_else(url: str) -> None:
+def test_a_copy_can_be_changed_without_its_original(url: str) -> None:
     study = new_study(url)
-    append(FinishedTrials(study), rich_trials())
+    FinishedTrials(study).append(rich_trials())
     (trial, *_) = FinishedTrials(study).read_new()
     twin = copy.deepcopy(trial)
     assert contents([twin]) == contents([trial])
-    assert twin.distributions["x"] is trial.distributions["x"]
-    for name in ("params", "distributions", "user_attrs", "system_attrs", "intermediate_values"):
+    for name in ("params", "user_attrs", "system_attrs", "intermediate_values"):
         getattr(twin, name).clear()
     twin.value = -5.0
     assert contents([trial]) == contents(study.trials[:1])
@@ -204,10 +200,10 @@ def test_what_is_new_is_read_once_and_running_trials_when_they_are_finished(any_
     reader, writer = FinishedTrials(study), FinishedTrials(study)
     assert reader.read_new() == []
     first, second = study.ask(SPACE), study.ask(SPACE)
-    append(writer, [trial_of(0), trial_of(1)])
+    writer.append([trial_of(0), trial_of(1)])
     assert [trial.number for trial in reader.read_new()] == [2, 3]
     study.tell(second, 1.0)
-    append(writer, [trial_of(2)])
+    writer.append([trial_of(2)])
     assert [trial.number for trial in reader.read_new()] == [1, 4]
     study.tell(first, state=TrialState.FAIL)
     assert [trial.number for trial in reader.read_new()] == [0]
@@ -222,7 +218,7 @@ def test_studies_of_one_database_do_not_mix(url: str) -> None:
     stored = [FinishedTrials(study) for study in studies]
     for number in range(3):
         for index in range(2):
-            append(stored[index], [trial_of(number, user_attrs={"study": index})])
+            stored[index].append([trial_of(number, user_attrs={"study": index})])
     for index, study in enumerate(studies):
         read = FinishedTrials(study).read_new()
         assert [trial.number for trial in read] == [0, 1, 2]
@@ -236,13 +232,13 @@ def test_a_total_is_never_exceeded_and_failed_trials_do_not_count(any_url: str) 
     study = new_study(any_url)
     first, second = FinishedTrials(study), FinishedTrials(study)
     failed = trial_of(9, value=None, state=TrialState.FAIL)
-    assert append(first, [trial_of(0), failed, trial_of(1)], total=4).n_complete == 2
-    appended = append(second, [trial_of(2), trial_of(3), trial_of(4), failed], total=4)
+    assert first.append([trial_of(0), failed, trial_of(1)], total=4).n_complete == 2
+    appended = second.append([trial_of(2), trial_of(3), trial_of(4), failed], total=4)
     assert appended.kept == [True, True, False, True]
     assert appended.n_complete == 4
     assert len(appended.stored) == 3
     assert [trial.number for trial in appended.others] == [0, 1, 2]
-    last = append(first, [trial_of(5)], total=4)
+    last = first.append([trial_of(5)], total=4)
     assert (last.kept, last.stored, last.n_complete) == ([False], [], 4)
     assert [trial.number for trial in last.others] == [3, 4, 5]
 
@@ -250,26 +246,26 @@ def test_a_total_is_never_exceeded_and_failed_trials_do_not_count(any_url: str) 
 def test_of_one_identity_only_the_first_completed_trial_is_stored(any_url: str) -> None:
     study = new_study(any_url)
     failed = trial_of(0, value=None, state=TrialState.FAIL)
-    append(FinishedTrials(study), [failed, trial_of(1)])
-    stored = FinishedTrials(study)
+    FinishedTrials(study).append([failed, trial_of(1)])
+    stored = finished_trials(study)
     stored.read_new()
     twins = [trial_of(0), trial_of(1), trial_of(2), trial_of(2), trial_of(0)]
-    assert append(stored, twins).kept == [True, False, True, False, False]
+    assert stored.append(twins).kept == [True, False, True, False, False]
     anonymous = [trial_of(5, system_attrs={}), trial_of(5, system_attrs={})]
-    assert [trial.number for trial in append(stored, anonymous).stored] == [4, 5]
+    assert [trial.number for trial in stored.append(anonymous).stored] == [4, 5]
     # What another process stores in between counts as well.
-    append(FinishedTrials(study), [trial_of(7)])
-    assert append(stored, [trial_of(7), trial_of(8)]).kept == [False, True]
+    FinishedTrials(study).append([trial_of(7)])
+    assert stored.append([trial_of(7), trial_of(8)]).kept == [False, True]
 
 
 def test_a_failed_append_leaves_nothing_and_can_be_repeated(url: str) -> None:
     study = new_study(url)
-    stored, other = FinishedTrials(study), FinishedTrials(study)
-    append(other, [trial_of(0)])
+    stored, other = finished_trials(study), finished_trials(study)
+    other.append([trial_of(0)])
     with pytest.raises(TypeError):
-        append(stored, [trial_of(1), trial_of(2, user_attrs={"no JSON": object()})])
+        stored.append([trial_of(1), trial_of(2, user_attrs={"no JSON": object()})])
     assert len(study.trials) == 1
-    appended = append(stored, [trial_of(1), trial_of(2)])
+    appended = stored.append([trial_of(1), trial_of(2)])
     assert [trial.number for trial in appended.others] == [0]
     assert [trial.number for trial in appended.stored] == [1, 2]
 
@@ -278,11 +274,11 @@ def test_a_failed_append_leaves_nothing_and_can_be_repeated(url: str) -> None:
 
 
 def _append_batches(url: str, worker: int, n_batches: int, total: int) -> None:
-    stored = FinishedTrials(load_study(url, "one"))
+    stored = finished_trials(load_study(url, "one"))
     for batch in range(n_batches):
         # Every candidate is worked on by two of the three workers.
         numbers = [(batch * 8 + index) * 3 + (worker + index % 2) % 3 for index in range(8)]
-        append(stored, [trial_of(n, user_attrs={"worker": worker}) for n in numbers], total)
+        stored.append([trial_of(n, user_attrs={"worker": worker}) for n in numbers], total)
 
 
 def _optimize(url: str, n_trials: int) -> None:
@@ -320,7 +316,7 @@ def _append_for_ever(url: str) -> None:
     stored = FinishedTrials(load_study(url, "one"))
     number = len(stored.read_new())
     while True:
-        append(stored, [trial_of(number + index, **RICH) for index in range(20)])
+        stored.append([trial_of(number + index, **RICH) for index in range(20)])
         number += 20
 
 
@@ -354,26 +350,33 @@ def test_a_locked_file_is_waited_for_and_then_reported(tmp_path: Path) -> None:
     other = sqlite3.connect(tmp_path / "studies.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(StorageError, match="database is locked; nothing was written"):
-        append(stored, [trial_of(0)])
+        stored.append([trial_of(0)])
     with pytest.raises(InvalidArgument, match="database is locked"):
         open_storage(url, busy_timeout=1.0)
     assert stored.read_new() == []
     other.execute("ROLLBACK")
-    assert append(stored, [trial_of(0)]).n_complete == 1
+    assert stored.append([trial_of(0)]).n_complete == 1
 
 
-def test_who_waits_for_a_locked_file_is_told_so_and_may_press_ctrl_c(tmp_path: Path) -> None:
-    open_storage(f"sqlite:///{tmp_path}/studies.db")
+def test_who_waits_for_a_locked_file_is_told_so_and_may_press_ctrl_c(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, told = f"sqlite:///{tmp_path}/studies.db", []
+
+    def press_ctrl_c_soon(message: Warning, *_: Any, **__: Any) -> None:
+        told.append(message)
+        threading.Timer(0.2, lambda: signal.raise_signal(signal.SIGINT)).start()
+
+    open_storage(url)
     other = sqlite3.connect(tmp_path / "studies.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    threading.Timer(5.8, lambda: signal.raise_signal(signal.SIGINT)).start()
-    started = time.monotonic()
-    with (
-        pytest.warns(StorageWarning, match="locked; waiting up to 60 s"),
-        pytest.raises(KeyboardInterrupt),
-    ):
-        open_storage(f"sqlite:///{tmp_path}/studies.db")
-    assert time.monotonic() - started < 30
+    monkeypatch.setattr("wpo_optuna.storage.urls._TOLD_AFTER_S", 0.1)
+    monkeypatch.setattr("warnings.showwarning", press_ctrl_c_soon)
+    with pytest.raises(KeyboardInterrupt):
+        open_storage(url)
+    (message,) = told
+    assert isinstance(message, StorageWarning)
+    assert "locked; waiting up to 60 s" in str(message)
     other.execute("ROLLBACK")
 
 
@@ -394,16 +397,14 @@ def test_a_full_disk_is_one_sentence_and_costs_the_batch_at_hand_alone(tmp_path:
     n_stored = len(stored.read_new())
     assert n_stored > 0
     assert n_stored % 20 == 0
-    assert append(stored, [trial_of(n_stored)]).n_complete == n_stored + 1
+    assert stored.append([trial_of(n_stored)]).n_complete == n_stored + 1
 
 
 # A server that is restarted
 
 
 def test_what_a_restart_cuts_off_is_repeated(postgresql_server: PostgresqlServer) -> None:
-    study = new_study(postgresql_server.empty())
-    stored, is_restarted = FinishedTrials(study), False
-    append(stored, [trial_of(0)])
+    study, is_restarted = new_study(postgresql_server.empty()), True
 
     def restarting(trial: FrozenTrial) -> Any:
         """Asked for within the transaction, it restarts the server."""
@@ -413,8 +414,11 @@ def test_what_a_restart_cuts_off_is_repeated(postgresql_server: PostgresqlServer
             postgresql_server.restart()
         return candidate(trial)
 
-    append(FinishedTrials(study), [trial_of(1)])
-    appended = stored.append([trial_of(1), trial_of(2)], None, restarting)
+    stored = FinishedTrials(study, identity=restarting)
+    stored.append([trial_of(0)])
+    FinishedTrials(study).append([trial_of(1)])
+    is_restarted = False
+    appended = stored.append([trial_of(1), trial_of(2)])
     assert appended.kept == [False, True]
     assert [trial.number for trial in appended.others] == [1]
     assert [candidate(trial) for trial in study.trials] == [0, 1, 2]
@@ -425,7 +429,7 @@ def test_a_commit_whose_answer_was_lost_is_not_done_twice(
 ) -> None:
     storage = open_storage(postgresql_server.empty())
     study = optuna.create_study(storage=storage, study_name="one")
-    stored = FinishedTrials(study)
+    stored = finished_trials(study)
 
     def commit_and_restart(connection: sqlalchemy.Connection) -> None:
         database = connection.connection.dbapi_connection
@@ -435,7 +439,7 @@ def test_a_commit_whose_answer_was_lost_is_not_done_twice(
         postgresql_server.restart()
 
     sqlalchemy.event.listen(storage.engine, "commit", commit_and_restart, once=True)
-    appended = append(stored, [trial_of(0), trial_of(1)], total=2)
+    appended = stored.append([trial_of(0), trial_of(1)], total=2)
     assert (appended.n_complete, appended.kept) == (2, [False, False])
     assert [trial.number for trial in appended.others] == [0, 1]
     assert [candidate(trial) for trial in study.trials] == [0, 1]
@@ -449,13 +453,13 @@ def test_a_server_that_is_away_is_waited_for_and_told_once_each_time(
     postgresql_server.halt()
     threading.Timer(1.5, postgresql_server.restart).start()
     with pytest.warns(StorageWarning, match=r"went away \(.*waiting for it up to 120 s") as told:
-        append(stored, [trial_of(0)])
+        stored.append([trial_of(0)])
     study.set_user_attr("by Optuna", 1)
     assert len(told) == len(study.trials) == 1
     monkeypatch.setattr("wpo_optuna.storage.reconnecting._PATIENCE_S", 0.1)
     postgresql_server.halt()
     for write in (
-        lambda: append(stored, [trial_of(1)]),
+        lambda: stored.append([trial_of(1)]),
         lambda: study.set_user_attr("by Optuna", 2),
     ):
         with (
@@ -465,7 +469,7 @@ def test_a_server_that_is_away_is_waited_for_and_told_once_each_time(
             write()
         assert "\n" not in str(caught.value)
     postgresql_server.restart()
-    assert append(stored, [trial_of(1)]).n_complete == 2
+    assert stored.append([trial_of(1)]).n_complete == 2
 
 
 # Optuna's tables
@@ -473,7 +477,7 @@ def test_a_server_that_is_away_is_waited_for_and_told_once_each_time(
 
 def test_the_dashboard_reads_what_was_appended(url: str) -> None:
     dashboard = pytest.importorskip("optuna_dashboard")
-    append(FinishedTrials(new_study(url)), rich_trials())
+    FinishedTrials(new_study(url)).append(rich_trials())
     application = dashboard.wsgi(RDBStorage(url))
     answered: list[str] = []
     request = {"REQUEST_METHOD": "GET", "PATH_INFO": "/api/studies/1", "wsgi.errors": None}
@@ -518,12 +522,12 @@ def test_reading_what_is_new_costs_no_more_after_many_trials(url: str) -> None:
 
     def cost(n_before: int) -> tuple[int, float]:
         """Statements, and median processor time, of reading ten trials."""
-        while (n_stored := append(writer, []).n_complete) < n_before:
-            append(writer, [trial_of(n_stored + index) for index in range(250)])
+        while (n_stored := writer.append([]).n_complete) < n_before:
+            writer.append([trial_of(n_stored + index) for index in range(250)])
         reader.read_new()
         times, n_statements = [], len(statements)
         for _ in range(9):
-            append(writer, [trial_of(n_stored + index, system_attrs={}) for index in range(10)])
+            writer.append([trial_of(n_stored + index, system_attrs={}) for index in range(10)])
             began = time.process_time()
             assert len(reader.read_new()) == 10
             times.append(time.process_time() - began)

@@ -49,10 +49,9 @@ def candidate_of(trial: FrozenTrial) -> Hashable:
         trial: any trial.
 
     Returns:
-        a tuple that is equal for trials of the same candidate; None if the trial evaluates none.
+        a value that is equal for trials of the same candidate; None if the trial evaluates none.
     """
-    claim = Claim.of(trial)
-    return claim and tuple(asdict(claim).values())
+    return Claim.of(trial)
 
 
 class DESampler(BaseSampler):

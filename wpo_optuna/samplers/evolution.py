@@ -59,7 +59,7 @@ class Population:
     values: FloatArray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Claim:
     """Which candidate a trial evaluates; ``settings`` and ``space`` are digests."""
 
@@ -73,7 +73,7 @@ class Claim:
     def of(cls, trial: FrozenTrial) -> Claim | None:
         """The claim that a trial makes, if it makes one."""
         stored = trial.system_attrs.get(CANDIDATE_KEY)
-        return stored and cls(**{name: stored[name] for name in cls.__dataclass_fields__})
+        return stored and cls(*(stored[name] for name in cls.__slots__))
 
 
 @dataclass
@@ -191,7 +191,7 @@ class Evolution:
         bounds = [_bounds(distribution) for distribution in space.values()]
         settings = replace(settings, init=_encoded_init(settings.init, space))
         self.algorithm = DifferentialEvolution(bounds, settings, origin.seed)
-        self._candidates = self._decoded(self.algorithm.points())
+        self._candidates: list[dict[str, Any]] = []
 
     @property
     def present(self) -> Generation:
@@ -221,6 +221,8 @@ class Evolution:
                     energies[index] = self._sign * trial.value
             del self._generations[self.algorithm.generation]
             self.algorithm.tell(energies)
+            self._candidates = []
+        if not self._candidates:
             self._candidates = self._decoded(self.algorithm.points())
 
     def choose(self, reading: Reading) -> int:

@@ -53,58 +53,55 @@ class FinishedTrials:
         study: the study.
         attributes: names of the trials' user attributes that are read; None reads all. Storages
             that are no relational databases always read all.
-        reads_only: whether nothing will be appended; what was read is not remembered then.
+        identity: says what a trial is. Of completed trials of one identity only the first is
+            stored; None is like no other. Without it each is stored.
     """
 
     def __init__(
         self,
         study: Study,
         attributes: Collection[str] | None = None,
-        *,
-        reads_only: bool = False,
+        identity: Identity = lambda trial: None,
     ) -> None:
         self._store = _store_of(study, attributes)
-        self._reads_only = reads_only
-        self._n_complete = 0
-        self._unidentified: list[FrozenTrial] = []
+        self._identity = identity
         self._identities: set[Hashable] = set()
+        self._n_complete = 0
 
     @repeated_if_away
-    def read_new(self) -> list[FrozenTrial]:
+    def read_new(self, at_most: int | None = None) -> list[FrozenTrial]:
         """The trials finished since the last call, by number; what it costs grows with them.
+
+        Args:
+            at_most: how many to read from a relational database, so that not all are in memory
+                at once; none are returned if there are no more.
 
         Raises:
             StorageError: the storage cannot be read.
         """
-        trials = self._store.read_new()
+        trials = self._store.read_new(at_most)
         self._note(trials)
         return trials
 
     @repeated_if_away
-    def append(
-        self, trials: Sequence[FrozenTrial], total: int | None, identity: Identity
-    ) -> Appended:
+    def append(self, trials: Sequence[FrozenTrial], total: int | None = None) -> Appended:
         """Stores finished trials, unless the study has the same already or is complete.
 
         Args:
             trials: finished trials; their numbers do not matter.
             total: how many completed trials the study may have; None for no limit.
-            identity: says what a trial is. Of completed trials of one identity only the first is
-                stored; None is like no other. It is to be the same function each time.
 
         Raises:
             StorageError: the storage cannot be written; nothing was stored.
         """
         # Repeated after a commit that was carried out unheard, it finds its own trials as others.
-        self._identities.update(map(identity, self._unidentified))
-        self._unidentified.clear()
         with self._store.alone():
             others = self._store.read_new()
-            present = {identity(trial) for trial in others if _is_complete(trial)}
+            present = {self._identity(trial) for trial in others if _is_complete(trial)}
             n_complete = self._n_complete + sum(map(_is_complete, others))
             kept = []
             for trial in trials:
-                what = identity(trial)
+                what = self._identity(trial)
                 is_new = what is None or (what not in self._identities and what not in present)
                 is_too_many = total is not None and n_complete >= total
                 kept.append(is_new and not (_is_complete(trial) and is_too_many))
@@ -119,8 +116,7 @@ class FinishedTrials:
     def _note(self, trials: Sequence[FrozenTrial]) -> None:
         complete = [trial for trial in trials if _is_complete(trial)]
         self._n_complete += len(complete)
-        if not self._reads_only:
-            self._unidentified.extend(complete)
+        self._identities.update(map(self._identity, complete))
 
 
 class _StudyTrials:
@@ -134,8 +130,8 @@ class _StudyTrials:
         self._unread: set[int] = set()
         self._own: set[int] = set()
 
-    def read_new(self) -> list[FrozenTrial]:
-        """The trials finished since the last call, by number."""
+    def read_new(self, at_most: int | None = None) -> list[FrozenTrial]:
+        """All trials finished since the last call, by number."""
         trials = self._study.get_trials(deepcopy=False)
         numbers = {*self._unread, *range(self._n_read, len(trials))} - self._own
         self._n_read = len(trials)

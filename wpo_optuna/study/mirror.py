@@ -20,7 +20,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from wpo_optuna.samplers import DESampler, candidate_of
-from wpo_optuna.storage import FinishedTrials, repeated_if_away
+from wpo_optuna.storage import FinishedTrials
 from wpo_optuna.study.attributes import PHASE, PHASE_INDEX, PHASE_TOTAL
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ _ORIGIN = (PHASE, PHASE_TOTAL, PHASE_INDEX)
 _READ = ("tnmse", *_ORIGIN)
 # User attribute of a trial in memory: its number in the storage.
 _NUMBER = "stored number"
+# How many trials are read at once.
+_PAGE = 1000
 
 
 class Origin(NamedTuple):
@@ -108,9 +110,10 @@ class Mirror:
         self._sampler_state = storage.get_study_system_attrs(self._stored_id)
         for name, value in self._sampler_state.items():
             self._memory_storage.set_study_system_attr(self._memory_id, name, value)
-        self._stored = FinishedTrials(study, _READ)
+        self._stored = FinishedTrials(study, _READ, identity_of)
         self.n_complete, self.lowest = 0, float("inf")
-        self._add(self._stored.read_new())
+        while trials := self._stored.read_new(_PAGE):
+            self._add(trials)
 
     def completed(self) -> list[FrozenTrial]:
         """The completed trials of this hypercube, the lowest loss first; not to be changed."""
@@ -141,11 +144,13 @@ class Mirror:
         trials = [self.memory.ask(self._distributions) for _ in range(n)]
         in_memory = self.memory.get_trials(deepcopy=False)
         asked = [in_memory[trial.number] for trial in trials]
+        for each in asked:
+            each.distributions = self._distributions  # instead of its own dictionary of the same
         evaluations = self.objective.evaluate([self.objective.point(t.params) for t in asked])
         finished = [self._finished(t.params, e) for t, e in zip(asked, evaluations, strict=True)]
         for before, after in zip(asked, finished, strict=True):
             after.system_attrs, after.datetime_start = before.system_attrs, before.datetime_start
-        appended = self._stored.append(finished, total, identity_of)
+        appended = self._stored.append(finished, total)
         stored = iter(appended.stored)
         for trial, evaluation, is_kept in zip(trials, evaluations, appended.kept, strict=True):
             # What another process was faster with comes back among its trials.
@@ -179,7 +184,7 @@ class Mirror:
             trial = self._finished(dict(zip(self._distributions, point, strict=True)), evaluation)
             trial.user_attrs |= zip(_ORIGIN, origin, strict=True)
             finished.append(trial)
-        appended = self._stored.append(finished, total, identity_of)
+        appended = self._stored.append(finished, total)
         self._add([*appended.others, *appended.stored])
         self.n_complete = appended.n_complete
         self.on_stored(appended.stored)
@@ -193,15 +198,14 @@ class Mirror:
         )
 
     def _add(self, trials: Sequence[FrozenTrial]) -> None:
-        for trial in map(copy, trials):  # those of storages in memory are the storage's own
+        for trial in map(copy, trials):  # callbacks get them as they are
             read = {n: v for n, v in trial.user_attrs.items() if n in _READ}
             trial.user_attrs = read | {_NUMBER: trial.number}
-            self.memory.add_trial(trial)
+            self._memory_storage.create_new_trial(self._memory_id, template_trial=trial)
             if trial.state == TrialState.COMPLETE:
                 self.n_complete += 1
                 self.lowest = min(self.lowest, trial.values[0])
 
-    @repeated_if_away
     def _keep_sampler_state(self) -> None:
         """Stores what samplers keep with the study, such as where a sequence has got to."""
         if isinstance(self.memory.sampler, BaseGASampler):

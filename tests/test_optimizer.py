@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import pickle
 import re
-import time
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,6 @@ from aihwkit.inference import (
     SinglePairConductanceConverter,
 )
 from aihwkit.inference.converter.base import BaseConductanceConverter
-from aihwkit.inference.converter.conductance import CustomPairConductanceConverter
 from aihwkit.inference.converter.wpo import WeightProgrammingOptimizer as Reference
 from aihwkit.nn.conversion import convert_to_analog
 from scipy.optimize import OptimizeResult
@@ -30,7 +26,6 @@ from torch import nn
 
 from wpo_optuna import WeightProgrammingOptimizer
 from wpo_optuna.errors import InvalidArgument
-from wpo_optuna.hardware import rpu_config
 from wpo_optuna.loss.reference import ReferenceEngine
 from wpo_optuna.optimizer import OptimizerSettings
 from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
@@ -65,23 +60,10 @@ def _optimizer(**overrides: Any) -> WeightProgrammingOptimizer:
     return WeightProgrammingOptimizer(**_arguments(**quick | overrides))
 
 
-@dataclass(frozen=True)
-class Example33:
-    """What a run of the example's logic ends with."""
-
-    optimizer: Any
-    converter: CustomPairConductanceConverter
-    success: Any
-    cpu_s: float
-    wall_s: float
-
-
-def _example_33(
-    optimizer_class: Callable[..., Any], make_rpu_config: Callable[[], Any], **options: Any
-) -> Example33:
-    """The steps of aihwkit's example 33, on a small network in place of BERT."""
+def _example_33(optimizer_class: Callable[..., Any], **options: Any) -> tuple[Any, Any, Any]:
+    """The steps of aihwkit's example 33: the optimiser, and what it returns."""
     network = _heavy_tailed_network()
-    rpu_config_baseline = make_rpu_config()
+    rpu_config_baseline = small_rpu_config()
     rpu_config_baseline.noise_model.g_converter = BASELINE
     model_baseline = convert_to_analog(network, rpu_config_baseline)
     weights_ideal = torch.cat(
@@ -92,7 +74,6 @@ def _example_33(
         ]
     )
 
-    started, started_cpu = time.perf_counter(), time.process_time()
     wpo = optimizer_class(
         weights_ideal,
         [1.0, None],
@@ -103,12 +84,11 @@ def _example_33(
         recombination=0.3,
         use_max_kw=1,
         disp=False,
-        **{"loss_margin": 0.2} | options,
+        **options,
     )
     g_converter_optimized, success = wpo.run_optimizer()
-    wall_s, cpu_s = time.perf_counter() - started, time.process_time() - started_cpu
 
-    rpu_config_optimized = make_rpu_config()
+    rpu_config_optimized = small_rpu_config()
     rpu_config_optimized.noise_model.g_converter = g_converter_optimized
     reread_config, reread_wpo = pickle.loads(pickle.dumps((rpu_config_optimized, wpo)))
     model = convert_to_analog(network, reread_config).eval()
@@ -118,7 +98,7 @@ def _example_33(
     assert reread_wpo.best_loss == wpo.best_loss < float("inf")
     assert wpo.rpu_config.noise_model.g_converter is g_converter_optimized
     assert wpo.f_lst == g_converter_optimized.f_lst
-    return Example33(wpo, g_converter_optimized, success, cpu_s, wall_s)
+    return wpo, g_converter_optimized, success
 
 
 def _heavy_tailed_network() -> nn.Sequential:
@@ -135,57 +115,33 @@ def _go_on(intermediate_result: OptimizeResult) -> None:
     """In place of the reference's callback, which prints, and ends the search at the margin."""
 
 
-def _fresh_scores(runs: dict[str, Example33], repeats: int) -> dict[str, float]:
-    engine = ReferenceEngine(runs["ours"].optimizer.problem)
-    return {
-        name: float(engine.tnmse_of(run.converter, repeats=repeats, seed=1).mean())
-        for name, run in runs.items()
-    }
-
-
 @pytest.mark.usefixtures("rough_scores")
-def test_example_33_runs_with_either_import_and_this_one_is_better_and_faster(
+def test_example_33_runs_with_either_import_and_this_one_is_better(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """6 generations of 70 evaluations by the reference, which is unseeded, and as many trials.
+
+    In 20 runs the reference ended between 0.082 and 0.145, this one between 0.053 and 0.057.
+    """
     small = {"nbins": 4, "test_out_features": 8, "loss_margin": 0.05}
-    ours = partial(_example_33, WeightProgrammingOptimizer, small_rpu_config, engine="expected")
-    with monkeypatch.context() as patch:
-        # So few rows scatter by 30 % from draw to draw: means of 400 have standard errors of 1.5 %.
-        patch.setattr(estimate, "_FIRST_DRAWS", 400)
-        believed = ours(n_trials=100, **small)  # compiles the engine, once for each installation
-    # 6 generations of 70 evaluations each against as many trials, in one process each.
-    runs = {
-        "reference": _example_33(
-            Reference, small_rpu_config, callback=_go_on, popsize=5, maxiter=5, workers=1,
-            polish=False, baseline_iterations=1, **small,
-        ),
-        "ours": ours(n_trials=420, **small),
-    }  # fmt: skip
-    assert runs["ours"].cpu_s < runs["reference"].cpu_s
-    # In 20 runs the reference, which is unseeded, ended between 0.082 and 0.145, this one between
-    # 0.053 and 0.057.
-    tnmse = _fresh_scores(runs | {"believed": believed}, repeats=400)
-    assert tnmse["ours"] < 0.9 * tnmse["reference"]
+    _, of_reference, _ = _example_33(
+        Reference, callback=_go_on, popsize=5, maxiter=5, workers=1, polish=False,
+        baseline_iterations=1, **small,
+    )  # fmt: skip
+    # So few rows scatter by 30 % from draw to draw: means of 400 have standard errors of 1.5 %.
+    monkeypatch.setattr(estimate, "_FIRST_DRAWS", 400)
+    ours, of_ours, success = _example_33(
+        WeightProgrammingOptimizer, engine="expected", n_trials=420, finalists=1, **small
+    )
+    assert isinstance(success, bool)
+    engine = ReferenceEngine(ours.problem)
+    theirs, found = (
+        engine.tnmse_of(converter, repeats=400, seed=1).mean()
+        for converter in (of_reference, of_ours)
+    )
+    assert found < 0.9 * theirs
     # 10 % are nearly five standard errors of the difference.
-    assert believed.optimizer.best_loss == pytest.approx(tnmse["believed"], rel=0.1)
-    assert isinstance(runs["ours"].success, bool)
-
-
-@pytest.mark.slow
-def test_on_tiles_of_full_size_it_is_better_and_faster_with_default_settings() -> None:
-    # 11 generations of 200 evaluations, on all cores: a fraction of the reference's default, which
-    # takes several minutes.
-    runs = {
-        "reference": _example_33(
-            Reference, lambda: rpu_config("pcm"), callback=_go_on, popsize=10, maxiter=10
-        ),
-        "ours": _example_33(WeightProgrammingOptimizer, lambda: rpu_config("pcm")),
-    }
-    # Means of 20 fresh draws of 2 % standard deviation: standard errors of 0.5 %.
-    tnmse = _fresh_scores(runs, repeats=20)
-    assert tnmse["ours"] < 0.9 * tnmse["reference"]
-    assert tnmse["ours"] < 0.97 * runs["ours"].optimizer.loss_baseline
-    assert runs["ours"].wall_s < runs["reference"].wall_s
+    assert ours.best_loss == pytest.approx(found, rel=0.1)
 
 
 def test_objects_have_the_attributes_of_the_references_with_equal_values() -> None:
@@ -193,6 +149,10 @@ def test_objects_have_the_attributes_of_the_references_with_equal_values() -> No
     ours = WeightProgrammingOptimizer(**_arguments())
     # get_baseline is a switch inside the reference's loss.
     assert set(vars(reference)) - {"get_baseline"} <= set(vars(ours))
+    given = (
+        "strategy popsize maxiter tol atol mutation recombination polish workers x_init callback"
+    )
+    assert set(given.split()) <= set(vars(reference)) & set(OptimizerSettings.model_fields)
     assert ours.generate_hop_bounds() == reference.generate_hop_bounds()
     same = (
         "f_lst t_steps symmetric test_in_features nbins test_out_features g_err f_min f_max "
@@ -211,18 +171,6 @@ def test_objects_have_the_attributes_of_the_references_with_equal_values() -> No
     for optimizer in (ours, reference):
         assert optimizer.rpu_config.mapping.weight_scaling_omega == 0.0
     assert ours.mapping_saved == reference.mapping_saved
-
-
-def test_every_option_of_the_reference_is_an_option_here() -> None:
-    options = set(OptimizerSettings.model_fields)
-    reference = Reference(**_arguments())
-    derived = {
-        "f_lst", "rpu_config", "mapping_saved", "noise_model", "t_steps", "symmetric",
-        "get_baseline",
-        "g_converter_baseline", "g_min", "g_max", "g_converter", "loss_baseline", "best_loss",
-        "weights_downsampled_unitless", "max_abs_weight_unitless", "weights_discretized_unitless",
-    }  # fmt: skip
-    assert set(vars(reference)) - derived <= options
 
 
 def test_the_baseline_given_is_measured_not_the_noise_models_own_converter() -> None:
@@ -253,12 +201,6 @@ def test_the_callers_configuration_stays_as_it_was_and_the_copy_programs_with_th
     assert ours.strategy_found.to_converter().g_lst == converter.g_lst
 
 
-@pytest.mark.usefixtures("rough_scores")
-def test_without_enough_of_a_difference_success_is_false_and_no_number() -> None:
-    _, success = _optimizer(loss_margin=0.99, n_trials=20).run_optimizer()
-    assert success is False
-
-
 def _trials_of(ours: WeightProgrammingOptimizer) -> int:
     assert ours.result is not None
     return len(ours.result.study.get_trials(deepcopy=False))
@@ -268,7 +210,8 @@ def _trials_of(ours: WeightProgrammingOptimizer) -> int:
 def test_maxiter_and_popsize_are_a_budget_as_in_scipy_that_ends_at_the_margin() -> None:
     dimension = _optimizer().problem.hypercube.dimension
     patient = _optimizer(maxiter=3, popsize=2, loss_margin=0.99)
-    patient.run_optimizer()
+    _, success = patient.run_optimizer()
+    assert success is False  # and no number, which would count as true
     assert _trials_of(patient) == 4 * 2 * dimension
     # Random strategies that are no worse than 1000 times the baseline are found at once.
     content = _optimizer(maxiter=3, popsize=2, loss_margin=-1000.0, polish=False)
@@ -326,12 +269,10 @@ def test_a_stored_study_is_resumed_by_the_same_code(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("rough_scores")
-@pytest.mark.parametrize("sampler", ["random", "gradient"])
-def test_other_samplers_can_be_asked_for(sampler: str) -> None:
-    engine = "expected" if sampler == "gradient" else "montecarlo"
-    ours = _optimizer(sampler=sampler, engine=engine, n_trials=30)
+def test_another_sampler_can_be_asked_for() -> None:
+    ours = _optimizer(sampler="random", n_trials=30)
     ours.run_optimizer()
-    assert ours.result.study.user_attrs["sampler"] == sampler
+    assert ours.result.study.user_attrs["sampler"] == "random"
 
 
 def test_rows_of_the_test_matrix_can_be_fewer_than_the_tile_has() -> None:

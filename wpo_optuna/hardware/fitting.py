@@ -15,7 +15,7 @@ without numerical integration", Econometrica 57, 1989.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -98,11 +98,7 @@ def fit(measurements: Measurements, *, t_0: float = 20.0, seed: int = 0) -> Fitt
     fitted = _fitted(data, _aihwkits_form(data))
     if fitted.p_value >= _FALSE_ALARMS:
         return fitted
-    tables = _fitted(data, _tables_form(data))
-    return FittedModel(
-        tables.model_class, tables.options, tables.parameters, tables.resampled, fitted.p_value,
-        tables.without_drift,
-    )  # fmt: skip
+    return replace(_fitted(data, _tables_form(data)), p_value=fitted.p_value)
 
 
 # Models

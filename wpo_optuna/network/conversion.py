@@ -139,13 +139,13 @@ class NetworkForms:
         hardware without input ranges, are left alone.
 
         Yields:
-            the digital network to be run; None if there are no ranges to be set.
+            the digital network to be run; None if there is none.
         """
         tiles = [
             t for t in analog_tiles(self.analog) if getattr(t.tile, "input_range", None) is not None
         ]
         if self.restated is None or not tiles:
-            yield None
+            yield self.digital
             return
         largest: dict[nn.Module, float] = {}
 

@@ -78,19 +78,16 @@ def _multiplied(
     assert block is not None
     unit = 1 / 127 if scale.name.endswith(".SCB") else 1.0
 
-    def of_blocks(part: StoredTensor, rows: slice, columns: slice) -> Tensor:
-        values = part.read(...).to(torch.float32)
-        values = values.reshape((*part.shape, 1, 1)[:2])
-        row = torch.arange(tensor.shape[0])[rows] // block[0]
-        column = torch.arange(tensor.shape[1])[columns] // block[1]
+    def of_blocks(part: StoredTensor, index: Index) -> Tensor:
+        values = part.read(...).to(torch.float32).reshape((*part.shape, 1, 1)[:2])
+        row = torch.arange(tensor.shape[0])[index] // block[0]
+        column = torch.arange(tensor.shape[1]) // block[1]
         return values[row][:, column]
 
     def read(index: Index) -> Tensor:
-        rows, columns = index if isinstance(index, tuple) else (index, slice(None))
-        assert isinstance(rows, slice)
         numbers = tensor.read(index).to(torch.float32)
         if zero is not None:
-            numbers = numbers - of_blocks(zero, rows, columns)
-        return numbers * of_blocks(scale, rows, columns) * unit
+            numbers = numbers - of_blocks(zero, index)
+        return numbers * of_blocks(scale, index) * unit
 
     return replace(tensor, type_name="float32", read=read)

@@ -25,7 +25,7 @@ _STATE_DICT_KEYS = (
     "state_dict", "model_state_dict", "model", "module", "network", "net", "weights", "params",
 )  # fmt: skip
 
-Index = slice | tuple[slice, slice] | EllipsisType
+Index = slice | EllipsisType
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class StoredTensor:
         shape: its shape.
         type_name: its element type as torch names it, such as ``float32``.
         place: the file or function it comes from, for messages.
-        read: reads some of its rows, of some of its rows some columns, or (``...``) all.
+        read: reads some of its rows, or (``...``) all.
         known: what the layer that holds it says, where there is one.
         is_named: whether the name is that of a parameter; arrays are named as people please.
         storage: what tensors that share their memory have in common; None if that is unknown.
@@ -100,14 +100,7 @@ class StoredTensor:
 
     def transposed(self) -> StoredTensor:
         """The matrix as (outputs, inputs), where it is stored the other way round."""
-        outputs_last = self.read
-
-        def read(index: Index) -> Tensor:
-            if isinstance(index, slice):
-                return outputs_last((slice(None), index)).T
-            return outputs_last(index if index is ... else (index[1], index[0])).T
-
-        return replace(self, shape=self.shape[::-1], read=read)
+        return replace(self, shape=self.shape[::-1], read=lambda index: self.read(...).T[index])
 
     def blocks(self, first: int = 0, last: int | None = None) -> Iterator[Tensor]:
         """The rows from ``first`` to before ``last``, some at a time, in float32."""

@@ -121,7 +121,12 @@ class Chip:
                 step(tile)
 
         def drawing(tile: AnalogTile) -> None:
-            with torch.no_grad(), _Drawing(tile.tile.tile.generator):
+            generator = tile.tile.tile.generator
+
+            def draw(like: Tensor) -> Tensor:
+                return torch.empty_like(like).normal_(generator=generator)
+
+            with torch.no_grad(), NoiseModelMode(draw):
                 step(tile)
 
         in_threads(drawing, self._in_threads)
@@ -139,26 +144,6 @@ def _is_for_threads(tile: AnalogTile, t_steps: Sequence[float]) -> bool:
     except (InvalidArgument, AttributeError):
         return False
     return True
-
-
-class _Drawing(NoiseModelMode):
-    """A block in which a noise model draws from a generator, and powers are fast."""
-
-    def __init__(self, generator: torch.Generator) -> None:
-        super().__init__(iter(()))
-        self._generator = generator
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """See :class:`NoiseModelMode`."""
-        if func is torch.randn_like and not kwargs:
-            return torch.empty_like(args[0]).normal_(generator=self._generator)
-        return super().__torch_function__(func, types, args, kwargs)
 
 
 class FastCurves(CustomPairConductanceConverter):

@@ -14,7 +14,7 @@ model may do anything, so that each is tried on a few devices first.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from itertools import count
 from typing import Any, Protocol
@@ -83,22 +83,23 @@ class CommonNoise:
     def feeding(self, key: Key, shape: Shape, device: torch.device) -> NoiseModelMode:
         """A block in which a noise model draws numbers ``(R, *shape)``, fit for one key."""
         # Cloned, as a model may change what it drew.
-        return NoiseModelMode(self.normal((*key, k), shape, device).clone() for k in count())
+        numbers = (self.normal((*key, k), shape, device).clone() for k in count())
+        return NoiseModelMode(lambda _: next(numbers))
 
 
 class NoiseModelMode(TorchFunctionMode):
-    """A block in which torch.randn_like returns given tensors, one after the other.
+    """A block in which torch.randn_like returns what is drawn otherwise.
 
     That holds for this thread alone. Powers with a fraction as exponent become exponentials of
     logarithms, as torch's own take four times as long.
 
     Args:
-        numbers: the tensors.
+        draw: returns the numbers for a tensor that they are to be like.
     """
 
-    def __init__(self, numbers: Iterator[Tensor]) -> None:
+    def __init__(self, draw: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self._numbers = numbers
+        self._draw = draw
 
     def __torch_function__(
         self,
@@ -109,7 +110,7 @@ class NoiseModelMode(TorchFunctionMode):
     ) -> Any:
         """Answers these functions; everything else runs unchanged."""
         if func is torch.randn_like and not kwargs:
-            return next(self._numbers)
+            return self._draw(*args)
         if func in _POWERS and len(args) == 2 and not kwargs:
             base, exponent = args if func is not torch.Tensor.__rpow__ else args[::-1]
             if isinstance(base, Tensor) and isinstance(exponent, float) and exponent % 1:
@@ -180,7 +181,8 @@ def _conductances(
     model: BaseNoiseModel, t_steps: Sequence[float], g_target: Tensor, noise: Tensor
 ) -> list[Tensor]:
     """Conductances once programmed and at each time, with this noise again and again."""
-    with NoiseModelMode(noise * (-1) ** k for k in count()):
+    signs = count()
+    with NoiseModelMode(lambda _: noise * (-1) ** next(signs)):
         g_target = g_target.clone()
         g = model.apply_programming_noise_to_conductance(g_target)
         nu = model.generate_drift_coefficients(g_target)

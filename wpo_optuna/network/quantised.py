@@ -35,10 +35,11 @@ def dequantised(tensors: Sequence[StoredTensor]) -> tuple[list[StoredTensor], di
     for tensor in tensors:
         if tensor.type_name in _QUANTISED and len(tensor.shape) == 2:
             scale = _scale_of(tensor, by_name)
-            if scale is not None and _block_shape(tensor.shape, scale.shape) is not None:
+            block = None if scale is None else _block_shape(tensor.shape, scale.shape)
+            if scale is not None and block is not None:
                 zero = by_name.get(f"{tensor.name}_zero_point")
                 belongs |= {part.name: tensor.name for part in (scale, zero) if part is not None}
-                tensor = _multiplied(tensor, scale, zero)
+                tensor = _multiplied(tensor, block, scale, zero)
         found.append(tensor)
     return found, belongs
 
@@ -72,10 +73,8 @@ def _block_shape(shape: tuple[int, ...], scales: tuple[int, ...]) -> tuple[int, 
 
 
 def _multiplied(
-    tensor: StoredTensor, scale: StoredTensor, zero: StoredTensor | None
+    tensor: StoredTensor, block: tuple[int, int], scale: StoredTensor, zero: StoredTensor | None
 ) -> StoredTensor:
-    block = _block_shape(tensor.shape, scale.shape)
-    assert block is not None
     unit = 1 / 127 if scale.name.endswith(".SCB") else 1.0
 
     def of_blocks(part: StoredTensor, index: Index) -> Tensor:

@@ -231,13 +231,10 @@ def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 def _padding_of(convolution: Convolution) -> list[int]:
     """A convolution's padding as ``torch.nn.functional.pad`` takes it, the last axis first."""
-    if convolution.padding == "same":
+    if isinstance(convolution.padding, str):
         sizes = zip(convolution.dilation, convolution.kernel_size, strict=True)
         totals = [dilation * (size - 1) for dilation, size in sizes]
-        both = [(total // 2, total - total // 2) for total in totals]
-    elif convolution.padding == "valid":
-        both = [(0, 0)] * len(convolution.kernel_size)
+        totals = totals if convolution.padding == "same" else [0] * len(totals)
     else:
-        assert not isinstance(convolution.padding, str)
-        both = [(padding, padding) for padding in convolution.padding]
-    return [padding for pair in reversed(both) for padding in pair]
+        totals = [2 * padding for padding in convolution.padding]
+    return [side for total in reversed(totals) for side in (total // 2, total - total // 2)]

@@ -241,6 +241,7 @@ def test_a_transformer_layer_with_analogue_layers_inside_runs_in_evaluation() ->
         NetworkForms.of(theirs, None),
     ):
         assert {tile.layer for tile in analog_tiles(forms.analog)} == {"linear1", "linear2"}
+        assert _analogue(forms.account) == {"linear1.weight", "linear2.weight"}
         with torch.no_grad():
             assert forms.analog.eval()(torch.randn(2, 5, 8)).shape == (2, 5, 8)
 

@@ -59,11 +59,8 @@ class UnfoldedConvolution(nn.Module):
         return outputs if is_batched else outputs.squeeze(0)
 
 
-class SeparateAttention(nn.MultiheadAttention):
+class SeparateAttention(nn.Module):
     """Multi-head attention whose projections are layers of their own.
-
-    torch's own projections, which come between these layers and the attention itself, are
-    identities.
 
     Args:
         attention: an ``nn.MultiheadAttention`` without ``bias_k`` and ``add_zero_attn``.
@@ -79,15 +76,11 @@ class SeparateAttention(nn.MultiheadAttention):
     }
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
-        super().__init__(
-            attention.embed_dim, attention.num_heads, attention.dropout, bias=False,
-            batch_first=attention.batch_first,
-        )  # fmt: skip
-        self.kdim, self.vdim = attention.kdim, attention.vdim  # which users' networks may ask for
-        output = attention.out_proj
-        identity = torch.eye(attention.embed_dim).to(output.weight)
-        self.in_proj_weight = nn.Parameter(identity.repeat(3, 1))
-        self.out_proj.weight = nn.Parameter(identity)
+        super().__init__()
+        self.embed_dim, self.num_heads = attention.embed_dim, attention.num_heads
+        self.kdim, self.vdim = attention.kdim, attention.vdim
+        self.batch_first, self.dropout = attention.batch_first, attention.dropout
+        self.in_proj_weight = self.in_proj_bias = None  # as torch's layers around it ask for them
         weights = (
             (attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight)
             if attention.in_proj_weight is None
@@ -97,15 +90,33 @@ class SeparateAttention(nn.MultiheadAttention):
         biases = attention.in_proj_bias.chunk(3) if has_bias else (None, None, None)
         parts = zip(weights, biases, strict=True)
         self.query, self.key, self.value = (linear(weight, bias) for weight, bias in parts)
-        self.output = linear(output.weight, output.bias)
+        self.output = linear(attention.out_proj.weight, attention.out_proj.bias)
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, *options: Any, **named: Any
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """As ``nn.MultiheadAttention.forward``."""
         projected = self.query(query), self.key(key), self.value(value)
-        attended, shares = super().forward(*projected, *options, **named)
-        return self.output(attended), shares
+        is_turned = self.batch_first and query.dim() == 3
+        q, k, v = (part.transpose(0, 1) if is_turned else part for part in projected)
+        # What torch itself would project with here.
+        identity = torch.eye(self.embed_dim).to(q)
+        attended, shares = F.multi_head_attention_forward(
+            q, k, v, self.embed_dim, self.num_heads, in_proj_weight=identity.repeat(3, 1),
+            in_proj_bias=None, bias_k=None, bias_v=None, add_zero_attn=False,
+            dropout_p=self.dropout, out_proj_weight=identity, out_proj_bias=None,
+            training=self.training, key_padding_mask=key_padding_mask, need_weights=need_weights,
+            attn_mask=attn_mask, average_attn_weights=average_attn_weights, is_causal=is_causal,
+        )  # fmt: skip
+        return self.output(attended.transpose(0, 1) if is_turned else attended), shares
 
 
 class Recurrence(nn.Module):

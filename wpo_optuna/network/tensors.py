@@ -160,7 +160,9 @@ def state_dict_of(network: object, place: str) -> dict[str, Tensor]:
 
 def tensors_of_module(module: nn.Module, place: str) -> Iterator[StoredTensor]:
     """The parameters of a module, and what the layers that hold them say of them."""
-    for layer in layers_of(module):
+    layers = list(layers_of(module))
+    is_converted = any(isinstance(layer.module, AnalogLayerBase) for layer in layers)
+    for layer in layers:
         prefix = f"{layer.name}." if layer.name else ""
         if isinstance(layer.module, AnalogLayerBase):
             weight, _ = layer.module.get_weights()
@@ -171,7 +173,10 @@ def tensors_of_module(module: nn.Module, place: str) -> Iterator[StoredTensor]:
             tensor = parameters.get(name)
             if tensor is None:  # computed from the layer's parameters
                 tensor = getattr(layer.module, name)
-            yield StoredTensor.of(prefix + name, tensor, place, _known(layer, name))
+            known = _known(layer, name)
+            if is_converted and not known.digital_because:
+                known = replace(known, digital_because="aihwkit did not convert it")
+            yield StoredTensor.of(prefix + name, tensor, place, known)
 
 
 def _known(layer: Layer, name: str) -> Known:

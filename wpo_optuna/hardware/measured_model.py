@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from aihwkit.inference.noise.pcm import CustomDriftPCMLikeNoiseModel
+from numpy import interp
 from torch import Tensor
 
 
@@ -47,16 +48,9 @@ class MeasuredNoiseModel(CustomDriftPCMLikeNoiseModel):
     @torch.no_grad()
     def apply_programming_noise_to_conductance(self, g_target: Tensor) -> Tensor:
         """See the class."""
-        bias, std = self._at(g_target, self.programming_bias, self.programming_std)
-        noise = self.prog_noise_scale * std * torch.randn_like(g_target)
-        return (g_target + bias + noise).clamp(min=0.0)
-
-    @torch.no_grad()
-    def generate_drift_coefficients(self, g_target: Tensor) -> Tensor:
-        """See the class."""
-        drift = self.custom_drift_model
-        mean, std = self._at(g_target, drift["nu_mean_lst"], drift["nu_std_lst"])
-        return self.drift_scale * (mean + std * torch.randn_like(g_target)).abs()
+        std = self.prog_noise_scale * self._at(g_target, self.programming_std)
+        bias = self._at(g_target, self.programming_bias)
+        return (g_target + bias + std * torch.randn_like(g_target)).clamp(min=0.0)
 
     @torch.no_grad()
     def apply_drift_noise_to_conductance(
@@ -65,16 +59,11 @@ class MeasuredNoiseModel(CustomDriftPCMLikeNoiseModel):
         """See the class."""
         t = torch.tensor(t_inference + self.t_0, dtype=torch.float64)
         drifted = g_prog * float(t / self.t_0) ** -drift_noise_param
-        (relative,) = self._at(g_prog, self.read_noise)
+        relative = self._at(g_prog, self.read_noise)
         relative = relative * float(((t + self.t_read) / (2 * self.t_read)).log().sqrt())
         noise = self.read_noise_scale * relative * torch.randn_like(g_prog)
         return (drifted * (1 + noise)).clamp(min=0.0)
 
-    def _at(self, g: Tensor, *tables: Sequence[float]) -> list[Tensor]:
-        """Values of tables at conductances of any shape."""
-        knots = g.new_tensor(self.custom_drift_model["g_lst"])
-        last = len(knots) - 2
-        left = (torch.bucketize(g.contiguous(), knots, right=True) - 1).clamp(0, last)
-        place = ((g - knots[left]) / (knots[left + 1] - knots[left])).clamp(0, 1)
-        values = [g.new_tensor(table) for table in tables]
-        return [torch.lerp(v[left], v[left + 1], place) for v in values]
+    def _at(self, g: Tensor, table: Sequence[float]) -> Tensor:
+        """Values of a table at conductances of any shape."""
+        return torch.from_numpy(interp(g.numpy(), self.custom_drift_model["g_lst"], table)).to(g)

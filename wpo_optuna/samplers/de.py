@@ -205,7 +205,7 @@ class DESampler(BaseSampler):
     ) -> dict[str, BaseDistribution]:
         """The parameters that are evolved."""
         with self._lock:
-            return dict(self._space(self._read(study)))
+            return dict(self._search_space or self._space(self._read(study)))
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]

@@ -13,6 +13,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from secrets import choice
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,10 @@ class Claim:
     def of(cls, trial: FrozenTrial) -> Claim | None:
         """The claim that a trial makes, if it makes one."""
         stored = trial.system_attrs.get(CANDIDATE_KEY)
-        return stored and cls(*(stored[name] for name in cls.__slots__))
+        return stored and cls(*_claimed(stored))
+
+
+_claimed = itemgetter(*Claim.__slots__)
 
 
 @dataclass

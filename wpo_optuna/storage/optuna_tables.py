@@ -6,7 +6,6 @@ and reads them as objects; here a batch is one statement for each table.
 
 from __future__ import annotations
 
-import copy
 import functools
 import gc
 import json
@@ -49,7 +48,8 @@ class StoredTrial(FrozenTrial):
     """
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StoredTrial:
-        twin = copy.copy(self)
+        twin = StoredTrial.__new__(StoredTrial)
+        vars(twin).update(vars(self))
         twin.params = dict(self.params)
         twin.user_attrs = dict(self.user_attrs)
         twin.system_attrs = dict(self.system_attrs)
@@ -113,8 +113,9 @@ class DatabaseTrials:
             for chunk in _chunks(sorted(self._open_ids)):
                 rows += connection.execute(query.where(TRIALS.c.trial_id.in_(chunk)))
             trials = {row.trial_id: _trial(row) for row in rows if row.state.is_finished()}
-            for chunk in _chunks(list(trials)):
-                self._fill(connection, {trial_id: trials[trial_id] for trial_id in chunk})
+            runs = [*_chunks([row.trial_id for row in new]), *([key] for key in self._open_ids)]
+            for run in runs:
+                self._fill(connection, trials, run[0], run[-1])
         self._last_id = max((row.trial_id for row in new), default=self._last_id)
         self._n_trials += len(new)
         self._open_ids = {row.trial_id for row in rows} - trials.keys()
@@ -122,23 +123,26 @@ class DatabaseTrials:
             return self.read_new(at_most)
         return sorted(trials.values(), key=lambda trial: trial.number)
 
-    def _fill(self, connection: Connection, trials: dict[int, StoredTrial]) -> None:
-        """Reads all that does not stand in the table of trials itself."""
+    def _fill(
+        self, connection: Connection, trials: dict[int, StoredTrial], first: int, last: int
+    ) -> None:
+        """Reads what does not stand in the table of trials, of those with keys in a range."""
         for part in _PARTS:
             table, (key,) = part.table, part.table.primary_key
-            own = table.c.trial_id.in_(trials)
+            in_range = table.c.trial_id.between(first, last)
             # SQLite keeps rows by this key, and is three times as fast where it need not jump.
-            ends = connection.execute(select(func.min(key), func.max(key)).where(own)).one()
+            ends = connection.execute(select(func.min(key), func.max(key)).where(in_range)).one()
             query = select(table.c.trial_id, *(table.c[name] for name in part.columns))
-            query = query.where(key.between(*ends), own).order_by(key)
+            query = query.where(key.between(*ends), in_range).order_by(key)
             if part is _USER_ATTRIBUTES and self._attributes is not None:
                 query = query.where(table.c.key.in_(self._attributes))
             result = connection.execute(query)
             if part.put is None:
                 _fill_params(trials, result.cursor.fetchall())
                 continue
-            for row in result.all():
-                part.put(trials[row[0]], *row[1:])
+            for trial_id, *contents in result:
+                if trial_id in trials:
+                    part.put(trials[trial_id], *contents)
 
     def write(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """Stores finished trials after all others, which have just been read."""
@@ -291,8 +295,10 @@ def _fill_params(
     trials: dict[int, StoredTrial], rows: Iterable[tuple[int, str, float, str]]
 ) -> None:
     """Gives trials their parameters, which are nearly all rows."""
-    trial_id = itemgetter(0)
-    for key, own in groupby(sorted(rows, key=trial_id), trial_id):
+    key_of = itemgetter(0)
+    for key, own in groupby(sorted(rows, key=key_of), key_of):
+        if key not in trials:
+            continue
         _, names, values, texts = zip(*own, strict=True)
         trial, distributions = trials[key], _distributions_of(names, texts)
         trial.distributions = distributions

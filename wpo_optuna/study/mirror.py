@@ -10,7 +10,6 @@ has to know of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from copy import copy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -198,10 +197,11 @@ class Mirror:
         )
 
     def _add(self, trials: Sequence[FrozenTrial]) -> None:
-        for trial in map(copy, trials):  # callbacks get them as they are
+        memory = self._memory_storage
+        for trial in trials:
+            trial_id = memory.create_new_trial(self._memory_id, template_trial=trial)
             read = {n: v for n, v in trial.user_attrs.items() if n in _READ}
-            trial.user_attrs = read | {_NUMBER: trial.number}
-            self._memory_storage.create_new_trial(self._memory_id, template_trial=trial)
+            memory.get_trial(trial_id).user_attrs = read | {_NUMBER: trial.number}
             if trial.state == TrialState.COMPLETE:
                 self.n_complete += 1
                 self.lowest = min(self.lowest, trial.values[0])

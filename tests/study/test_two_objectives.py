@@ -31,10 +31,11 @@ def values(study: optuna.Study) -> list[list[float]]:
     return [trial.values for trial in study.trials]
 
 
+@pytest.mark.parametrize("sampler", ["nsga2", "gradient"])
 def test_the_front_by_gradients_falls_from_the_lowest_error_to_the_lowest_conductance(
-    tmp_path: Path,
+    sampler: str, tmp_path: Path
 ) -> None:
-    result = run_study(small_problem(), "nsga2", 160, "front", "memory", output=tmp_path, **TWO)
+    result = run_study(small_problem(), sampler, 160, "front", "memory", output=tmp_path, **TWO)
     study = result.study
     assert [d.name for d in study.directions] == ["MINIMIZE", "MINIMIZE"]
     assert len(study.trials) == 160
@@ -111,7 +112,8 @@ def test_accuracy_inside_the_search_is_the_second_objective(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--objective", "tnmse,conductance", "--sampler", "de"], "for one objective alone"),
+        (["--objective", "tnmse,conductance", "--sampler", "de"], "for which give one of nsga2"),
+        (["--objective", "tnmse,metric", "--sampler", "gradient"], "for which give one of nsga2"),
         (["--objective", "tnmse,conductance", "--stop-at-margin"], "belongs to studies of one"),
         (["--max-conductance", "9", "--sampler", "gradient"], "not with max_conductance"),
         (["--max-conductance", "9", "--no-polish"], "not with max_conductance"),

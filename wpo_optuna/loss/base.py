@@ -94,6 +94,16 @@ class LossEngine(ABC):
         """
         raise NotImplementedError(f"The engine {self.name!r} does not know conductances.")
 
+    def tnmse_and_conductance(
+        self, x: ArrayLike, seed: int | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+        """Both at once: TNMSE ``(n,)`` and mean conductances ``(n,)`` in µS per weight.
+
+        The latter are None where they would take much time beside the former, as on aihwkit's tile.
+        For arguments and errors see :meth:`tnmse`.
+        """
+        return self.tnmse(x, seed), None
+
     def conductance_of(
         self, converter: BaseConductanceConverter, repeats: int = 100, seed: int = 0
     ) -> NDArray[np.float64]:

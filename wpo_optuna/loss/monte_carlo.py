@@ -90,24 +90,36 @@ class MonteCarloEngine(DrawingEngine):
 
     def tnmse(self, x: ArrayLike, seed: int | None = None) -> NDArray[np.float64]:
         """See :meth:`LossEngine.tnmse`."""
-        return self._for_strategies(
-            lambda *drawn: self._errors(self._program_and_drift(*drawn)), x, seed
-        )
+        return self.tnmse_and_conductance(x, seed)[0]
 
     def conductance(self, x: ArrayLike, seed: int | None = None) -> NDArray[np.float64]:
         """See :meth:`LossEngine.conductance`."""
-        return self._for_strategies(self._conductance, x, seed)
+        return self.tnmse_and_conductance(x, seed)[1]
+
+    def tnmse_and_conductance(
+        self, x: ArrayLike, seed: int | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """See :meth:`LossEngine.tnmse_and_conductance`."""
+
+        def evaluated(strategies: Conversion, noise: CommonNoise) -> NDArray[np.float64]:
+            weights, conductance = self._program_and_drift(strategies, noise)
+            return np.stack([self._errors(weights), conductance])
+
+        tnmse, conductance = self._for_strategies(evaluated, x, seed)
+        return tnmse, conductance
 
     def conductance_of(
         self, converter: BaseConductanceConverter, repeats: int = 100, seed: int = 0
     ) -> NDArray[np.float64]:
         """See :meth:`LossEngine.conductance_of`."""
-        return np.concatenate(self._for_draws(self._conductance, converter, repeats, seed))
+        drawn = self._for_draws(self._program_and_drift, converter, repeats, seed)
+        return np.concatenate([conductance for _, conductance in drawn])
 
     def _acting_weights(
         self, converter: BaseConductanceConverter, draws: int, seed: int
     ) -> Iterable[Tensor]:
-        return self._for_draws(self._program_and_drift, converter, draws, seed)
+        drawn = self._for_draws(self._program_and_drift, converter, draws, seed)
+        return (weights for weights, _ in drawn)
 
     def _for_strategies(
         self,
@@ -115,7 +127,7 @@ class MonteCarloEngine(DrawingEngine):
         x: ArrayLike,
         seed: int | None,
     ) -> NDArray[np.float64]:
-        """A function (n,) of the strategies at points (n, d), all in the same draw."""
+        """A function (2, n) of the strategies at points (n, d), all in the same draw."""
         decoded = self.problem.hypercube.decode_arrays(x)
         f = torch.as_tensor(decoded.f, dtype=torch.float32, device=self.device)
         curves = torch.as_tensor(decoded.g, dtype=torch.float32, device=self.device)
@@ -128,7 +140,7 @@ class MonteCarloEngine(DrawingEngine):
         def of_chunk(chunk: slice) -> NDArray[np.float64]:
             return function(CurveConversion(f[chunk], curves[chunk]), noise)
 
-        return np.concatenate([np.empty(0), *self._for_chunks(of_chunk, len(f))])
+        return np.concatenate([np.empty((2, 0)), *self._for_chunks(of_chunk, len(f))], axis=1)
 
     def _for_draws(
         self,
@@ -158,23 +170,34 @@ class MonteCarloEngine(DrawingEngine):
         return in_threads(function, chunks) if is_on_cpu else [function(c) for c in chunks]
 
     @torch.no_grad()
-    def _program_and_drift(self, strategies: Conversion, noise: CommonNoise) -> Tensor:
-        """Weights (n, T, out, in) of n strategies in one draw, or of one strategy in n draws."""
-        tiles = enumerate(self._tiles)
-        return torch.cat([self._on_tile(strategies, noise, *tile) for tile in tiles], dim=2)
+    def _program_and_drift(
+        self, strategies: Conversion, noise: CommonNoise
+    ) -> tuple[Tensor, NDArray[np.float64]]:
+        """Acting weights and mean conductances of n strategies in one draw, or of one in n draws.
+
+        Returns:
+            weights ``(n, T, out, in)``, and conductances ``(n,)`` in µS per weight.
+        """
+        tiles = [self._on_tile(strategies, noise, *tile) for tile in enumerate(self._tiles)]
+        weights, conductances = zip(*tiles, strict=True)
+        n = self.problem.test_weights.numel() * len(self.problem.t_steps)
+        mean = torch.stack(conductances).sum(dim=0) / n
+        return torch.cat(weights, dim=2), mean.nan_to_num(nan=torch.inf).cpu().numpy()
 
     def _on_tile(
         self, strategies: Conversion, noise: CommonNoise, tile: int, target: Tensor
-    ) -> Tensor:
-        """Weights (n, T, out, in) of the tile with target weights (1, out, in)."""
-        acting = []
+    ) -> tuple[Tensor, Tensor]:
+        """Weights (n, T, out, in) of the tile with target weights (1, out, in); sums (n,) of g."""
+        acting, total = [], torch.zeros((), dtype=torch.float64, device=self.device)
         drifted = self._drifted(strategies, noise, tile, target)
         for i, (programmed, conductances, scale) in enumerate(drifted):
+            # In two steps, since torch adds up to a single number in another order than to several.
+            total = total + conductances.sum(dim=-1).double().flatten(1).sum(dim=1)
             weights = strategies.to_weights(conductances, scale)
             if self._compensation is not None:
                 weights *= self._compensation.factor(target, programmed, weights, noise, (tile, i))
             acting.append(weights)
-        return torch.stack(acting, dim=1)
+        return torch.stack(acting, dim=1), total
 
     def _drifted(
         self, strategies: Conversion, noise: CommonNoise, tile: int, target: Tensor
@@ -199,19 +222,6 @@ class MonteCarloEngine(DrawingEngine):
             with noise.feeding((tile, Use.DRIFT, i), shape[1:], device):
                 g_drifted = model.apply_drift_noise_to_conductance(g_again, of_time, t)
             yield programmed, g_drifted, scale_again
-
-    @torch.no_grad()
-    def _conductance(self, strategies: Conversion, noise: CommonNoise) -> NDArray[np.float64]:
-        """Mean conductance (n,) of n strategies in one draw, or of one strategy in n draws."""
-        of_tiles_and_times = [
-            # In two steps, since torch adds up to a single number in another order than to several.
-            conductances.sum(dim=3).double().sum(dim=(1, 2))
-            for tile, target in enumerate(self._tiles)
-            for _, conductances, _ in self._drifted(strategies, noise, tile, target)
-        ]
-        n = self.problem.test_weights.numel() * len(self.problem.t_steps)
-        mean = torch.stack(of_tiles_and_times).sum(dim=0) / n
-        return mean.nan_to_num(nan=torch.inf).cpu().numpy()
 
 
 def checked_device(device: str | torch.device) -> torch.device:

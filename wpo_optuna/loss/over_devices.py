@@ -55,6 +55,15 @@ class EngineOverDevices(LossEngine):
         """See :meth:`LossEngine.tnmse`; all devices meet the same random numbers."""
         return self._over(self._relative([engine.tnmse(x, seed) for engine in self.engines]))
 
+    def tnmse_and_conductance(
+        self, x: ArrayLike, seed: int | None = None
+    ) -> tuple[FloatArray, FloatArray | None]:
+        """See :meth:`LossEngine.tnmse_and_conductance`."""
+        pairs = [engine.tnmse_and_conductance(x, seed) for engine in self.engines]
+        tnmse = self._over(self._relative([values for values, _ in pairs]))
+        conductances = [values for _, values in pairs if values is not None]
+        return tnmse, self._over(np.array(conductances)) if conductances else None
+
     def tnmse_of(
         self, converter: BaseConductanceConverter, repeats: int = 100, seed: int = 0
     ) -> FloatArray:

@@ -113,8 +113,9 @@ class StudyRecord:
 
     @property
     def knows_conductance(self) -> bool:
-        """Whether its trials have a mean conductance, as the second objective."""
-        return attributes.CONDUCTANCE in self.winner.user_attrs
+        """Whether its second objective is the mean conductance."""
+        winner = self.winner
+        return winner.values[1:] == [winner.user_attrs.get(attributes.CONDUCTANCE)]
 
     @property
     def layer(self) -> str:

@@ -43,7 +43,7 @@ RUNNING, FINISHED, KILLED, FAILED = STATUSES = ("RUNNING", "FINISHED", "KILLED",
 # Of a trial that no sampler proposed: the kind of search that found it, the total of trials that
 # the study was to be brought to, and its number among the trials of that search.
 PHASE, PHASE_TOTAL, PHASE_INDEX = "phase", "phase_total", "phase_index"
-# Of a trial, in studies with two objectives: its mean conductance in µS per weight.
+# Of a trial, where its engine tells it: its mean conductance in µS per weight.
 CONDUCTANCE = "conductance_us"
 POLISH, GRADIENT_STEP, GRADIENT_START = "polish", "gradient step", "gradient start"
 LIMITED = "polish under a limit"

@@ -85,8 +85,9 @@ def compile_gradient(mirror: Mirror) -> None:
 
 
 def _sampled(mirror: Mirror) -> list[FrozenTrial]:
-    """The trials that a sampler proposed, the best first."""
-    return [trial for trial in mirror.completed() if Origin.of(trial) is None]
+    """The trials of the search, the best first; not those that refine others."""
+    origins = ((trial, Origin.of(trial)) for trial in mirror.completed())
+    return [trial for trial, o in origins if o is None or o.phase not in (POLISH, LIMITED)]
 
 
 def _unpolished(mirror: Mirror, total: int) -> list[FrozenTrial]:

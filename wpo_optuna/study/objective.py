@@ -71,6 +71,8 @@ class Evaluation:
         f_lst: significance factors.
         g_lst: conductance curves in µS.
         k_w: scale from unitless weights to µS.
+        conductance_us: mean conductance in µS per weight, where the engine tells it along with the
+            TNMSE.
         second: name and value of the second objective, if there is one.
     """
 
@@ -80,6 +82,7 @@ class Evaluation:
     f_lst: list[float]
     g_lst: list[list[float]]
     k_w: float
+    conductance_us: float | None = None
     second: tuple[str, float] | None = None
 
     @property
@@ -89,7 +92,8 @@ class Evaluation:
 
     def attributes(self) -> dict[str, Any]:
         """The trial's user attributes."""
-        told = {n: value for n, value in vars(self).items() if n not in ("loss", "second")}
+        omitted = {"loss", "second"} | ({CONDUCTANCE} if self.conductance_us is None else set())
+        told = {name: value for name, value in vars(self).items() if name not in omitted}
         # A user's metric may have any name.
         return told if self.second is None else dict([self.second]) | told
 
@@ -175,19 +179,23 @@ class HypercubeObjective:
             WeightProgrammingError: none of several points has a TNMSE that is a number.
         """
         points = np.asarray(x, dtype=np.float64)
-        values = self.engine.tnmse(points) if tnmse is None else np.asarray(tnmse)
+        values, conductances = self.engine.tnmse_and_conductance(points)
+        values = values if tnmse is None else np.asarray(tnmse)
         if len(values) > 1 and not np.isfinite(values).any():
             check_finite(values, "the TNMSE of every trial", self.problem)
         losses = self.problem.loss(values, self.baseline)
         decoded = self.problem.hypercube.decode_arrays(points)
         columns = (losses, values, decoded.f, decoded.g, decoded.k_w)
+        told = [None] * len(points) if conductances is None else conductances.tolist()
         second: list[tuple[str, float] | None] = [None] * len(points)
         if self.second is not None:
-            second = [(self.second.name, value) for value in self.second(points).tolist()]
+            is_known = conductances is not None and self.second.name == CONDUCTANCE
+            known = conductances if is_known else self.second(points)
+            second = [(self.second.name, value) for value in np.asarray(known).tolist()]
         return [
-            Evaluation(loss, value, self.baseline, f, g, k_w, other)
-            for loss, value, f, g, k_w, other in zip(
-                *(c.tolist() for c in columns), second, strict=True
+            Evaluation(loss, value, self.baseline, f, g, k_w, conductance, other)
+            for loss, value, f, g, k_w, conductance, other in zip(
+                *(c.tolist() for c in columns), told, second, strict=True
             )
         ]
 

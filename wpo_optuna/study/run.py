@@ -266,9 +266,13 @@ class _Search:
             )  # fmt: skip
             mirror.on_stored = self._take
             if self.settings.sampler == GRADIENT:
+                n_front = 0 if objective.second is None else number_polished(mirror, total)
                 search_by_gradient(
-                    mirror, total=total, seed=self.settings.seed, should_stop=self._is_over
-                )
+                    mirror, total=total - n_front, seed=self.settings.seed,
+                    should_stop=self._is_over,
+                )  # fmt: skip
+                if n_front:
+                    polish_front(mirror, total=total, how_many=n_front)
             else:
                 self._sample_and_polish()
         mirror.objective = objective

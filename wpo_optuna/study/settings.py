@@ -14,8 +14,9 @@ from pydantic import BeforeValidator, model_validator
 from wpo_optuna.study.command_line import Settings, Text, Texts, Whole, setting
 
 GRADIENT = "gradient"
-# Samplers of studies with two objectives.
-_FOR_TWO = ("nsga2", "nsga3", "tpe", "random", "qmc")
+# Samplers of studies with two objectives; a network's metric has no gradient.
+_FOR_METRIC = ("nsga2", "nsga3", "tpe", "random", "qmc")
+_FOR_TWO = {"tnmse,conductance": (*_FOR_METRIC, GRADIENT), "tnmse,metric": _FOR_METRIC}
 
 # Differential evolution with the settings that did best within a few thousand trials.
 DE_OPTIONS: Mapping[str, Any] = {"popsize": 5, "mutation": (0.3, 0.8), "recombination": 0.9}
@@ -192,10 +193,11 @@ class SearchSettings(Settings):
 
     @model_validator(mode="after")
     def _check_search(self) -> Self:
-        if self.has_two_objectives and self.sampler not in _FOR_TWO:
+        possible = _FOR_TWO.get(self.objective, (self.sampler,))
+        if self.sampler not in possible:
             raise ValueError(
-                f"sampler = {self.sampler!r}: for one objective alone; for "
-                f"{self.objective} give one of {', '.join(_FOR_TWO)}"
+                f"sampler = {self.sampler!r}: not with objective {self.objective}, for which give "
+                f"one of {', '.join(possible)}"
             )
         if self.has_two_objectives and self.stop_at_margin:
             raise ValueError("stop_at_margin = True: belongs to studies of one objective")

@@ -34,17 +34,18 @@ def is_complete(trial: FrozenTrial) -> bool:
 def numbers_of(trial: FrozenTrial) -> dict[str, float]:
     """TNMSE, loss, the baseline's TNMSE, and by how many percent the first is below the last.
 
-    In studies with two objectives the second one as well, the mean conductance by its name.
+    The mean conductance where the trial knows it, and another second objective where there is one.
 
     All are the engine's; NaN where the trial has none.
     """
     tnmse = _number(trial.user_attrs.get("tnmse"))
     baseline = _number(trial.user_attrs.get("baseline"))
-    second = {}
-    if len(trial.values or ()) == 2:
-        name = CONDUCTANCE if CONDUCTANCE in trial.user_attrs else "second_objective"
-        second[name] = _number(trial.values[1])
-    return second | {
+    further = {}
+    if CONDUCTANCE in trial.user_attrs:
+        further[CONDUCTANCE] = _number(trial.user_attrs[CONDUCTANCE])
+    if len(trial.values or ()) == 2 and trial.values[1] not in further.values():
+        further["second_objective"] = _number(trial.values[1])
+    return further | {
         "tnmse": tnmse,
         "loss": _number(trial.values[0] if trial.values else None),
         "baseline": baseline,

@@ -5,7 +5,6 @@ It takes the same steps as the expected loss: docs/expected_loss.md has the form
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -43,14 +42,10 @@ def expected_conductance(a: Array, g: Array, t: Tables) -> Array:
 def conductance_given_span(p: Programmed, a: Array, span: Array, t: Tables) -> Array:
     """Mean conductance ``(n,)`` in µS of the weights of a tile, given m' ``(n,)``."""
     present, _ = conductances_again(p, span, t, CONDUCTANCE_NODES)
+    of_target, of_present = t.devices.mean
     cells = cells_of(present, t.devices)
+    means = summed_products(of_target, of_present, p.targets, cells)
     shares = np.array([share for _, share in hermite_rule(CONDUCTANCE_NODES)])[:, None, None]
-
-    def at_time(factors: tuple[Array, Array]) -> Array:
-        of_target, of_present = factors
-        means = summed_products(of_target[0], of_present[0], p.targets, cells)
-        # Devices without a factor fill up the strategy.
-        of_weights = jnp.where((a != 0)[:, None], (shares * means).sum(1), 0).sum(0)
-        return (t.nodes.shares[:, None] * of_weights).sum(0)
-
-    return jax.lax.map(at_time, (t.devices.target, t.devices.present)).mean(0)
+    # Devices without a factor fill up the strategy.
+    of_weights = jnp.where((a != 0)[:, None], (shares * means).sum(1), 0).sum(0)
+    return (t.nodes.shares[:, None] * of_weights).sum(0)

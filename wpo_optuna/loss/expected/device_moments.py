@@ -44,6 +44,9 @@ _LOWEST_FRACTION = 1e-6
 _MEAN_TOLERANCE = 0.005
 _VARIANCE_TOLERANCE = 0.01
 
+# Terms of the mean conductance that are smaller than this fraction of the largest are left out.
+_NEGLIGIBLE = 1e-6
+
 
 class DeviceMoments(NamedTuple):
     """Tabulated moments of one device; linear interpolation in g between G grid points.
@@ -58,6 +61,8 @@ class DeviceMoments(NamedTuple):
             moment, term.
         present: factors that depend on the present conductance, same shape; those of the mean in
             µS. NaN where the noise model's result is undefined.
+        mean: the mean in µS averaged over the times: its factors of the target and of the present
+            conductance, ``(2, R', G)``.
     """
 
     g_low: np.float64
@@ -65,6 +70,7 @@ class DeviceMoments(NamedTuple):
     programmed: FloatArray
     target: FloatArray
     present: FloatArray
+    mean: FloatArray
 
 
 # What comes out undefined is marked, and needs no warning.
@@ -101,7 +107,17 @@ def tabulate_device_moments(
         programmed=torch.stack([programmed.mean(0), programmed.var(0, unbiased=False)]).numpy(),
         target=target,
         present=present,
+        mean=_mean_over_times(target[:, 0], present[:, 0]),
     )
+
+
+def _mean_over_times(target: FloatArray, present: FloatArray) -> FloatArray:
+    """Factors (2, R', G) of the average over times of a sum of products (T, R, G)."""
+    is_undefined = np.isnan(present).any(axis=(0, 1))
+    table = np.einsum("trg,trh->gh", target, np.where(is_undefined, 0, present)) / len(target)
+    u, sizes, v = np.linalg.svd(table)
+    kept = sizes > _NEGLIGIBLE * sizes[0]
+    return np.stack([u.T[kept] * sizes[kept, None], np.where(is_undefined, np.nan, v[kept])])
 
 
 def _programmed(noise_model: BaseNoiseModel, g: Tensor) -> Tensor:

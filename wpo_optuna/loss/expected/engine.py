@@ -102,6 +102,12 @@ class ExpectedEngine(LossEngine):
         """See :meth:`LossEngine.tnmse`; there is no noise to be seeded."""
         return tnmse(*self._decoded(x), self._tiles, self._kind, self._device)
 
+    def tnmse_and_conductance(
+        self, x: ArrayLike, seed: int | None = None
+    ) -> tuple[FloatArray, FloatArray]:
+        """See :meth:`LossEngine.tnmse_and_conductance`."""
+        return self.tnmse(x), self.conductance(x)
+
     def tnmse_of(
         self, converter: BaseConductanceConverter, repeats: int = 100, seed: int = 0
     ) -> FloatArray:

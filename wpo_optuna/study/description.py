@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from wpo_optuna.storage import repeated_if_away
 from wpo_optuna.study import attributes
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ _COORDINATES = (
 )
 
 
-@repeated_if_away
 def keep(study: Study, values: Mapping[str, Any]) -> None:
     """Writes into a study's attributes what differs from them and is not None."""
     stored = study.user_attrs
@@ -78,6 +76,8 @@ def summary(problem: WeightProgrammingProblem) -> dict[str, Any]:
         "t_steps_s": list(problem.t_steps),
         "baseline_converter": str(problem.g_converter_baseline),
         "noise_model": type(problem.noise_model).__name__,
+        "devices": len(problem.on_each_device),
+        "over": problem.over,
         "drift_compensation": type(getattr(rpu_config, "drift_compensation", None)).__name__,
         "tile": [problem.test_in_features, problem.test_out_features],
         "symmetric": problem.symmetric,

@@ -105,27 +105,16 @@ def is_database(tracking_uri: str) -> bool:
 
 
 def find_or_create_experiment(client: MlflowClient, name: str) -> str:
-    """Id of the experiment of this name.
-
-    Raises:
-        MlflowException: it is deleted; the message says how to restore it.
-    """
-    from mlflow.exceptions import MlflowException
-
+    """Id of the experiment of this name; MLflow takes no runs for one that was deleted."""
     experiment = client.get_experiment_by_name(name)
-    if experiment is None:
-        # The kind spares the UI's user the question which of its views is the right one.
-        tags = {
-            "mlflow.experimentKind": "custom_model_development",
-            "mlflow.note.content": _EXPERIMENT_NOTE,
-        }
-        return str(client.create_experiment(name, tags=tags))
-    if experiment.lifecycle_stage != "active":
-        raise MlflowException(
-            f"experiment '{name}' is deleted; restore it with 'mlflow experiments restore "
-            f"--experiment-id {experiment.experiment_id}' or choose another name"
-        )
-    return str(experiment.experiment_id)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    # The kind spares the UI's user the question which of its views is the right one.
+    tags = {
+        "mlflow.experimentKind": "custom_model_development",
+        "mlflow.note.content": _EXPERIMENT_NOTE,
+    }
+    return str(client.create_experiment(name, tags=tags))
 
 
 def search_runs(client: MlflowClient, experiment_id: str, filter_string: str) -> list[Run]:

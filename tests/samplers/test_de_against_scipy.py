@@ -9,7 +9,6 @@ import optuna
 import pytest
 from de_functions import (
     FUNCTIONS,
-    N_DIMENSIONS,
     NAMES,
     bounds,
     candidates_of_scipy,
@@ -19,9 +18,6 @@ from de_functions import (
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
 from wpo_optuna.samplers import DESampler
-from wpo_optuna.samplers.differential_evolution import INITIALISATIONS, STRATEGIES
-
-N_GENERATIONS = 20
 
 
 @pytest.fixture(autouse=True)
@@ -40,39 +36,27 @@ def evolve(study: optuna.Study, space: dict[str, BaseDistribution], function: An
 
 
 @pytest.mark.parametrize(
-    ("strategy", "init"),
-    [(strategy, "latinhypercube") for strategy in STRATEGIES]
-    + [("best1bin", init) for init in [*INITIALISATIONS[1:], "array"]],
+    ("name", "options"),
+    [
+        ("sphere", {}),
+        ("rosenbrock", {"strategy": "rand2exp", "mutation": 0.6, "recombination": 0.4}),
+        ("rastrigin", {"init": "sobol", "popsize": 3}),
+        ("ackley", {"init": initial_array("ackley")}),
+    ],
 )
-def test_a_study_holds_the_candidates_of_scipy_in_their_order(strategy: str, init: str) -> None:
-    # The functions take turns; tests of the algorithm alone try all combinations.
-    name = list(FUNCTIONS)[STRATEGIES.index(strategy) % len(FUNCTIONS)]
+def test_a_study_holds_the_candidates_of_scipy_in_their_order(
+    name: str, options: dict[str, Any]
+) -> None:
+    """Each option reaches the algorithm, whose own tests try all combinations."""
     function = FUNCTIONS[name][0]
-    options: dict[str, Any] = {
-        "strategy": strategy,
-        "init": initial_array(name) if init == "array" else init,
-        "popsize": 1,
-    }
-    expected = candidates_of_scipy(function, bounds(name), N_GENERATIONS, seed=11, **options)
-    space = search_space(name)
-    study = optuna.create_study(sampler=DESampler(seed=11, search_space=space, **options))
-    evolve(study, space, function, len(expected))
-    np.testing.assert_array_equal(points_of(study, NAMES), expected)
-
-
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_study_with_default_settings_holds_the_candidates_of_scipy(name: str) -> None:
-    function = FUNCTIONS[name][0]
-    expected = candidates_of_scipy(function, bounds(name), 4, seed=1)
-    space = search_space(name)
-    sampler = DESampler(seed=1, search_space=space)
+    expected = candidates_of_scipy(function, bounds(name), 4, seed=1, **options)
+    sampler = DESampler(seed=1, search_space=search_space(name), **options)
 
     def objective(trial: optuna.Trial) -> float:
         return function(np.array([trial.suggest_float(n, *bounds(name)[0]) for n in NAMES]))
 
     study = optuna.create_study(sampler=sampler)
     study.optimize(objective, n_trials=len(expected))
-    assert len(expected) == 4 * 15 * N_DIMENSIONS
     np.testing.assert_array_equal(points_of(study, NAMES), expected)
 
 

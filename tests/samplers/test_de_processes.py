@@ -213,21 +213,3 @@ def test_samplers_that_know_of_each_other_repeat_little() -> None:
     n_generations = max(times) // SIZE
     assert n_generations >= 6
     assert set(range(n_generations * SIZE)) <= times.keys()
-
-
-def test_what_a_trial_costs_does_not_grow_with_their_number() -> None:
-    space = search_space("sphere", 3)
-
-    def seconds(n_before: int) -> float:
-        """Median processor time of an ask."""
-        study = optuna.create_study(sampler=DESampler(seed=1, search_space=space))
-        times = []
-        while len(times) < n_before + 90:
-            began = time.process_time()
-            trial = study.ask(space)
-            times.append(time.process_time() - began)
-            study.tell(trial, sum(x**2 for x in trial.params.values()))
-        return sorted(times[-90:])[45]
-
-    # 20 times as many trials: what grew with their number would show as a ratio near 20.
-    assert seconds(6000) < 4 * seconds(300)

@@ -262,16 +262,6 @@ def test_candidates_left_counts_what_can_be_asked_in_this_generation() -> None:
     assert (s.generation(study), s.candidates_left(study)) == (1, 6)
 
 
-def test_batches_of_a_generation_give_the_trials_of_one_by_one() -> None:
-    s = sampler()
-    study = optuna.create_study(sampler=s)
-    while len(study.trials) < 30:
-        batch = [study.ask(SPACE) for _ in range(min(4, s.candidates_left(study)))]
-        for trial in batch:
-            study.tell(trial, value_of(trial.params))
-    assert params_of(study) == reference(30)
-
-
 def test_while_the_search_space_is_unknown_one_trial_is_left_to_ask() -> None:
     s = sampler(search_space=None)
     study = optuna.create_study(sampler=s)
@@ -280,17 +270,6 @@ def test_while_the_search_space_is_unknown_one_trial_is_left_to_ask() -> None:
     assert not s.converged(study)
     evolve(study, 1)
     assert s.candidates_left(study) == 6
-
-
-def test_a_trial_told_through_another_study_object_is_noticed() -> None:
-    storage = optuna.storages.InMemoryStorage()
-    s = sampler()
-    study = optuna.create_study(storage=storage, sampler=s, study_name="one")
-    other = optuna.load_study(storage=storage, study_name="one")
-    for _ in range(18):
-        trial = study.ask(SPACE)
-        other.tell(trial.number, value_of(trial.params))
-    assert params_of(study) == reference(18)
 
 
 # Settings and seeds
@@ -349,18 +328,6 @@ def test_without_a_seed_the_seed_of_the_study_is_taken_over() -> None:
 
 
 # The sampler object and its studies
-
-
-def test_a_copied_study_is_continued() -> None:
-    study = optuna.create_study(study_name="one", sampler=sampler())
-    evolve(study, 10)
-    target = optuna.storages.InMemoryStorage()
-    optuna.copy_study(
-        from_study_name="one", from_storage=study._storage, to_storage=target, to_study_name="two"
-    )
-    copied = optuna.load_study(storage=target, study_name="two", sampler=sampler())
-    evolve(copied, 10)
-    assert params_of(copied) == reference(20)
 
 
 def test_one_sampler_object_serves_several_studies_in_turn() -> None:

@@ -148,19 +148,12 @@ def test_it_converges_in_the_generation_in_which_scipy_stops(
     np.testing.assert_array_equal(evolution.energies, result.population_energies)
 
 
-def test_equal_initial_values_are_no_convergence_but_equal_evolved_ones_are() -> None:
+@pytest.mark.parametrize("last", [1.0, np.inf])
+def test_only_evolved_and_finite_members_converge(last: float) -> None:
     evolution = DifferentialEvolution([(0, 1)] * 2, DifferentialEvolutionSettings(), seed=0)
-    evolution.tell(np.ones(evolution.size))
-    assert not evolution.converged(tol=0.01, atol=0.0)
-    evolution.tell(np.ones(evolution.size))
-    assert evolution.converged(tol=0.01, atol=0.0)
-
-
-def test_an_infinite_member_prevents_convergence() -> None:
-    evolution = DifferentialEvolution([(0, 1)] * 2, DifferentialEvolutionSettings(), seed=0)
-    for _ in range(3):
-        evolution.tell([*np.ones(evolution.size - 1), np.inf])
-    assert not evolution.converged(tol=np.inf, atol=np.inf)
+    for is_evolved in (False, True):
+        evolution.tell([*np.ones(evolution.size - 1), last])
+        assert evolution.converged(tol=0.01, atol=0.0) == (is_evolved and last == 1.0)
 
 
 def test_the_smallest_population_suffices_for_every_strategy() -> None:

@@ -77,7 +77,7 @@ def test_runs_written_at_once_are_those_that_mlflows_client_writes(
 ) -> None:
     client, study = MlflowClient(store), small_study()
     deliver(study, Destination(trial_runs="all", experiment_name="at once"))
-    monkeypatch.setattr(delivery, "is_database", lambda uri: False)
+    monkeypatch.setattr(delivery, "file_of", lambda uri: None)
     deliver(study, Destination(trial_runs="all", experiment_name="by requests"))
     by_requests = recorded(client, "quadratic", "by requests").trials
     assert recorded(client, "quadratic", "at once").trials == by_requests
@@ -132,7 +132,7 @@ def test_a_delivery_interrupted_at_any_request_is_completed_by_the_next(
         for n, is_carried_out in cuts:
             cut = InterruptedClient(client, n, is_carried_out)
             patch.setattr(delivery, "connect", lambda uri, cut=cut: cut)
-            patch.setattr(delivery, "is_database", lambda uri: is_at_once)
+            patch.setattr(delivery, "file_of", lambda uri: Path(uri) if is_at_once else None)
             try:
                 deliverer.bring(running=False)
             except CutError:

@@ -20,8 +20,8 @@ import optuna
 
 from wpo_optuna.storage import FinishedTrials
 from wpo_optuna.study import attributes as names
-from wpo_optuna.track.destination import Destination, refuse_file_of
-from wpo_optuna.track.store import connect, find_or_create_experiment, is_database, turn
+from wpo_optuna.track.destination import Destination, file_of, refuse_file_of
+from wpo_optuna.track.store import connect, find_or_create_experiment, turn
 from wpo_optuna.track.study_run import PARAMETERS_FILE, PARQUET_FILE, StudyRun
 from wpo_optuna.track.trials import (
     ATTRIBUTES,
@@ -195,7 +195,8 @@ class Delivery:
         best_before = accumulate(map(rank, self._trials), min, initial=math.inf)
         best = dict(zip((trial.number for trial in self._trials), best_before, strict=False))
         which = self._which_trial_runs()
-        database = self._destination.uri if is_database(self._destination.uri) else None
+        uri = self._destination.uri
+        database = None if file_of(uri) is None else uri
         for start in range(0, len(lacking), _TRIALS_AT_ONCE):
             self._on_progress(self._delivered(run, len(lacking) - start))
             part = lacking[start : start + _TRIALS_AT_ONCE]

@@ -6,7 +6,6 @@ import hashlib
 import math
 import os
 import socket
-import sys
 import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -76,7 +75,7 @@ def connect(tracking_uri: str) -> MlflowClient:
         path.parent.mkdir(parents=True, exist_ok=True)
         # MLflow keeps a connection for each URI, and a relative one means another file elsewhere.
         tracking_uri = tracking_uri.replace(tracking_uri.partition(":///")[2], str(path))
-    if is_database(tracking_uri):
+    if urlsplit(tracking_uri).scheme.partition("+")[0] in DATABASES:
         # MLflow would try for two minutes before it says that a database does not answer.
         inspect(create_engine(tracking_uri, poolclass=NullPool)).get_table_names()
     return MlflowClient(tracking_uri)
@@ -90,18 +89,13 @@ def turn(name: str) -> Iterator[None]:
     """
     digest = hashlib.sha256(f"{os.getuid()} {name}".encode()).hexdigest()
     with socket.socket(socket.AF_UNIX) as taken:
-        while sys.platform == "linux":
+        while True:
             try:
                 taken.bind(f"\0wpo_optuna {digest}")
                 break
             except OSError:
                 time.sleep(_POLL_S)
         yield
-
-
-def is_database(tracking_uri: str) -> bool:
-    """Whether MLflow's store is a database, and not a server's."""
-    return urlsplit(tracking_uri).scheme.partition("+")[0] in DATABASES
 
 
 def find_or_create_experiment(client: MlflowClient, name: str) -> str:

@@ -6,7 +6,7 @@ carried out. So nothing is remembered across a failure: :meth:`StudyRun.find` an
 trials alone, so that a metric written twice is one and the same row of MLflow's database.
 
 A trial's run takes three requests, 10 ms of computing together; a thousand trials would take longer
-to record than to search. Where MLflow's store is a database, the runs of a batch of trials are
+to record than to search. Where MLflow's store is an SQLite file, the runs of a batch of trials are
 therefore inserted into its tables in one transaction, as MLflow itself would have written them.
 """
 
@@ -20,8 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Insert, Table, create_engine, insert
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import create_engine, insert
 from sqlalchemy.pool import NullPool
 
 from wpo_optuna.study.attributes import FAILED, FINGERPRINT, FINISHED, KILLED, RUNNING
@@ -187,8 +186,8 @@ class StudyRun:
 
         Args:
             trials: the trials.
-            database: MLflow's own database, where new runs are inserted at once; None if MLflow's
-                store is a server's.
+            database: URI of MLflow's SQLite file, where new runs are inserted at once; None if
+                its store is another one.
         """
         new = []
         for trial in trials:
@@ -351,21 +350,11 @@ def _short(value: str, otherwise: str) -> str:
 
 
 def _insert(uri: str, runs: Sequence[_TrialRun]) -> None:
-    """Inserts runs into MLflow's database, whose tables are there; all of them or none."""
+    """Inserts runs into MLflow's SQLite file; rows that are there stay as they are."""
     of_tables = zip(*(run.rows() for run in runs), strict=True)
-    engine = create_engine(uri, poolclass=NullPool)
-    with engine.begin() as connection:
+    with create_engine(uri, poolclass=NullPool).begin() as connection:
         for of_table in of_tables:
             rows = [row for _, of_run in of_table for row in of_run]
             if rows:
-                statement = _insert_new(of_table[0][0].__table__, engine.dialect.name)
-                connection.execute(statement, rows)
-
-
-def _insert_new(table: Table, dialect: str) -> Insert:
-    """Leaves rows that are there as they are; in other databases they make the whole fail."""
-    if dialect == "sqlite":
-        return sqlite.insert(table).on_conflict_do_nothing()
-    if dialect == "postgresql":
-        return postgresql.insert(table).on_conflict_do_nothing()
-    return insert(table)
+                new = insert(of_table[0][0].__table__).prefix_with("OR IGNORE")
+                connection.execute(new, rows)

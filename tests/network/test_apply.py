@@ -8,7 +8,6 @@ from copy import deepcopy
 import pytest
 import torch
 from aihwkit.inference import (
-    CustomDriftPCMLikeNoiseModel,
     PCMLikeNoiseModel,
     ReRamCMONoiseModel,
     SinglePairConductanceConverter,
@@ -133,15 +132,7 @@ def test_a_network_programmed_before_is_programmed_anew_when_it_drifts() -> None
 
 
 @pytest.mark.parametrize(
-    "noise_model",
-    [
-        PCMLikeNoiseModel(g_max=20.0),
-        ReRamCMONoiseModel(g_min=9.0, g_max=88.2),
-        CustomDriftPCMLikeNoiseModel(
-            {"g_lst": [0.0, 20.0], "nu_mean_lst": [0.1, 0.05], "nu_std_lst": [0.02, 0.01]},
-            g_max=20.0,
-        ),
-    ],
+    "noise_model", [PCMLikeNoiseModel(g_max=20.0), ReRamCMONoiseModel(g_min=9.0, g_max=88.2)]
 )
 def test_a_strategy_for_wider_devices_is_refused_and_nothing_changed(
     noise_model: BaseNoiseModel,
@@ -166,11 +157,7 @@ def test_what_cannot_be_programmed_is_refused_in_one_sentence() -> None:
         (analog, "strategy.json", "read a file with ProgrammingStrategy.load"),
         (analog, {}, "strategy is empty"),
         (analog, {"1": "strategy.json"}, "strategy of layer '1' is a str"),
-        (
-            analog,
-            {"1.0": STRATEGY},
-            "no analog layer matches '1.0' (did you mean '0.0'?)",
-        ),
+        (analog, {"1.0": STRATEGY}, "no analog layer matches '1.0' (did you mean '0.0'?)"),
         (analog, {"fc*": STRATEGY}, "no analog layer matches 'fc*'; there are 0.0, 1."),
         (_hardware(), {"1": STRATEGY}, "strategies by layer need a network"),
     ]

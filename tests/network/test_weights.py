@@ -220,12 +220,10 @@ def test_weights_with_a_mapping_are_those_on_aihwkits_tiles(
     columnwise: bool, max_input_size: int, max_output_size: int, omega: float
 ) -> None:
     mapping = MappingParameter(
-        weight_scaling_omega=omega,
-        weight_scaling_columnwise=columnwise,
-        out_scaling_columnwise=columnwise,
-        max_input_size=max_input_size,
+        weight_scaling_omega=omega, weight_scaling_columnwise=columnwise,
+        out_scaling_columnwise=columnwise, max_input_size=max_input_size,
         max_output_size=max_output_size,
-    )
+    )  # fmt: skip
     torch.manual_seed(2)
     model = nn.Sequential(nn.Conv2d(5, 70, 3), nn.Flatten(), nn.Linear(70, 90))
     model[2].weight.data[7] = 0.0
@@ -233,9 +231,7 @@ def test_weights_with_a_mapping_are_those_on_aihwkits_tiles(
     on_tiles = torch.cat([tile.tile.get_weights().flatten() for tile in analog.analog_tiles()])
     read = read_weights(model, mapping=mapping)
     torch.testing.assert_close(read.weights, on_tiles.sort().values, rtol=1e-6, atol=1e-7)
-    layer = read.layers[0].weights()
-    assert layer.numel() == 70 * 45
-    assert float(layer.abs().max()) == pytest.approx(omega or model[0].weight.abs().max().item())
+    assert read.layers[0].weights().numel() == 70 * 45
 
 
 # Columns differ in scale, so that a sample that met some of them only would show.

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -113,8 +113,8 @@ class DatabaseTrials:
             for chunk in _chunks(sorted(self._open_ids)):
                 rows += connection.execute(query.where(TRIALS.c.trial_id.in_(chunk)))
             trials = {row.trial_id: _trial(row) for row in rows if row.state.is_finished()}
-            runs = [*_chunks([row.trial_id for row in new]), *([key] for key in self._open_ids)]
-            for run in runs:
+            late = sorted(self._open_ids & trials.keys())
+            for run in [*_chunks([row.trial_id for row in new]), *([key] for key in late)]:
                 self._fill(connection, trials, run[0], run[-1])
         self._last_id = max((row.trial_id for row in new), default=self._last_id)
         self._n_trials += len(new)
@@ -361,13 +361,4 @@ def _utc(local: datetime | None) -> datetime | None:
 
 
 def _local(utc: datetime | None) -> datetime | None:
-    if utc is None:
-        return None
-    # Asking the system for each time would take a tenth of all reading.
-    quarter = utc.replace(minute=utc.minute // 15 * 15, second=0, microsecond=0)
-    return utc + _local_offset(quarter)
-
-
-@functools.lru_cache(maxsize=4096)
-def _local_offset(utc: datetime) -> timedelta:
-    return utc.replace(tzinfo=UTC).astimezone().replace(tzinfo=None) - utc
+    return None if utc is None else datetime.fromtimestamp(utc.replace(tzinfo=UTC).timestamp())

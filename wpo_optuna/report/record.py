@@ -90,6 +90,8 @@ class StudyRecord:
         baseline = asked.get("baseline", "")
         if about:
             devices = "{noise_model}, {g_min_us:g} to {g_max_us:g} µS".format_map(about)
+            if (n := about.get("devices", 1)) > 1:
+                devices += f"; {n} devices, the {about['over']} of which counts"
             hardware = f"{hardware}: {devices}" if hardware else devices
             kind = about["baseline_converter"].partition("(")[0]
             baseline = f"{baseline}: {kind}" if baseline else kind

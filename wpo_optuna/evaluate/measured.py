@@ -31,8 +31,8 @@ class MeasuredComparison:
         ideal: the metric of the digital network; None where there is none.
         measured: the metric with the measured conductances.
         predicted: the metric with conductances drawn from the noise model.
-        errors: normalised mean-squared error of each layer's measured weights, by its name.
-        predicted_errors: the same of drawn weights.
+        errors: normalised mean-squared error of each layer's measured weights, and the same of
+            drawn ones, by its name.
         engine: what computed the analogue forward passes, in words.
     """
 
@@ -41,15 +41,13 @@ class MeasuredComparison:
     ideal: float | None
     measured: float
     predicted: Estimate
-    errors: Mapping[str, float]
-    predicted_errors: Mapping[str, Estimate]
+    errors: Mapping[str, tuple[float, Estimate]]
     engine: str = ""
 
     def table(self) -> str:
         """The metric, and a row for each layer, for people to read."""
         rows = [("layer", "measured", "predicted", "95 % interval")]
-        for layer, error in self.errors.items():
-            predicted = self.predicted_errors[layer]
+        for layer, (error, predicted) in self.errors.items():
             interval = f"[{predicted.low:.4g}, {predicted.high:.4g}]"
             rows.append((layer, f"{error:.4g}", f"{predicted.mean:.4g}", interval))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -73,8 +71,7 @@ class MeasuredComparison:
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(("layer", "measured", "predicted", "predicted_low", "predicted_high"))
-            for layer, error in self.errors.items():
-                predicted = self.predicted_errors[layer]
+            for layer, (error, predicted) in self.errors.items():
                 writer.writerow((layer, error, predicted.mean, predicted.low, predicted.high))
         return path
 
@@ -125,10 +122,13 @@ def compare_measured(
             values.append(setup.measure(analog))
         set_measured(analog, measured)
         measured_value, measured_errors = setup.measure(analog), _layer_errors(analog)
-    predicted = {layer: np.array([draw[layer] for draw in errors]) for layer in errors[0]}
     return MeasuredComparison(
-        setup.metric_name, t, ideal, measured_value, Estimate.of(np.array(values)), measured_errors,
-        {layer: Estimate.of(draws) for layer, draws in predicted.items()}, chip.engine,
+        setup.metric_name, t, ideal, measured_value, Estimate.of(np.array(values)),
+        {
+            layer: (error, Estimate.of(np.array([draw[layer] for draw in errors])))
+            for layer, error in measured_errors.items()
+        },
+        chip.engine,
     )  # fmt: skip
 
 

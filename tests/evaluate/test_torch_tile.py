@@ -25,8 +25,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from wpo_optuna.evaluate.forward import why_not_known
-from wpo_optuna.evaluate.torch_tile import TorchTile
+from wpo_optuna.evaluate.torch_tile import TorchTile, why_not_known
 from wpo_optuna.hardware import NAMED_RPU_CONFIGS
 
 PCM_READ, ADDITIVE = WeightNoiseType.PCM_READ, WeightNoiseType.ADDITIVE_CONSTANT

@@ -1,12 +1,13 @@
-"""Studies in rough weather: workers are killed, the database and MLflow's server are restarted.
+"""Studies in rough weather: workers are killed, servers are restarted, and the disk is full.
 
 Four workers, each the study's command in a process of its own, bring a study to its total. At
 random moments (after so many new trials, however fast the machine is) one of them gets SIGKILL or
-SIGTERM and another one is started in its place, PostgreSQL is restarted, or MLflow's server is.
-One study comes after the other, with all samplers in turn, until the time is over. Of each study
-is then said whether its trials are exactly as many as asked for and no two the same, whether
-differential evolution's are those of a study that nobody disturbed, whether MLflow has what the
-storage has, and whether a process is left.
+SIGTERM and another one is started in its place, MLflow's server is restarted, and so is PostgreSQL
+or, of a study on SQLite, the disk is full for a while. One study comes after the other, with all
+samplers in turn, until the time is over. Of each study is then said whether its trials are exactly
+as many as asked for and no two the same, whether differential evolution's are those of a study that
+nobody disturbed, whether MLflow has what the storage has, whether a worker gave up for anything but
+a full disk, and whether a process is left.
 
     python -m experiments.soak --minutes 20
 """
@@ -25,6 +26,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +36,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tests.mlflow_servers import MlflowServer
 from tests.postgresql_server import PostgresqlServer
+from tests.small_disk import SmallDisk
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.storage import FinishedTrials, load_study
 from wpo_optuna.track.destination import Destination
@@ -44,6 +47,8 @@ N_WORKERS = 4
 # On average, in a study.
 N_DISASTERS = 12
 PATIENCE_S = 600.0
+STORAGES = ("postgresql", "sqlite")
+_DISK_MB = 200.0
 # By this a worker's processes are found again, those that deliver to MLflow included.
 _MARK = "WPO_SOAK"
 
@@ -54,6 +59,7 @@ class Weather:
 
     Attributes:
         sampler: its sampler.
+        storage: the kind of its storage.
         n_trials: the total it was to be brought to.
         happened: how often what happened.
         sentences: with which workers gave up.
@@ -62,26 +68,29 @@ class Weather:
     """
 
     sampler: str
+    storage: str
     n_trials: int
     happened: Counter[str] = field(default_factory=Counter)
     sentences: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
-    COLUMNS = ("started", "SIGKILL", "SIGTERM", "database", "MLflow", "gave up")
+    COLUMNS = ("started", "SIGKILL", "SIGTERM", "database", "full disk", "MLflow", "gave up")
 
     def row(self) -> str:
         """A row of the table."""
         counts = " | ".join(str(self.happened[column]) for column in self.COLUMNS)
         found = "; ".join(self.faults) or "as it should be"
-        return f"| {self.sampler} | {self.n_trials} | {counts} | {self.seconds:.0f} s | {found} |"
+        study = f"{self.sampler} | {self.storage} | {self.n_trials}"
+        return f"| {study} | {counts} | {self.seconds:.0f} s | {found} |"
 
     @classmethod
     def head(cls) -> str:
         """The head of the table."""
         names = (
-            "sampler", "trials", "workers started", "SIGKILL", "SIGTERM", "database restarted",
-            "MLflow restarted", "gave up with a sentence", "time", "found afterwards",
+            "sampler", "storage", "trials", "workers started", "SIGKILL", "SIGTERM",
+            "database restarted", "disk full", "MLflow restarted", "gave up with a sentence",
+            "time", "found afterwards",
         )  # fmt: skip
         return f"| {' | '.join(names)} |\n|{'---|' * len(names)}"
 
@@ -125,12 +134,19 @@ class Fleet:
             self._weather.happened[name] += 1
             self._start()
 
+    def have_given_up(self) -> bool:
+        """Whether none of its workers runs that has not ended well."""
+        return all(worker.poll() is not None for worker in self._workers)
+
     def is_at_work(self) -> bool:
         """Whether a worker runs; one that gave up is replaced, which its user would do."""
         for worker in [w for w in self._workers if w.poll() not in (None, 0)]:
             told = (self._workers.pop(worker) / "told").read_text().splitlines()
             self._weather.happened["gave up"] += 1
-            self._weather.sentences += told[-1:] or [f"nothing, with status {worker.returncode}"]
+            sentence = told[-1] if told else f"nothing, with status {worker.returncode}"
+            self._weather.sentences.append(sentence)
+            if "is full" not in sentence:
+                self._weather.faults.append("a worker gave up")
             self._start()
         return any(worker.poll() is None for worker in self._workers)
 
@@ -153,12 +169,34 @@ def environment() -> dict[str, str]:
     return kept | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
 
 
+class Disk:
+    """A disk that an SQLite database is on, and that may be full."""
+
+    def __init__(self, directory: Path) -> None:
+        self._disk = SmallDisk(directory, _DISK_MB)
+        self.url = f"sqlite:///{directory}/wpo.db"
+
+    def be_full(self, fleet: Fleet) -> None:
+        """Leaves no space until the workers of a fleet have given up, or for a minute."""
+        self._disk.fill()
+        deadline = time.monotonic() + 60
+        while not fleet.have_given_up() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self._disk.resize(_DISK_MB)
+
+    def stop(self) -> None:
+        """Ends it, with its files."""
+        self._disk.unmount()
+
+
 def soak(
-    sampler: str, n_trials: int, database: PostgresqlServer, mlflow: MlflowServer, directory: Path
-) -> Weather:
+    sampler: str, n_trials: int, storage: PostgresqlServer | Disk, mlflow: MlflowServer,
+    directory: Path,
+) -> Weather:  # fmt: skip
     """Brings a study to its total in rough weather, and looks at what there is then."""
-    weather, started = Weather(sampler, n_trials), time.monotonic()
-    name, url = f"soak-{sampler}-{uuid.uuid4().hex[:6]}", database.url
+    url, started = storage.url, time.monotonic()
+    weather = Weather(sampler, url.partition(":")[0].partition("+")[0], n_trials)
+    name = f"soak-{sampler}-{uuid.uuid4().hex[:6]}"
     search = (
         "--sampler", sampler, "--n-trials", str(n_trials), "--batch-size", "4", "--no-polish",
         "--finalists", "1", "--no-self-check", "--no-report", "--baseline-iterations", "2",
@@ -167,9 +205,13 @@ def soak(
     records = ("--storage", url, "--tracking-uri", mlflow.uri)
     fleet = Fleet((*search, *records), directory, weather)
 
-    def restart_database() -> None:
-        database.restart(random.choice(["fast", "immediate"]))
-        weather.happened["database"] += 1
+    def trouble_storage() -> None:
+        if isinstance(storage, PostgresqlServer):
+            storage.restart(random.choice(["fast", "immediate"]))
+            weather.happened["database"] += 1
+        else:
+            storage.be_full(fleet)
+            weather.happened["full disk"] += 1
 
     def restart_mlflow() -> None:
         mlflow.stop()
@@ -179,7 +221,7 @@ def soak(
 
     kinds: list[Callable[[], None]] = [
         lambda: fleet.send("SIGKILL"), lambda: fleet.send("SIGTERM"),
-        restart_database, restart_mlflow,
+        trouble_storage, restart_mlflow,
     ]  # fmt: skip
     disasters = itertools.cycle(random.sample(kinds, len(kinds)))
     progress, next_disaster = Progress(url, name), 1
@@ -278,31 +320,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=20.0, help="no study begins after that")
     parser.add_argument("--samplers", nargs="+", choices=TRIALS, default=list(TRIALS))
+    parser.add_argument("--storages", nargs="+", choices=STORAGES, default=list(STORAGES))
     parser.add_argument("--seed", type=int, help="of the moments; default: another one each time")
     options = parser.parse_args(arguments)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     random.seed(options.seed)
     ends, n_faults = time.monotonic() + 60 * options.minutes, 0
-    with tempfile.TemporaryDirectory(prefix="wpo_soak_") as folder:
-        mlflow, database = MlflowServer(Path(folder)), PostgresqlServer()
-        try:
-            mlflow.start()
-            print(Weather.head(), flush=True)
-            for sampler in itertools.cycle(options.samplers):
-                weather = soak(sampler, TRIALS[sampler], database, mlflow, Path(folder))
-                print(weather.row(), flush=True)
-                print(
-                    "".join(f"gave up: {told}\n" for told in weather.sentences),
-                    end="",
-                    file=sys.stderr,
-                )
-                n_faults += len(weather.faults)
-                if time.monotonic() > ends:
-                    return int(n_faults > 0)
-        finally:
-            mlflow.stop()
-            database.stop()
-    raise AssertionError
+    with tempfile.TemporaryDirectory(prefix="wpo_soak_") as folder, ExitStack() as stack:
+        mlflow = MlflowServer(Path(folder))
+        stack.callback(mlflow.stop)
+        mlflow.start()
+        storages: list[PostgresqlServer | Disk] = []
+        for kind in options.storages:
+            storage = PostgresqlServer() if kind == "postgresql" else Disk(Path(folder) / "disk")
+            stack.callback(storage.stop)
+            storages.append(storage)
+        print(Weather.head(), flush=True)
+        for sampler, storage in zip(
+            itertools.cycle(options.samplers), itertools.cycle(storages), strict=False
+        ):
+            weather = soak(sampler, TRIALS[sampler], storage, mlflow, Path(folder))
+            print(weather.row(), flush=True)
+            for sentence in weather.sentences:
+                print(f"gave up: {sentence}", file=sys.stderr)
+            n_faults += len(weather.faults)
+            if time.monotonic() > ends:
+                break
+    return int(n_faults > 0)
 
 
 if __name__ == "__main__":

@@ -344,6 +344,7 @@ def test_a_batch_is_stored_wholly_or_not_at_all_when_its_process_is_killed(url: 
     for pause in (0.0, 0.003, 0.007, 0.02, 0.011):
         process = start(_append_for_ever, url)
         while not (new := reader.read_new()):
+            assert process.is_alive()
             time.sleep(0.005)
         time.sleep(pause)
         os.kill(process.pid or 0, signal.SIGKILL)

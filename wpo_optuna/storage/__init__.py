@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from wpo_optuna.storage.finished_trials import Appended, FinishedTrials
-from wpo_optuna.storage.reconnecting import StorageError, StorageWarning, repeated_if_away
+from wpo_optuna.storage.reconnecting import StorageError, StorageWarning
 from wpo_optuna.storage.urls import (
     check_kind,
     load_study,
@@ -24,7 +24,6 @@ __all__ = [
     "masked_url",
     "network_file_system",
     "open_storage",
-    "repeated_if_away",
     "storage_url",
     "word_for_shell",
 ]

@@ -121,11 +121,28 @@ def repeated_if_away(function: Callable[P, R]) -> Callable[P, R]:
     return repeated
 
 
-class ServerStorage(RDBStorage):
-    """An ``RDBStorage`` whose calls about studies are repeated if a restart cut them off.
+class PatientStorage(RDBStorage):
+    """An ``RDBStorage`` whose calls about studies outlast restarts, and fail with a sentence.
 
-    Calls about trials are not: one may have been created unheard.
+    Calls about trials are not repeated: one may have been created unheard.
     """
+
+
+def _patient(function: Callable[..., R]) -> Callable[..., R]:
+    repeated = repeated_if_away(function)
+
+    @functools.wraps(function)
+    def call(storage: RDBStorage, *arguments: Any, **options: Any) -> R:
+        try:
+            return repeated(storage, *arguments, **options)
+        except StorageError:
+            raise
+        except StorageInternalError as error:
+            reason = first_line(getattr(error.__cause__, "orig", None) or error)
+            url = str(storage.engine.url)  # without its password
+            raise StorageError(f"storage {url!r}: {reason}; nothing was written") from error
+
+    return call
 
 
 for _name in (
@@ -139,4 +156,4 @@ for _name in (
     "set_study_system_attr",
     "set_study_user_attr",
 ):
-    setattr(ServerStorage, _name, repeated_if_away(getattr(RDBStorage, _name)))
+    setattr(PatientStorage, _name, _patient(getattr(RDBStorage, _name)))

@@ -28,7 +28,7 @@ from sqlalchemy.exc import OperationalError
 from wpo_optuna.errors import InvalidArgument, did_you_mean, first_line
 from wpo_optuna.storage.reconnecting import (
     Patience,
-    ServerStorage,
+    PatientStorage,
     StorageError,
     StorageWarning,
     is_restart,
@@ -286,7 +286,7 @@ def _open_database(url: str, options: dict[str, Any], may_create: bool) -> RDBSt
     n_left, patience = _ATTEMPTS, Patience(masked_url(url))
     while True:
         try:
-            return ServerStorage(url, dict(options), skip_table_creation=not may_create)
+            return PatientStorage(url, dict(options), skip_table_creation=not may_create)
         except Exception as error:
             told = f"{error} {error.__cause__}"
             if is_restart(told):

@@ -81,12 +81,13 @@ def _tensors_of_file(path: Path, open_part: OpenPart) -> tuple[StoredTensor, ...
     if not path.is_file():
         hint = did_you_mean(str(path), map(str, path.parent.glob("*")))
         raise InvalidArgument(f"there is no such file as {path}{hint}.")
-    with path.open("rb") as file:
-        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
-            raise InvalidArgument(
-                f"{path} is a Git LFS pointer, which stands for a file that was not fetched: run "
-                "`git lfs pull` in its repository."
-            )
+    with reading(path, "file"), path.open("rb") as file:
+        start = file.read(len(_LFS_POINTER))
+    if start == _LFS_POINTER:
+        raise InvalidArgument(
+            f"{path} is a Git LFS pointer, which stands for a file that was not fetched: run "
+            "`git lfs pull` in its repository."
+        )
     match path.suffix.lower():
         case ".safetensors":
             return _tensors_of_safetensors(path)
@@ -145,13 +146,10 @@ def _tensors_of_torch_file(path: Path, open_part: OpenPart) -> tuple[StoredTenso
         return tensors_of_network(network, str(path))
 
     def stored(name: str, tensor: Tensor) -> StoredTensor:
-        part = tensor.data_ptr() // _BYTES_BEFORE_REOPENING
-
-        def read(index: Index) -> Tensor:
-            return open_part(path, part)[name][index]
-
+        in_memory = StoredTensor.of(name, tensor, str(path))
+        part = 0 if in_memory.storage is None else tensor.data_ptr() // _BYTES_BEFORE_REOPENING
         # The tensor itself is let go of, and with it this mapping of the file.
-        return replace(StoredTensor.of(name, tensor, str(path)), read=read)
+        return replace(in_memory, read=lambda index: open_part(path, part)[name][index])
 
     return tuple(stored(*item) for item in state_dict_of(network, str(path)).items())
 

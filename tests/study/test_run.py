@@ -479,6 +479,16 @@ def test_a_noise_model_of_weights_is_searched_and_scored_without_a_conductance()
     assert result.objective.engine.name == "aihwkit"
     assert result.scores.conductance is None
     assert "winner_conductance_us" not in result.scores.metrics()
+    assert not any("conductance_us" in trial.user_attrs for trial in result.study.trials)
+
+
+@pytest.mark.parametrize("engine", ["expected", "montecarlo", "aihwkit"])
+def test_every_trial_tells_its_mean_conductance(engine: str) -> None:
+    problem = small_problem(baseline_iterations=2)
+    result = run_study(problem, "random", 3, engine=engine, storage="memory", report=False, **QUIET)
+    told = [trial.user_attrs["conductance_us"] for trial in result.study.trials]
+    points = [result.objective.point(trial.params) for trial in result.study.trials]
+    np.testing.assert_allclose(told, result.objective.engine.conductance(points), rtol=0.02)
 
 
 class _Broken(PCMLikeNoiseModel):

@@ -97,10 +97,10 @@ class LossEngine(ABC):
     def tnmse_and_conductance(
         self, x: ArrayLike, seed: int | None = None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-        """Both at once: TNMSE ``(n,)`` and mean conductances ``(n,)`` in µS per weight.
+        """TNMSE ``(n,)`` and mean conductance ``(n,)`` in µS per weight, in one draw.
 
-        The latter are None where they would take much time beside the former, as on aihwkit's tile.
-        For arguments and errors see :meth:`tnmse`.
+        The latter is None where an engine does not know it. For arguments and errors see
+        :meth:`tnmse`.
         """
         return self.tnmse(x, seed), None
 

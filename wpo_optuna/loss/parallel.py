@@ -78,9 +78,18 @@ class ParallelEngine(LossEngine):
 
     def tnmse(self, x: ArrayLike, seed: int | None = None) -> NDArray[np.float64]:
         """See :meth:`LossEngine.tnmse`."""
+        return self.tnmse_and_conductance(x, seed)[0]
+
+    def tnmse_and_conductance(
+        self, x: ArrayLike, seed: int | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+        """See :meth:`LossEngine.tnmse_and_conductance`."""
         points = self.problem.hypercube.check_points(x)
         shares = [share for share in np.array_split(points, self._workers) if len(share)]
-        return np.concatenate(list(self._pool.map(_tnmse, shares, [seed] * len(shares))))
+        evaluated = list(self._pool.map(_evaluated, shares, [seed] * len(shares)))
+        known = [conductance for _, conductance in evaluated if conductance is not None]
+        tnmse = np.concatenate([values for values, _ in evaluated])
+        return tnmse, np.concatenate(known) if known else None
 
     def tnmse_of(
         self, converter: BaseConductanceConverter, repeats: int = 100, seed: int = 0
@@ -115,6 +124,8 @@ def _adopt(files: Mapping[str, Path], pickled_engine: bytes) -> None:
     _adopted = pickle.loads(pickled_engine)
 
 
-def _tnmse(points: NDArray[np.float64], seed: int | None) -> NDArray[np.float64]:
+def _evaluated(
+    points: NDArray[np.float64], seed: int | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
     assert _adopted is not None
-    return _adopted.tnmse(points, seed)
+    return _adopted.tnmse_and_conductance(points, seed)

@@ -7,14 +7,13 @@ evaluations with equal seeds still differ, by about 1 % on a tile of 512 x 20.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from copy import deepcopy
-from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from aihwkit.inference.converter.base import BaseConductanceConverter
 from aihwkit.nn import AnalogLinear
 from aihwkit.simulator.configs import InferenceRPUConfig, TorchInferenceRPUConfig
 from aihwkit.simulator.parameters.enums import WeightNoiseType
@@ -24,11 +23,10 @@ from torch import Tensor
 
 from wpo_optuna.errors import InvalidArgument, first_line
 from wpo_optuna.loss.base import DrawingEngine
+from wpo_optuna.loss.noise import step_on_weights
 from wpo_optuna.loss.parallel import one_thread
 
 if TYPE_CHECKING:
-    from aihwkit.inference.converter.base import BaseConductanceConverter
-
     from wpo_optuna.problem.weight_programming import WeightProgrammingProblem
 
 
@@ -53,67 +51,95 @@ class ReferenceEngine(DrawingEngine):
 
     def tnmse(self, x: ArrayLike, seed: int | None = None) -> NDArray[np.float64]:
         """See :meth:`LossEngine.tnmse`."""
-        points = self.problem.hypercube.check_points(x)
-        strategies = self.problem.hypercube.decode(points)
-        assert isinstance(strategies, list)
-        seed = self.seed if seed is None else seed
-        draws = [self._errors(self._draw(s.to_converter(), seed)) for s in strategies]
-        return np.concatenate([np.empty(0), *draws])
+        return self.tnmse_and_conductance(x, seed)[0]
 
     def conductance(self, x: ArrayLike, seed: int | None = None) -> NDArray[np.float64]:
-        """See :meth:`LossEngine.conductance`."""
+        """See :meth:`LossEngine.conductance`.
+
+        Raises:
+            InvalidArgument: the noise model acts on weights as a whole.
+        """
+        conductance = self.tnmse_and_conductance(x, seed)[1]
+        if conductance is None:
+            model = type(self.problem.noise_model).__name__
+            raise InvalidArgument(
+                f"rpu_config.noise_model = {model} acts on weights as a whole: what single devices "
+                "conduct is not known."
+            )
+        return conductance
+
+    def tnmse_and_conductance(
+        self, x: ArrayLike, seed: int | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+        """See :meth:`LossEngine.tnmse_and_conductance`."""
         strategies = self.problem.hypercube.decode(self.problem.hypercube.check_points(x))
         assert isinstance(strategies, list)
         seed = self.seed if seed is None else seed
-        drawn = [self._conductances(s.to_converter(), [seed]) for s in strategies]
-        return np.concatenate([np.empty(0), *drawn])
+        drawn = [self._draw(strategy.to_converter(), seed) for strategy in strategies]
+        errors = [self._errors(weights) for weights, _ in drawn]
+        is_known = step_on_weights(self.problem.noise_model) is None
+        conductance = np.array([g for _, g in drawn]) if is_known else None
+        return np.concatenate([np.empty(0), *errors]), conductance
 
     def conductance_of(
         self, converter: BaseConductanceConverter, repeats: int = 100, seed: int = 0
     ) -> NDArray[np.float64]:
         """See :meth:`LossEngine.conductance_of`."""
-        seeds = np.random.SeedSequence(seed).generate_state(repeats, np.uint64)
-        return self._conductances(converter, seeds.tolist())
-
-    def _conductances(
-        self, converter: BaseConductanceConverter, seeds: Sequence[int]
-    ) -> NDArray[np.float64]:
-        """Mean conductances, as aihwkit programs and drifts weights; its tile itself has none."""
-        model = deepcopy(self.problem.noise_model)
-        model.g_converter = converter
-        tiles = self.problem.test_weights.T.split(widths_of_tiles(self.problem))
-        drawn = []
-        for seed in seeds:
-            total = 0.0
-            with _seeded(seed):
-                for tile, t in product(tiles, self.problem.t_steps):
-                    programmed, nu = model.apply_programming_noise(tile.clone())
-                    devices, _ = converter.convert_to_conductances(programmed)
-                    for g, of_device in zip(devices, nu, strict=True):
-                        drifted = model.apply_drift_noise_to_conductance(g, of_device, t)
-                        total += float(drifted.double().sum())
-            drawn.append(total / self.problem.test_weights.numel() / len(self.problem.t_steps))
-        return np.nan_to_num(drawn, nan=np.inf)
+        return np.array([conductance for _, conductance in self._draws(converter, repeats, seed)])
 
     def _acting_weights(
         self, converter: BaseConductanceConverter, draws: int, seed: int
     ) -> Iterable[Tensor]:
+        return (weights for weights, _ in self._draws(converter, draws, seed))
+
+    def _draws(
+        self, converter: BaseConductanceConverter, draws: int, seed: int
+    ) -> Iterator[tuple[Tensor, float]]:
         # Neighbouring seeds of a caller must not share draws.
         seeds = np.random.SeedSequence(seed).generate_state(draws, np.uint64)
         return (self._draw(converter, int(s)) for s in seeds)
 
-    def _draw(self, converter: BaseConductanceConverter, seed: int) -> Tensor:
-        """Acting weights (1, T, out, in)."""
+    def _draw(self, converter: BaseConductanceConverter, seed: int) -> tuple[Tensor, float]:
+        """Acting weights (1, T, out, in), and the mean conductance in µS per weight."""
+        problem, counting = self.problem, _CountingConverter(converter)
+        weights, total = [], 0.0
         with _seeded(seed):
             # A new layer each time: its tiles draw their own systematic variations.
-            layer = _layer(self.problem, converter)
-            weights = []
-            for t in self.problem.t_steps:
+            layer = _layer(problem, counting)
+            for t in problem.t_steps:
                 layer.program_analog_weights()
+                counting.total = 0.0
                 layer.drift_analog_weights(t)
+                total += counting.total
                 tiles = [(tile.alpha * tile.get_weights()[0].T).T for tile in layer.analog_tiles()]
                 weights.append(torch.cat(tiles))
-            return torch.stack(weights)[None]
+        mean = total / problem.test_weights.numel() / len(problem.t_steps)
+        return torch.stack(weights)[None], mean if np.isfinite(mean) else np.inf
+
+
+class _CountingConverter(BaseConductanceConverter):
+    """A converter that adds up the conductances that a noise model hands back to it."""
+
+    def __init__(self, converter: BaseConductanceConverter) -> None:
+        self.converter = converter
+        self.total = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.converter, name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _CountingConverter:
+        return self  # tiles copy their hardware
+
+    def convert_to_conductances(self, weights: Tensor) -> tuple[list[Tensor], dict[str, Any]]:
+        """As the converter does."""
+        converted: tuple[list[Tensor], dict[str, Any]]
+        converted = self.converter.convert_to_conductances(weights)
+        return converted
+
+    def convert_back_to_weights(self, conductances: list[Tensor], params: dict[str, Any]) -> Tensor:
+        """As the converter does."""
+        self.total += sum(float(g.double().sum()) for g in conductances)
+        return self.converter.convert_back_to_weights(conductances, params)
 
 
 def widths_of_tiles(problem: WeightProgrammingProblem) -> list[int]:

@@ -11,7 +11,6 @@ the disk, a database server and other programs.
 from __future__ import annotations
 
 import argparse
-import itertools
 import statistics
 import tempfile
 import time
@@ -108,21 +107,22 @@ def into_memory(url: str) -> tuple[int, Cost, float]:
     memory = InMemoryStorage()
     study_id = memory.create_new_study([optuna.study.StudyDirection.MINIMIZE])
 
-    def read(n_pages: int | None = None) -> None:
-        for _ in itertools.islice(itertools.count(), n_pages):
-            if not (page := stored.read_new(PAGE)):
-                return
-            for trial in page:
-                memory.create_new_trial(study_id, template_trial=trial)
+    def read_page() -> int:
+        page = stored.read_new(PAGE)
+        for trial in page:
+            memory.create_new_trial(study_id, template_trial=trial)
+        return len(page)
 
-    read(1)  # loads and compiles what is needed once
-    n_before = memory.get_n_trials(study_id)
+    def read_rest() -> None:
+        while read_page():
+            pass
+
+    n_before = read_page()  # what is loaded and compiled once
     tracemalloc.start()
-    read(1)
-    n_traced = memory.get_n_trials(study_id) - n_before
+    n_traced = read_page()
     kilobytes = tracemalloc.get_traced_memory()[0] / 1e3 / max(n_traced, 1)
     tracemalloc.stop()
-    cost = Cost.of(read, 1)
+    cost = Cost.of(read_rest, 1)
     n = memory.get_n_trials(study_id)
     n_timed = max(n - n_before - n_traced, 1)
     return n, Cost(cost.wall / n_timed, cost.processor / n_timed), kilobytes
@@ -162,9 +162,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"storing, by Study.add_trials   {plain_cost(url, options.plain_trials)}")
         n, reading, kilobytes = into_memory(url)
         print(f"reading all {n:>7}             {reading}, {n * reading.wall / 1e3:.1f} s in all")
-        print(
-            f"kB a trial: {bytes_on_disk(url) / n / 1e3:.2f} on the disk, {kilobytes:.2f} in memory"
-        )
+        on_disk = bytes_on_disk(url) / n / 1e3
+        print(f"kB a trial: {on_disk:.2f} on the disk, {kilobytes:.2f} in memory")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from optuna.trial import create_trial
 
 from wpo_optuna.report import drawing
 from wpo_optuna.report.drawing import LOOKS, FloatArray, legend_above, panels
-from wpo_optuna.report.measurements import Measurements, WeightErrors, evenly_spread
+from wpo_optuna.report.measurements import Measurements, evenly_spread
 from wpo_optuna.report.record import StudyRecord
 from wpo_optuna.strategy import ProgrammingStrategy
 from wpo_optuna.study import attributes
@@ -325,11 +325,11 @@ def tnmse_over_time(measured: Measurements) -> Figure:
 def weight_errors(measured: Measurements) -> Figure:
     """How many weights have small errors at each time, and how many more than with the baseline."""
     figure, (share, gain) = panels(2, 2.2, sharex=True)
+    before, after = measured.baseline, measured.optimised
     for i, (name, colour) in enumerate(_times(measured)):
-        limit, optimised = _share_within(measured.optimised, i)
-        share.plot(limit, optimised, color=colour, label=name)
-        gain.plot(limit, optimised - np.interp(limit, *_share_within(measured.baseline, i)),
-                  color=colour)  # fmt: skip
+        gained = after.share[i] - np.interp(after.limits, before.limits, before.share[i])
+        share.plot(100 * after.limits, 100 * after.share[i], color=colour, label=name)
+        gain.plot(100 * after.limits, 100 * gained, color=colour)
     share.set(title="optimised", ylabel="% of weights", ylim=(0, 100), xmargin=0)
     gain.axhline(0, **drawing.REFERENCE)
     gain.set(title="optimised − baseline", ylabel="percentage points")
@@ -337,14 +337,6 @@ def weight_errors(measured: Measurements) -> Figure:
     figure.align_ylabels()
     legend_above(figure, share)
     return figure
-
-
-def _share_within(errors: WeightErrors, time: int) -> tuple[FloatArray, FloatArray]:
-    """Limits, and the percentage of weights at a time whose absolute error is below each."""
-    middle = len(errors.edges) // 2
-    in_bin = 100 * errors.density[time] * np.diff(errors.edges)
-    counted = in_bin[middle - 1 :] + np.append(0.0, in_bin[middle - 2 :: -1])
-    return 100 * np.append(0.0, errors.edges[middle:]), np.append(0.0, np.cumsum(counted))
 
 
 def weight_correlation(measured: Measurements) -> Figure:

@@ -36,8 +36,8 @@ _SEED_OFFSET = 104_729
 
 # Figures of single weights and devices have a panel or a line for each time, of so many at most.
 MOST_TIMES = 6
-_N_ERROR_BINS = 61
-_OUTSIDE_BINS = 5e-3
+_N_LIMITS = 31
+_BEYOND_LIMITS = 5e-3
 # The band of errors holds 95 % of the weights, in groups of equal width over the target weight.
 _BAND = (0.025, 0.5, 0.975)
 _N_GROUPS = 25
@@ -62,22 +62,22 @@ Array = Annotated[
 class WeightErrors:
     """Errors of programmed weights, all relative to the largest absolute weight m.
 
-    Distributions and bands are about the S times that are shown.
+    Shares and bands are about the S times that are shown.
 
     Attributes:
         tnmse: 100 times the mean of ``((α w − W) / m)²`` at each time, and its 95 % interval
             ``(T, 3)``: mean, low, high.
         correlation: Pearson's, of acting and target weights at each time ``(T,)``.
-        edges: edges of the bins of the distribution of errors ``(B + 1,)``.
-        density: percentage of the errors in each bin, per % of error ``(S, B)``.
+        limits: L limits from zero to where nearly all errors are ``(L,)``.
+        share: share of the errors whose absolute value is no larger than each ``(S, L)``.
         targets: mean target weight of G groups of weights ``(G,)``, ascending.
         band: the 2.5 %, 50 % and 97.5 % quantiles of the errors in each group ``(S, 3, G)``.
     """
 
     tnmse: Array
     correlation: Array
-    edges: Array
-    density: Array
+    limits: Array
+    share: Array
     targets: Array
     band: Array
 
@@ -247,17 +247,17 @@ def measure_weight_errors(
     with np.errstate(invalid="ignore", divide="ignore"):  # all weights alike: NaN
         correlation = [np.corrcoef(repeated, repeated + e.ravel())[0, 1] for e in errors]
     errors = errors[evenly_spread(len(errors), MOST_TIMES)]
-    reach = float(np.nanquantile(np.abs(errors), 1 - _OUTSIDE_BINS, axis=(1, 2)).max()) or 1.0
-    edges = np.linspace(-reach, reach, _N_ERROR_BINS + 1)
+    reach = float(np.nanquantile(np.abs(errors), 1 - _BEYOND_LIMITS, axis=(1, 2)).max()) or 1.0
+    limits = np.linspace(0, reach, _N_LIMITS)
     group = np.clip(((target + 1) / 2 * _N_GROUPS).astype(int), 0, _N_GROUPS - 1)
     members = [group == index for index in np.unique(group)]
     quantiles = [np.quantile(errors[:, :, m], _BAND, axis=(1, 2)) for m in members]
-    per_percent = 1 / (errors[0].size * (edges[1] - edges[0]))
     return WeightErrors(
         tnmse=np.array([(e.mean, e.low, e.high) for e in estimates]),
         correlation=np.array(correlation),
-        edges=edges,
-        density=np.array([np.histogram(e, edges)[0] for e in errors]) * per_percent,
+        limits=limits,
+        share=np.array([np.searchsorted(np.sort(np.abs(e), None), limits, "right") for e in errors])
+        / errors[0].size,
         targets=np.array([target[m].mean() for m in members]),
         band=np.array(quantiles).transpose(2, 1, 0),
     )

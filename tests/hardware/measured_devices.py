@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from aihwkit.inference.noise.base import BaseNoiseModel
@@ -52,17 +50,3 @@ def measured(
     read = simulate(model, target, TIMES, seed)
     read[np.arange(len(TIMES)) != time[:, None]] = np.nan
     return Measurements(target, TIMES, read, False)
-
-
-def write(measurements: Measurements, path: Path) -> Path:
-    """The table that a user would have."""
-    columns = ["target_us", "t_s", "g_us", "device"][: 4 if measurements.are_followed else 3]
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        for device, target in enumerate(measurements.target):
-            for t, g in zip(measurements.t, measurements.conductance[device], strict=True):
-                if np.isfinite(g):
-                    row = [target, t, f"{g:.5g}", f"chip 1, device {device}"]
-                    writer.writerow(row[: len(columns)])
-    return path

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from aihwkit.inference.converter.conductance import SinglePairConductanceConverter
 
-from tests.hardware.measured_devices import TARGETS, TRUTH, known_devices, measured, write
+from experiments import simulated_chip
+from tests.hardware.measured_devices import TARGETS, TRUTH, known_devices, measured
 from tests.small_problems import small_problem, small_rpu_config
 from wpo_optuna import hardware, make_engine
 from wpo_optuna.errors import InvalidArgument
@@ -80,15 +81,15 @@ def test_the_command_makes_a_device_that_a_study_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write(measured(known_devices(), 30, seed=3, targets=[2.5, 10.0, 25.0]), Path("chip.csv"))
+    simulated_chip.main(["chip.csv", "--devices", "30"])
     assert command.main(["fit", "chip.csv", "--output", "mine.py"]) == 0
     told = capsys.readouterr().out
     assert "nu mean at 25 µS" in told
     assert "--rpu-config mine.py:rpu_config" in told
     assert Path("mine.svg").is_file()
     model = hardware.rpu_config("mine.py:rpu_config").noise_model
-    assert hardware.conductance_range(model) == (2.5, 25.0)
-    assert 0.8 < model.read_noise_scale < 1.8
+    assert hardware.conductance_range(model) == (0.0, 25.0)
+    assert 0.6 < model.read_noise_scale < 1.4
     # Those of the bootstrap are devices of their own.
     namespace: dict[str, object] = {}
     exec(compile(Path("mine.py").read_text(), "mine.py", "exec"), namespace)

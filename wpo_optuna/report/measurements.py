@@ -6,7 +6,7 @@ a report draws of them is measured while they are there, and lies in a file besi
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -106,13 +106,10 @@ class Sensitivity:
     """What if the device is otherwise than its model says.
 
     Attributes:
-        factors: by what programming error, drift coefficient, its scatter and read noise of each
-            of K devices differ from the model's ``(K, 4)``; the first device is the model's.
-        baseline: TNMSE of the baseline on each ``(K,)``.
+        baseline: TNMSE of the baseline on each of K devices ``(K,)``; the first is the model's.
         optimised: that of the winner, with the same random numbers ``(K,)``.
     """
 
-    factors: Array
     baseline: Array
     optimised: Array
 
@@ -285,7 +282,7 @@ def measure_sensitivity(
         of_other = MonteCarloEngine(other)
         tnmse.append([of_other.tnmse_of(converter, 1, seed)[0] for converter in converters])
     baseline, optimised = np.array(tnmse).T
-    return Sensitivity(np.array([astuple(f) for f in factors]), baseline, optimised)
+    return Sensitivity(baseline, optimised)
 
 
 def sample_device_model(problem: WeightProgrammingProblem, seed: int) -> DeviceModel:

@@ -32,7 +32,7 @@ METRICS = "metrics"  # dict of floats, further numbers about the whole study
 RESULTS = "results"  # str, absolute path of the results folder on the host that wrote it
 
 # Where the study is recorded in MLflow, without passwords; track writes and reads it.
-DESTINATION = "mlflow"  # dict, see track.destination.Destination.to_json
+DESTINATION = "mlflow"  # dict, see track.destination.Destination.remember
 IDENTITY = "mlflow_identity"  # str, tells its run from those of studies in other databases
 # int, ms since the epoch: when its first recorded session began, and its last one ended.
 STARTED, ENDED = "mlflow_started_ms", "mlflow_ended_ms"

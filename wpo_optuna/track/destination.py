@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from sqlalchemy.engine import make_url
@@ -71,15 +71,12 @@ class Destination:
         """The tracking URI that is meant."""
         return self.tracking_uri or os.environ.get(_VARIABLE) or DEFAULT_URI
 
-    def to_json(self) -> dict[str, Any]:
-        """Its fields without the password, to be kept with the study."""
-        uri = None if self.tracking_uri is None else masked_url(self.tracking_uri)
-        return asdict(self) | {"tracking_uri": uri}
-
     def remember(self, study: Study) -> None:
-        """Keeps it with the study, without its password."""
-        if study.user_attrs.get(DESTINATION) != self.to_json():
-            study.set_user_attr(DESTINATION, self.to_json())
+        """Keeps its fields with the study, without the password."""
+        uri = None if self.tracking_uri is None else masked_url(self.tracking_uri)
+        fields = asdict(self) | {"tracking_uri": uri}
+        if study.user_attrs.get(DESTINATION) != fields:
+            study.set_user_attr(DESTINATION, fields)
 
     @classmethod
     def of_study(

@@ -1,8 +1,7 @@
 """What to open in MLflow: its pages, the saved view in which studies are compared, the way there.
 
 A view that MLflow's UI saves is a tag of the experiment. Its form is undocumented; it is that of
-the UI's own state, as version 3.17 writes it under "Views". Of another version, the page is
-addressed without the view: it shows the same studies, with all charts there are.
+the UI's own state, as version 3.17 writes it under "Views".
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import json
 import shlex
 from collections.abc import Mapping
 from contextlib import suppress
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
 
@@ -24,7 +22,6 @@ from wpo_optuna.track.study_run import PARENT_TAG
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-TRIED_WITH = "3.17."
 VIEW_NAME, VIEW_KEY = "Studies compared", "wpo"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW_KEY}"
 
@@ -38,13 +35,9 @@ _SERVED_AT = "http://127.0.0.1:5000"  # by `mlflow ui`
 
 
 def page_of_experiment(experiment_id: str) -> str:
-    """Page of MLflow's UI where an experiment's studies are compared.
-
-    Without its filter, MLflow lists the latest trials' runs, a hundred at a time, and studies come
-    into view as they are reached.
-    """
-    view = {"viewStateShareKey": VIEW_KEY} if _is_tried() else {"searchFilter": SHOWN_FILTER}
-    return _page(experiment_id, "runs", {**view, "compareRunsMode": "CHART"})
+    """Page of MLflow's UI where an experiment's studies are compared."""
+    query = {"viewStateShareKey": VIEW_KEY, "compareRunsMode": "CHART"}
+    return _page(experiment_id, "runs", query)
 
 
 def page_of_trials(experiment_id: str, run_id: str) -> str:
@@ -89,17 +82,13 @@ def look_lines(uri: str, page: str, further: Mapping[str, str] | None = None) ->
 
 
 def keep_view(client: MlflowClient, experiment_id: str) -> None:
-    """Sees to it that the experiment has the view, where MLflow's version is one that shows it."""
+    """Sees to it that the experiment has the view."""
     from mlflow.exceptions import MlflowException
 
     tags = client.get_experiment(experiment_id).tags
-    if _is_tried() and tags.get(VIEW_TAG) != _view():
+    if tags.get(VIEW_TAG) != _view():
         with suppress(MlflowException):  # whatever ails MLflow, a study's results matter more
             client.set_experiment_tag(experiment_id, VIEW_TAG, _view())
-
-
-def _is_tried() -> bool:
-    return version("mlflow").startswith(TRIED_WITH)
 
 
 def _page(experiment_id: str, place: str, query: Mapping[str, str]) -> str:

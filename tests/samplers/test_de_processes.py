@@ -213,3 +213,30 @@ def test_samplers_that_know_of_each_other_repeat_little() -> None:
     n_generations = max(times) // SIZE
     assert n_generations >= 6
     assert set(range(n_generations * SIZE)) <= times.keys()
+
+
+def test_processes_that_do_not_see_what_others_evaluate_rarely_evaluate_the_same() -> None:
+    # As in run_study: each has a study of its own, and is given what others have finished.
+    # Over fifteen generations of 100 candidates, 7 % are evaluated twice, with a standard deviation
+    # of 0.7 %, and 14 % if each process took any of those left: false-alarm rate below 1e-9.
+    studies = [
+        optuna.create_study(sampler=DESampler(seed=1, popsize=50, search_space=SPACE))
+        for _ in range(4)
+    ]
+    at_work = [(study, study.ask(SPACE)) for study in studies]
+    finished: set[Any] = set()
+    n_evaluated = 0
+    while len(finished) < 1500:
+        study, trial = at_work.pop(0)
+        n_evaluated += 1
+        candidate = candidate_of(study.get_trials(deepcopy=False)[trial.number])
+        if candidate in finished:
+            study.tell(trial, state=TrialState.FAIL)
+        else:
+            finished.add(candidate)
+            evaluated = study.tell(trial, sum(x**2 for x in trial.params.values()))
+            for other in studies:
+                if other is not study:
+                    other.add_trial(evaluated)
+        at_work.append((study, study.ask(SPACE)))
+    assert n_evaluated < 1.115 * len(finished)

@@ -60,16 +60,19 @@ class ParallelEngine(LossEngine):
     Args:
         engine: the engine; each process gets a copy.
         workers: number of processes; -1 takes one per core.
+
+    Attributes:
+        workers: number of processes.
     """
 
     def __init__(self, engine: LossEngine, workers: int) -> None:
         self.problem = engine.problem
         self.name = engine.name
         self._engine = engine
-        self._workers = workers if workers > 0 else os.cpu_count() or 1
+        self.workers = workers if workers > 0 else os.cpu_count() or 1
         # A forked copy of torch's thread pools can hang.
         self._pool = ProcessPoolExecutor(
-            self._workers,
+            self.workers,
             mp_context=get_context("spawn"),
             initializer=_adopt,
             # Pickled here, as the files that define the user's hardware must be imported first.
@@ -85,7 +88,7 @@ class ParallelEngine(LossEngine):
     ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
         """See :meth:`LossEngine.tnmse_and_conductance`."""
         points = self.problem.hypercube.check_points(x)
-        shares = [share for share in np.array_split(points, self._workers) if len(share)]
+        shares = [share for share in np.array_split(points, self.workers) if len(share)]
         evaluated = list(self._pool.map(_evaluated, shares, [seed] * len(shares)))
         known = [conductance for _, conductance in evaluated if conductance is not None]
         tnmse = np.concatenate([values for values, _ in evaluated])

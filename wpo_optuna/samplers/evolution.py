@@ -123,6 +123,8 @@ class Reading:
         own: trials that were sampled here and are not finished, by number, and how many were
             before them.
         has_company: whether others have been seen to work on the study at the same time.
+        was_overtaken: whether somebody else was faster with a candidate, so that what follows it
+            is somebody else's as well.
     """
 
     def __init__(self, sign: int) -> None:
@@ -134,7 +136,7 @@ class Reading:
         self.seed: int | None = None
         self.n_finished = 0
         self.own: dict[int, int] = {}
-        self.has_company = False
+        self.has_company = self.was_overtaken = False
         self._n_read: int | None = None
         # Trials that are not finished, by their place, and whether their claim is noted.
         self._open: dict[int, bool] = {}
@@ -157,7 +159,8 @@ class Reading:
             self._open[place] = claim is not None
             if is_finished:
                 del self._open[place]
-                self.own.pop(trial.number, None)
+                is_own = self.own.pop(trial.number, None) is not None
+                self.was_overtaken |= is_own and trial.state == TrialState.FAIL
                 self.n_finished += 1
                 self._narrow_space(trial)
         self._n_read = len(trials)
@@ -196,6 +199,7 @@ class Evolution:
         settings = replace(settings, init=_encoded_init(settings.init, space))
         self.algorithm = DifferentialEvolution(bounds, settings, origin.seed)
         self._candidates: list[dict[str, Any]] = []
+        self._last_chosen = -1
 
     @property
     def present(self) -> Generation:
@@ -230,9 +234,19 @@ class Evolution:
             self._candidates = self._decoded(self.algorithm.points())
 
     def choose(self, reading: Reading) -> int:
-        """The candidate to be evaluated next."""
+        """The candidate to be evaluated next.
+
+        In company it is the one after the last, which others who began elsewhere come upon late,
+        and another one at random where somebody else has been.
+        """
         if free := self.free(reading):
-            return choice(free) if reading.has_company else free[0]
+            following = (self._last_chosen + 1) % self.algorithm.size
+            is_on_its_way = following in free and not reading.was_overtaken
+            if reading.has_company and not is_on_its_way:
+                reading.was_overtaken = False
+                following = choice(free)
+            self._last_chosen = following if reading.has_company else free[0]
+            return self._last_chosen
         # All are being evaluated: once more one of those that the fewest trials evaluate.
         unsettled, n_running = self._unsettled(), Counter(self.present.running.values())
         fewest = min(n_running[index] for index in unsettled)

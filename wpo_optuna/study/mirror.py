@@ -18,6 +18,7 @@ from optuna.samplers import BaseGASampler, CmaEsSampler, TPESampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from wpo_optuna.loss.parallel import ParallelEngine
 from wpo_optuna.samplers import DESampler, candidate_of
 from wpo_optuna.storage import FinishedTrials
 from wpo_optuna.study.attributes import PHASE, PHASE_INDEX, PHASE_TOTAL
@@ -221,7 +222,8 @@ def default_batch_size(mirror: Mirror) -> int:
     """How many trials to evaluate at once, if the user does not say.
 
     An engine's cost per trial falls with the batch until its arrays leave the cache. CMA-ES and
-    TPE learn after each batch, so that theirs are small.
+    TPE learn after each batch, so that theirs are small. aihwkit's tile gains nothing by a batch;
+    the smaller it is, the less is evaluated twice where several workers share a study.
     """
     problem, engine = mirror.objective.problem, mirror.objective.engine
     if isinstance(mirror.memory.sampler, CmaEsSampler):
@@ -231,7 +233,9 @@ def default_batch_size(mirror: Mirror) -> int:
         return 8
     if isinstance(mirror.memory.sampler, BaseGASampler):
         return mirror.memory.sampler.population_size or 1
-    return {"expected": 256, "montecarlo": 64}.get(engine.name, 8)
+    n_processes = engine.workers if isinstance(engine, ParallelEngine) else 1
+    at_once = 4 * n_processes if n_processes > 1 else 1
+    return {"expected": 256, "montecarlo": 64}.get(engine.name, at_once)
 
 
 def sample(

@@ -33,7 +33,7 @@ HERMITE_NODES = 3
 
 # Places in the trapezoidal rule for the largest programmed weight, and how many standard
 # deviations it reaches below and above the extremes.
-SPAN_POINTS = 32
+SPAN_POINTS = 24
 SPAN_BELOW, SPAN_ABOVE = 4.5, 6.0
 
 # aihwkit's lower bound of a drift read-out.

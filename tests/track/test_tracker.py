@@ -28,7 +28,7 @@ from wpo_optuna.study import attributes
 from wpo_optuna.track.tracker import MlflowTracker
 
 
-def test_two_samplers_are_two_runs_of_one_experiment_with_series_over_the_same_steps(
+def test_two_studies_are_two_runs_of_one_experiment_with_series_over_the_same_steps(
     store: str, working_directory: Path
 ) -> None:
     """MLflow's default store is used, where ``mlflow ui`` looks without any option.

@@ -7,7 +7,6 @@ and reads them as objects; here a batch is one statement for each table.
 from __future__ import annotations
 
 import functools
-import gc
 import json
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -107,7 +106,7 @@ class DatabaseTrials:
         """
         query = select(TRIALS).where(TRIALS.c.study_id == self._study_id)
         newer = query.where(TRIALS.c.trial_id > self._last_id).order_by(TRIALS.c.trial_id)
-        with self._connected() as connection, without_garbage_collection():
+        with self._connected() as connection:
             new = connection.execute(newer.limit(at_most)).all()
             rows = [*new]
             for chunk in _chunks(sorted(self._open_ids)):
@@ -214,18 +213,6 @@ class DatabaseTrials:
             url = masked_url(self._engine.url.render_as_string(hide_password=False))
             reason = first_line(getattr(error, "orig", None) or error)
             raise StorageError(f"storage {url!r}: {reason}; nothing was written") from error
-
-
-@contextmanager
-def without_garbage_collection() -> Iterator[None]:
-    """Keeps Python from looking through a million new objects again and again: none is garbage."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _trial(row: Row[Any], contents: FrozenTrial | None = None) -> StoredTrial:

@@ -9,7 +9,9 @@ has to know of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+import gc
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -112,8 +114,9 @@ class Mirror:
             self._memory_storage.set_study_system_attr(self._memory_id, name, value)
         self._stored = FinishedTrials(study, _READ, identity_of)
         self.n_complete, self.lowest = 0, float("inf")
-        while trials := self._stored.read_new(_PAGE):
-            self._add(trials)
+        with _without_garbage_collection():
+            while trials := self._stored.read_new(_PAGE):
+                self._add(trials)
 
     def completed(self) -> list[FrozenTrial]:
         """The completed trials of this hypercube, the lowest loss first; not to be changed."""
@@ -145,7 +148,7 @@ class Mirror:
         in_memory = self.memory.get_trials(deepcopy=False)
         asked = [in_memory[trial.number] for trial in trials]
         for each in asked:
-            each.distributions = self._distributions  # instead of its own dictionary of the same
+            each.distributions = self._distributions  # one dictionary for all trials
         evaluations = self.objective.evaluate([self.objective.point(t.params) for t in asked])
         finished = [self._finished(t.params, e) for t, e in zip(asked, evaluations, strict=True)]
         for before, after in zip(asked, finished, strict=True):
@@ -190,12 +193,14 @@ class Mirror:
         self.on_stored(appended.stored)
 
     def _finished(self, params: dict[str, Any], evaluation: Evaluation) -> FrozenTrial:
-        return create_trial(
+        trial = create_trial(
             values=evaluation.values,
             params=params,
             distributions=self._distributions,
             user_attrs=evaluation.attributes(),
         )
+        trial.distributions = self._distributions  # likewise
+        return trial
 
     def _add(self, trials: Sequence[FrozenTrial]) -> None:
         memory = self._memory_storage
@@ -216,6 +221,18 @@ class Mirror:
             for name, value in state.items():
                 self._storage.set_study_system_attr(self._stored_id, name, value)
             self._sampler_state = dict(state)
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Keeps Python from looking through a million new objects again and again: none is garbage."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def default_batch_size(mirror: Mirror) -> int:

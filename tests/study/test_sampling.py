@@ -195,7 +195,7 @@ def test_a_study_killed_again_and_again_holds_the_trials_of_one_never_interrupte
 ) -> None:
     """The moments are random; no outcome of a right study fails the test (false alarms: none)."""
     url, moments = f"sqlite:///{tmp_path}/a.db", random.Random(3)
-    for _ in range(3):
+    for _ in range(2):
         process = start_worker(url, 5000)
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"

@@ -16,7 +16,7 @@ from wpo_optuna.__main__ import COMMANDS, main
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.report import __main__ as report
 from wpo_optuna.study import __main__ as study
-from wpo_optuna.study.command_line import run_command
+from wpo_optuna.study.command_line import CommandParser
 from wpo_optuna.study.environment import program_here
 from wpo_optuna.study.settings import RunSettings, StudySettings
 from wpo_optuna.study.text import resume_command
@@ -137,15 +137,15 @@ def test_words_out_of_a_list_are_taken_in_capitals() -> None:
 def test_messages_name_flags_on_the_command_line_and_arguments_in_python(
     sentence: str, told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse() -> int:
+    def refuse(options: object) -> int:
         raise InvalidArgument(sentence)
 
-    def message(**flags: list[str]) -> str:
-        assert run_command(refuse, debug=False, on_interruption="", **flags) == 1
+    def message(parser: CommandParser) -> str:
+        assert parser.run([], refuse, on_interruption="") == 1
         return capsys.readouterr().err
 
-    assert message(flags=study._parser().flags()) == f"error: {told}\n"
-    assert message() == f"error: {sentence}\n"
+    assert message(study._parser()) == f"error: {told}\n"
+    assert message(CommandParser("other")) == f"error: {sentence}\n"
 
 
 @pytest.mark.parametrize(

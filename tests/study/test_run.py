@@ -515,10 +515,13 @@ def test_trials_or_scores_that_are_no_numbers_fail_the_study(
     problem: WeightProgrammingProblem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = optuna.storages.InMemoryStorage()
-    never = {"tnmse": lambda self, x, seed=None: np.full(len(x), np.inf)}
+
+    def never(self, x, seed=None):
+        return np.full(len(x), np.inf), None
+
     options = {"n_trials": 20, "study_name": "s", "storage": storage, "engine": "montecarlo"}
     with monkeypatch.context() as patch:
-        patch.setattr(MonteCarloEngine, "tnmse", never["tnmse"])
+        patch.setattr(MonteCarloEngine, "tnmse_and_conductance", never)
         with pytest.raises(WeightProgrammingError, match=r"every trial is not finite.*PCMLike"):
             run_study(problem, **options, **QUIET)
     stored = optuna.load_study(study_name="s", storage=storage)

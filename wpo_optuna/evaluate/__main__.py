@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 import time
@@ -21,8 +22,6 @@ from wpo_optuna.study.command_line import (
     Texts,
     Whole,
     add_settings,
-    program,
-    run_command,
     setting,
 )
 from wpo_optuna.study.environment import check_aihwkit, check_directory
@@ -140,26 +139,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         exit status: 0, 1 on failure, 130 if interrupted; wrong usage exits with 2.
     """
-    parser = _parser()
-    options = vars(parser.parse_args(arguments))
-    quiet, debug = options.pop("quiet"), options.pop("debug")
-    return run_command(
-        lambda: _run(EvaluationSettings.checked(options), quiet),
-        debug=debug,
-        on_interruption="Interrupted; nothing was written.",
-        flags=parser.flags(),
-    )
+
+    def run(options: argparse.Namespace) -> int:
+        given = vars(options)
+        quiet = given.pop("quiet")
+        return _run(EvaluationSettings.checked(given), quiet)
+
+    return _parser().run(arguments, run, "Interrupted; nothing was written.")
 
 
 def _parser() -> CommandParser:
     parser = CommandParser(
-        prog=program("evaluate"),
+        "evaluate",
         description="Shows how much of a network's accuracy a programming strategy keeps over "
         "time: against a baseline, and against the ideal digital network.",
     )
     add_settings(parser, EvaluationSettings)
     parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from wpo_optuna.errors import InvalidArgument
 from wpo_optuna.hardware.descriptions import parse_durations
-from wpo_optuna.study.command_line import CommandParser, program, run_command
+from wpo_optuna.study.command_line import CommandParser, program
 from wpo_optuna.study.environment import check_directory
 
 if TYPE_CHECKING:
@@ -27,19 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         exit status: 0, 1 on failure, 130 if interrupted; wrong usage exits with 2.
     """
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    return run_command(
-        lambda: _run(options),
-        debug=options.debug,
-        on_interruption="Interrupted; nothing was written.",
-        flags=parser.flags(),
-    )
+    return _parser().run(arguments, _run, "Interrupted; nothing was written.")
 
 
 def _parser() -> CommandParser:
     parser = CommandParser(
-        prog=program("hardware"),
+        "hardware",
         description="Fits a noise model to conductances that were measured: programming error, "
         "drift and read noise over the target, with 95 % intervals.",
     )
@@ -60,7 +53,6 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (0)"
     )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 

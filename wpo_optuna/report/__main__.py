@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wpo_optuna.study import attributes
-from wpo_optuna.study.command_line import CommandParser, program, run_command
+from wpo_optuna.study.command_line import CommandParser
 from wpo_optuna.study.environment import directory_of_study
 
 if TYPE_CHECKING:
@@ -31,17 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         exit status: 0, 1 on failure, 130 if interrupted; wrong usage exits with 2.
     """
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    return run_command(
-        lambda: _run(options), debug=options.debug, on_interruption="Interrupted; no report.",
-        flags=parser.flags(),
-    )  # fmt: skip
+    return _parser().run(arguments, _run, "Interrupted; no report.")
 
 
 def _parser() -> CommandParser:
     parser = CommandParser(
-        prog=program("report"),
+        "report",
         description="Writes a report on a stored study, or on several side by side: one HTML page "
         "that needs no other file, and each figure as PNG and SVG.",
     )
@@ -58,7 +53,6 @@ def _parser() -> CommandParser:
         help="MLflow tracking URI; with it the report is kept with each study's run")  # fmt: skip
     add("--experiment", metavar="NAME",
         help="MLflow experiment; by default the one the study was recorded in, or wpo")  # fmt: skip
-    add("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 import warnings
@@ -13,9 +14,7 @@ from wpo_optuna.study.command_line import (
     INTERRUPTED,
     CommandParser,
     add_settings,
-    program,
     read_settings,
-    run_command,
 )
 from wpo_optuna.study.settings import StudySettings
 
@@ -34,28 +33,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     started = time.perf_counter()
     given = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _parser()
-    options = vars(parser.parse_args(given))
-    quiet, debug = options.pop("quiet"), options.pop("debug")
-    if options.pop("list_rpu_configs"):
-        return _list_rpu_configs()
-    config, lists_weights = options.pop("config"), options.pop("list_weights")
 
-    def command() -> int:
-        settings = read_settings(StudySettings, options, config)
+    def run(options: argparse.Namespace) -> int:
+        flags = vars(options)
+        quiet, config = flags.pop("quiet"), flags.pop("config")
+        lists_hardware, lists_weights = flags.pop("list_rpu_configs"), flags.pop("list_weights")
+        if lists_hardware:
+            return _list_rpu_configs()
+        settings = read_settings(StudySettings, flags, config)
         return _list_weights(settings) if lists_weights else _run(settings, given, quiet, started)
 
-    return run_command(
-        command,
-        debug=debug,
-        on_interruption="Interrupted before the study began.",
-        flags=parser.flags(),
-    )
+    return _parser().run(given, run, "Interrupted before the study began.")
 
 
 def _parser() -> CommandParser:
     parser = CommandParser(
-        prog=program("study"),
+        "study",
         usage="%(prog)s [options]",
         description="Finds how to program a trained network's weights onto analogue memory so "
         "that accuracy lasts: an Optuna study, recorded in MLflow. Running the same command "
@@ -72,7 +65,6 @@ def _parser() -> CommandParser:
         help="tell what of the network becomes analogue, and exit",
     )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     add_settings(parser, StudySettings)
     return parser
 

@@ -14,7 +14,7 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import (
     Annotated,
@@ -178,10 +178,46 @@ def command_for_shell(command: str, options: Iterable[str]) -> str:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A command's parser: takes no abbreviations, and suggests what a misspelt flag may mean."""
+    """A command's parser: takes no abbreviations, and suggests what a misspelt flag may mean.
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)
+    Args:
+        command: ``study`` or another one.
+        options: of :class:`argparse.ArgumentParser`.
+    """
+
+    def __init__(self, command: str, **options: Any) -> None:
+        super().__init__(prog=program(command), allow_abbrev=False, **options)
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    def run(
+        self,
+        arguments: Sequence[str] | None,
+        command: Callable[[argparse.Namespace], int],
+        on_interruption: str,
+    ) -> int:
+        """Runs the command, and turns what it raises into a message.
+
+        Args:
+            arguments: the words after the program; None takes ``sys.argv``.
+            command: takes the options, and returns its exit status.
+            on_interruption: what to tell a user who ends the command with Ctrl-C.
+
+        Returns:
+            exit status: 0, 1 on failure, 130 if interrupted; wrong usage exits with 2.
+        """
+        options = self.parse_args(arguments)
+        debug = vars(options).pop("debug")
+        _quieten_libraries()
+        try:
+            return command(options)
+        except KeyboardInterrupt:
+            print(f"\n{on_interruption}", file=sys.stderr)
+            return INTERRUPTED
+        except Exception as error:
+            if debug:
+                raise
+            print(f"error: {_sentence(error, self.flags())}", file=sys.stderr)
+            return FAILED
 
     def flags(self) -> list[str]:
         """All flags, read off the help, since argparse has no public list of them."""
@@ -239,35 +275,6 @@ def read_settings(
         values = {n: v for n, v in values.items() if n not in settings.alternatives}
     places = {name: f"--config {config}: " for name in values if name not in flags}
     return settings.checked(values | dict(flags), places)
-
-
-def run_command(
-    command: Callable[[], int],
-    *,
-    debug: bool,
-    on_interruption: str,
-    flags: Collection[str] = (),
-) -> int:
-    """Runs a command and turns what it raises into a message and an exit status.
-
-    Args:
-        command: the command; returns its exit status.
-        debug: whether errors are to be raised with their traceback.
-        on_interruption: what to tell a user who ends the command with Ctrl-C.
-        flags: the command's, by which its messages name what they call by Python's names
-            otherwise.
-    """
-    _quieten_libraries()
-    try:
-        return command()
-    except KeyboardInterrupt:
-        print(f"\n{on_interruption}", file=sys.stderr)
-        return INTERRUPTED
-    except Exception as error:
-        if debug:
-            raise
-        print(f"error: {_sentence(error, flags)}", file=sys.stderr)
-        return FAILED
 
 
 def _quieten_libraries() -> None:

@@ -22,7 +22,6 @@ from wpo_optuna.hardware import (
     rpu_configs,
     split_sources,
 )
-from wpo_optuna.hardware.device_spread import devices_around, with_factors
 from wpo_optuna.network.references import is_reference
 from wpo_optuna.study.environment import check_directory, directory_of_study
 from wpo_optuna.study.settings import ProblemOptions
@@ -130,6 +129,8 @@ def set_up_problem(settings: StudySettings, show_progress_bar: bool = False) -> 
 
 def _devices(settings: StudySettings) -> list[InferenceRPUConfig]:
     """The hardware that was given, or the given one and those around it."""
+    from wpo_optuna.hardware.device_spread import devices_around, with_factors  # imports torch
+
     given = rpu_configs(settings.rpu_config)
     spread = settings.device_spread
     if spread is None:

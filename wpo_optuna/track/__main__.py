@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from wpo_optuna.study.command_line import CommandParser, program, run_command
+from wpo_optuna.study.command_line import CommandParser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,19 +23,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         exit status: 0, 1 on failure, 130 if interrupted; wrong usage exits with 2.
     """
     parser = _parser()
-    options = parser.parse_args(arguments)
-    if options.follow:
-        from wpo_optuna.track.follower import follow
 
-        return follow()
-    if options.study_name is None:
-        parser.error("the following arguments are required: --study-name")
-    return run_command(
-        lambda: _run(options),
-        debug=options.debug,
-        on_interruption="Interrupted; run the same command again to deliver the rest.",
-        flags=parser.flags(),
-    )
+    def run(options: argparse.Namespace) -> int:
+        if options.follow:
+            from wpo_optuna.track.follower import follow
+
+            return follow()
+        if options.study_name is None:
+            parser.error("the following arguments are required: --study-name")
+        return _run(options)
+
+    told = "Interrupted; run the same command again to deliver the rest."
+    return parser.run(arguments, run, told)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -63,8 +62,6 @@ def _run(options: argparse.Namespace) -> int:
     except WeightProgrammingError:
         raise
     except Exception as error:
-        if options.debug:
-            raise
         reason = reason_of(error, destination.uri)
         raise WeightProgrammingError(
             f"MLflow lacks a part of study {study.study_name!r} ({reason}); run the same command "
@@ -79,7 +76,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _parser() -> CommandParser:
     parser = CommandParser(
-        prog=program("track"),
+        "track",
         description="Delivers to MLflow what it lacks of a stored study, or all of it. Running "
         "the same command again changes nothing.",
     )
@@ -101,7 +98,6 @@ def _parser() -> CommandParser:
         help="trials with an MLflow run of their own; by default as the study was recorded, or "
         "auto: all of at most 1000 trials, else those that improved the best",
     )  # fmt: skip
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument(
         "--follow", action="store_true",
         help="what a running study starts: its description comes on standard input",

@@ -423,7 +423,9 @@ def test_packed_weights_are_refused_unless_they_are_excluded(packed: dict[str, T
 def test_the_state_of_a_converted_network_is_answered_with_how_to_give_it(tmp_path: Path) -> None:
     analog = convert_to_analog(nn.Sequential(nn.Linear(8, 3)), _hardware())
     state = analog.state_dict()
-    tensors = {name: t.contiguous() for name, t in state.items() if isinstance(t, Tensor)}
+    # aihwkit 1.2 has no values to save of what stands for the tile's weights.
+    tensors = {name: t for name, t in state.items() if isinstance(t, Tensor)}
+    tensors = {name: t.contiguous() for name, t in tensors.items() if "analog_ctx" not in name}
     save_file(tensors, tmp_path / "net.safetensors")
     torch.save(state, tmp_path / "net.pt")  # which holds objects of aihwkit's as well
     for source in (state, tmp_path / "net.safetensors", tmp_path / "net.pt"):

@@ -219,11 +219,11 @@ def soak(
         mlflow.start()
         weather.happened["MLflow"] += 1
 
-    kinds: list[Callable[[], None]] = [
-        lambda: fleet.send("SIGKILL"), lambda: fleet.send("SIGTERM"),
-        trouble_storage, restart_mlflow,
+    others: list[Callable[[], None]] = [
+        lambda: fleet.send("SIGKILL"), lambda: fleet.send("SIGTERM"), restart_mlflow,
     ]  # fmt: skip
-    disasters = itertools.cycle(random.sample(kinds, len(kinds)))
+    # The storage comes first: a study may be over after the third.
+    disasters = itertools.cycle([trouble_storage, *random.sample(others, len(others))])
     progress, next_disaster = Progress(url, name), 1
     while fleet.is_at_work():
         time.sleep(0.05)

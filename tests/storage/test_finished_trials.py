@@ -283,6 +283,35 @@ def test_a_failed_append_leaves_nothing_and_can_be_repeated(url: str) -> None:
     assert [trial.number for trial in appended.stored] == [1, 2]
 
 
+def test_ctrl_c_in_any_statement_of_an_append_leaves_nothing_locked_or_half_stored(
+    url: str,
+) -> None:
+    storage = open_storage(url, busy_timeout=0.5)
+    study = optuna.create_study(storage=storage, study_name="one")
+    n_left = 0
+
+    @sqlalchemy.event.listens_for(storage.engine, "after_cursor_execute")
+    def press(*_: Any) -> None:
+        nonlocal n_left
+        n_left -= 1
+        if n_left == 0:
+            raise KeyboardInterrupt
+
+    stored = finished_trials(study)
+    for n_statements in range(1, 100):
+        n_left = n_statements
+        try:
+            stored.append([trial_of(0)])
+            break
+        except KeyboardInterrupt:
+            # Nothing may wait for the traceback of the interruption, which is still at hand here.
+            study.set_user_attr("status", f"KILLED at {n_statements}")
+            assert study.get_trials(deepcopy=False) == []
+    n_left = 0
+    assert n_statements > 8
+    assert len(study.trials) == 1
+
+
 # Other processes
 
 

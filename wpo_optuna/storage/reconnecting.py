@@ -101,7 +101,9 @@ def outlast_restarts(engine: Engine, shown_url: str) -> None:
 
     @event.listens_for(engine, "handle_error")
     def tell(context: Any) -> None:
-        if context.is_disconnect and not context.is_pre_ping:
+        # Ctrl-C ends a connection, too.
+        is_away = context.is_disconnect and isinstance(context.original_exception, Exception)
+        if is_away and not context.is_pre_ping:
             reason = first_line(context.original_exception)
             raise ServerAway(
                 f"storage {shown_url!r}: the database server went away ({reason}); {_KEPT}."

@@ -22,7 +22,7 @@ from optuna.storages import (
     RDBStorage,
 )
 from optuna.storages.journal import JournalFileBackend
-from sqlalchemy import Connection, make_url
+from sqlalchemy import Connection, event, make_url
 from sqlalchemy.exc import OperationalError
 
 from wpo_optuna.errors import InvalidArgument, did_you_mean, first_line
@@ -37,6 +37,7 @@ from wpo_optuna.storage.reconnecting import (
 
 if TYPE_CHECKING:
     from optuna import Study
+    from sqlalchemy.engine.interfaces import ExceptionContext
 
 ACCEPTED = (
     "sqlite:///FILE, memory, journal:///FILE, grpc://HOST:PORT, "
@@ -261,6 +262,7 @@ def _open_sqlite(url: str, busy_timeout: float, may_create: bool) -> RDBStorage:
     is_new = not {"version_info", "alembic_version"} <= tables
     options = {} if "?" in url else {"connect_args": {"timeout": busy_timeout}}
     storage = _open_database(url, options, is_new and may_create)
+    event.listen(storage.engine, "handle_error", _keep_interrupted)
     if may_create:
         with storage.engine.connect() as connection:
             if network_file_system(path) is None:
@@ -272,6 +274,16 @@ def _open_sqlite(url: str, busy_timeout: float, may_create: bool) -> RDBStorage:
         # Connections made before do not know of the log yet.
         storage.engine.dispose()
     return storage
+
+
+def _keep_interrupted(context: ExceptionContext) -> None:
+    """Keeps the connection whose statement Ctrl-C interrupted, so that it is rolled back.
+
+    SQLAlchemy would discard it, and with it the only way to end its transaction: the file stays
+    locked as long as the exception's traceback holds the statement.
+    """
+    if not isinstance(context.original_exception, Exception):
+        context.is_disconnect = False
 
 
 def _open_journal(path: Path, may_create: bool) -> JournalStorage:

@@ -17,7 +17,7 @@ from typing import Any
 
 import optuna
 from analytic_engine import AnalyticEngine
-from optuna.storages import run_grpc_proxy_server
+from optuna.storages import get_storage, run_grpc_proxy_server
 from small_problems import small_problem
 
 from wpo_optuna.errors import InvalidArgument
@@ -91,7 +91,7 @@ def search(url: str, sampler: str, n_trials: int) -> None:
 
 def serve(url: str, port: int) -> None:
     """Optuna's gRPC proxy of another storage."""
-    run_grpc_proxy_server(open_storage(url), host="127.0.0.1", port=port)
+    run_grpc_proxy_server(get_storage(url), host="127.0.0.1", port=port)
 
 
 def wait_until_open(url: str) -> None:

@@ -312,6 +312,61 @@ def test_ctrl_c_in_any_statement_of_an_append_leaves_nothing_locked_or_half_stor
     assert len(study.trials) == 1
 
 
+def test_a_process_that_died_in_its_turn_is_passed_by_and_what_it_had_stored_stays(
+    grpc_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wpo_optuna.storage.optuna_calls._PATIENCE_S", 0.1)
+    study = new_study(grpc_url)
+    dying, living = finished_trials(load_study(grpc_url, "one")), finished_trials(study)
+    living.append([trial_of(0), trial_of(1)], total=5)
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.storages.GrpcStorageProxy, "set_trial_state_values", _die)
+        with pytest.raises(KeyboardInterrupt):
+            dying.append([trial_of(2), trial_of(3)], total=5)
+    assert [t.state for t in study.trials[2:]] == [TrialState.RUNNING, TrialState.COMPLETE]
+    twins = [trial_of(3), trial_of(2), trial_of(4), trial_of(5)]
+    assert living.append(twins, total=5).kept == [False, True, True, False]
+    assert [t.number for t in study.get_trials(states=(TrialState.FAIL,))] == [2]
+    assert len(study.get_trials(states=(TrialState.COMPLETE,))) == 5
+
+
+def test_a_process_that_was_passed_by_in_its_turn_hears_of_it(
+    grpc_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wpo_optuna.storage.optuna_calls._PATIENCE_S", 0.1)
+    study = new_study(grpc_url)
+    early, late = finished_trials(load_study(grpc_url, "one")), finished_trials(study)
+    finish = optuna.storages.GrpcStorageProxy.set_trial_state_values
+    kept = []
+
+    def be_held_up(*arguments: Any) -> bool:
+        monkeypatch.setattr(optuna.storages.GrpcStorageProxy, "set_trial_state_values", finish)
+        kept.append(late.append([trial_of(1), trial_of(2), trial_of(3)], total=2).kept)
+        return finish(*arguments)
+
+    monkeypatch.setattr(optuna.storages.GrpcStorageProxy, "set_trial_state_values", be_held_up)
+    kept.append(early.append([trial_of(0), trial_of(1)], total=2).kept)
+    assert kept == [[False, True, False], [False, True]]
+    assert [candidate(t) for t in study.get_trials(states=(TrialState.COMPLETE,))] == [1, 2]
+
+
+def test_who_is_interrupted_while_others_store_makes_nobody_wait(
+    grpc_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = finished_trials(new_study(grpc_url))
+    with monkeypatch.context() as patch:
+        patch.setattr("wpo_optuna.storage.optuna_calls.SharedTrials._wait_for_turn", _die)
+        with pytest.raises(KeyboardInterrupt):
+            stored.append([trial_of(0)])
+    began = time.monotonic()
+    assert finished_trials(load_study(grpc_url, "one")).append([trial_of(0)]).kept == [True]
+    assert time.monotonic() - began < 9  # the patience with a dead one is 10 s
+
+
+def _die(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 # Other processes
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import groupby
+from itertools import compress, groupby
 from operator import itemgetter
 from typing import Any
 
@@ -27,6 +27,7 @@ from sqlalchemy import Connection, Engine, Row, Table, func, insert, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from wpo_optuna.errors import first_line
+from wpo_optuna.storage.optuna_calls import Choice, Outcome
 from wpo_optuna.storage.reconnecting import StorageError
 from wpo_optuna.storage.urls import begin_writing, masked_url
 
@@ -143,7 +144,18 @@ class DatabaseTrials:
                 if trial_id in trials:
                     part.put(trials[trial_id], *contents)
 
-    def write(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    def append(self, trials: Sequence[FrozenTrial], choose: Choice) -> Outcome:
+        """Stores those of some finished trials that are chosen, after all others.
+
+        Raises:
+            StorageError: the transaction failed, and nothing was written.
+        """
+        with self._alone():
+            others = self.read_new()
+            kept = choose(trials, others)
+            return self._write(list(compress(trials, kept))), others, kept
+
+    def _write(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """Stores finished trials after all others, which have just been read."""
         if not trials:
             return []
@@ -177,12 +189,8 @@ class DatabaseTrials:
         return [_trial(row, trial) for row, trial in zip(rows, trials, strict=True)]
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Reads and writes in one transaction that keeps other writers away.
-
-        Raises:
-            StorageError: the transaction failed, and nothing was written.
-        """
+    def _alone(self) -> Iterator[None]:
+        """Reads and writes in one transaction that keeps other writers away."""
         before = self._last_id, self._n_trials, self._open_ids
         try:
             with self._connected() as self._connection:

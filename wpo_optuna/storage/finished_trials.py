@@ -44,9 +44,9 @@ class FinishedTrials:
 
     In relational databases (Optuna's ``RDBStorage``) trials are read and written in bulk, in
     Optuna's own tables, and :meth:`append` is one transaction that only one process at a time
-    enters; so it is for a journal file. A restart of a database server is waited for. Other
-    storages go through Optuna's own calls; where they may be shared by several processes, as those
-    behind a gRPC proxy, trials are begun first, and finished in the order of their numbers.
+    enters. A restart of a database server is waited for. Other storages go through Optuna's own
+    calls, one process at a time: with a journal file by a lock on it, through a gRPC proxy by the
+    numbers of trials that are begun.
 
     Args:
         study: the study.

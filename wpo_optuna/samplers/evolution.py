@@ -11,8 +11,9 @@ import hashlib
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from operator import itemgetter
 from secrets import choice
 from typing import TYPE_CHECKING, Any
@@ -237,14 +238,14 @@ class Evolution:
         """The candidate to be evaluated next.
 
         In company it is the one after the last, which others who began elsewhere come upon late,
-        and another one at random where somebody else has been.
+        and where somebody else has been, one that those on their way come upon late as well.
         """
         if free := self.free(reading):
             following = (self._last_chosen + 1) % self.algorithm.size
             is_on_its_way = following in free and not reading.was_overtaken
             if reading.has_company and not is_on_its_way:
                 reading.was_overtaken = False
-                following = choice(free)
+                following = choice(_late_in_longest_run(free))
             self._last_chosen = following if reading.has_company else free[0]
             return self._last_chosen
         # All are being evaluated: once more one of those that the fewest trials evaluate.
@@ -274,6 +275,17 @@ class Evolution:
     def _decoded(self, points: FloatArray) -> list[dict[str, Any]]:
         columns = [_decoded(x, d) for x, d in zip(points.T, self._space.values(), strict=True)]
         return [dict(zip(self._space, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _late_in_longest_run(indices: Sequence[int]) -> list[int]:
+    """The later half of the longest run of neighbours in ascending indices."""
+    runs = [
+        [index for _, index in run]
+        for _, run in groupby(enumerate(indices), lambda numbered: numbered[1] - numbered[0])
+    ]
+    most = max(map(len, runs))
+    longest = choice([run for run in runs if len(run) == most])
+    return longest[len(longest) // 2 :]
 
 
 def evolvable(space: Mapping[str, BaseDistribution]) -> Space:

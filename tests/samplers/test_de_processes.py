@@ -217,8 +217,9 @@ def test_samplers_that_know_of_each_other_repeat_little() -> None:
 
 def test_processes_that_do_not_see_what_others_evaluate_rarely_evaluate_the_same() -> None:
     # As in run_study: each has a study of its own, and is given what others have finished.
-    # Over fifteen generations of 100 candidates, 7 % are evaluated twice, with a standard deviation
-    # of 0.7 %, and 14 % if each process took any of those left: false-alarm rate below 1e-9.
+    # Over fifteen generations of 100 candidates, 4.1 % are evaluated twice, with a standard
+    # deviation of 0.33 % (93 runs): false-alarm rate below 1e-9. If who meets another process went
+    # on anywhere, it would be 7 %, and 14 % if each always took any of those left.
     studies = [
         optuna.create_study(sampler=DESampler(seed=1, popsize=50, search_space=SPACE))
         for _ in range(4)
@@ -239,4 +240,4 @@ def test_processes_that_do_not_see_what_others_evaluate_rarely_evaluate_the_same
                 if other is not study:
                     other.add_trial(evaluated)
         at_work.append((study, study.ask(SPACE)))
-    assert n_evaluated < 1.115 * len(finished)
+    assert n_evaluated < 1.062 * len(finished)

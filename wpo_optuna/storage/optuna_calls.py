@@ -101,16 +101,17 @@ class SharedTrials(StudyTrials):
         if not any(kept):
             return [], others, kept
         own = list(compress(trials, kept))
-        first, state = self._create(_begun(own[0])), TrialState.FAIL
+        first = self._create(_begun(own[0]))
         number = self._own_trial(first).number
+        end: tuple[TrialState, Sequence[float] | None] = TrialState.FAIL, None
         try:
             others += self._wait_for_turn(number)
             may_stay = choose(own, others)
             keys = [self._create(trial) for trial in compress(own[1:], may_stay[1:])]
             if may_stay[0]:
-                state = own[0].state
+                end = own[0].state, own[0].values
         finally:
-            is_mine = self._finish(number, state, own[0].values if state == own[0].state else None)
+            is_mine = self._finish(number, *end)
         if may_stay[0] and is_mine:
             keys = [first, *keys]
         answers = iter([may_stay[0] and is_mine, *may_stay[1:]])
